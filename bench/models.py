@@ -1,0 +1,50 @@
+"""A model's configuration -> the denoiser with its weights; the grid that it is walked on."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from bench.config import ModelConfig
+from bench.errors import UserError
+from bench.registry import load
+from methods.denoiser import Denoiser
+from methods.paths import TimeGrid, make_path
+
+
+def build_backbone(config: ModelConfig, weights: bool = True) -> nn.Module:
+    """The network alone, with its weights unless they are yet to be made."""
+    arguments = dict(config.backbone)
+    if config.kind == "denoiser":
+        arguments["t_max"] = make_path(config.path.kind, config.path.schedule).t_max
+    try:
+        network = load(config.class_path, "model")(**arguments)
+    except TypeError as error:
+        raise UserError(f"model class {config.class_path}: {error}") from error
+    if weights and config.weights_file is not None:
+        network.load_state_dict(load_file(config.weights_file))
+    return network
+
+
+def build_denoiser(config: ModelConfig, weights: bool = True, device: str = "cpu") -> Denoiser:
+    """Frozen for use, in channels-last memory (faster convolutions on CPUs)."""
+    network = build_backbone(config, weights).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    path = make_path(config.path.kind, config.path.schedule)
+    denoiser = Denoiser(network, path, config.prediction).to(device)
+    return denoiser.eval().requires_grad_(False)
+
+
+def build_grid(config: ModelConfig, steps: int) -> TimeGrid:
+    """The model's grid with N steps. Raises ValueError for a spacing that its path does not know."""
+    path = make_path(config.path.kind, config.path.schedule)
+    return path.grid(steps, config.grid.spacing, config.grid.level0, config.grid.mu)
+
+
+@cache
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,160 @@
+"""The store: one atomic folder per finished cell, one file per failure, one manifest per sweep. No torch.
+
+    ROOT/cells/ID/rows.parquet    a row an image
+    ROOT/cells/ID/cell.json       resolved configuration and provenance
+    ROOT/cells/ID/samples.npz     a few images: ids, truth, input, output (uint8 [k, H, W, C])
+    ROOT/failures/ID.json         the last failure of a cell that has no result yet
+    ROOT/sweeps/NAME.json         the cells that a sweep expands to, and what its report should show
+
+A cell is done when its folder exists under its final name: it is written beside, flushed to the disk and renamed, so
+a killed run leaves at most a temporary folder, which nobody reads and the next writer of that cell removes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+SCHEMA = 1
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "w") as file:
+            json.dump(content, file, indent=1, sort_keys=True, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush(path.parent)
+
+
+class Store:
+    """A results folder. Readers need no lock and see only whole cells."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    # --- what is there -----------------------------------------------------------------------------------------
+
+    def done(self) -> set[str]:
+        """Ids of finished cells: one directory scan."""
+        return _names(self.root / "cells")
+
+    def failed(self) -> set[str]:
+        """Ids of cells whose last attempt failed and that have no result."""
+        return {name.removesuffix(".json") for name in _names(self.root / "failures")} - self.done()
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        cell_id: str,
+        rows: list[dict[str, Any]],
+        record: Mapping[str, Any],
+        samples: Mapping[str, np.ndarray] | None = None,
+    ) -> bool:
+        """Write one finished cell. False if another run had finished it before (its result stays)."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        final = self.root / "cells" / cell_id
+        temporary = final.with_name(f".{cell_id}.{uuid.uuid4().hex}")
+        temporary.mkdir(parents=True)
+        try:
+            pq.write_table(pa.Table.from_pylist(rows), temporary / "rows.parquet", compression="zstd")
+            if samples is not None:
+                np.savez_compressed(temporary / "samples.npz", allow_pickle=False, **samples)
+            with open(temporary / "cell.json", "w") as file:
+                json.dump({"schema": SCHEMA, "id": cell_id, **record}, file, indent=1, sort_keys=True, allow_nan=False)
+            for path in [*temporary.iterdir(), temporary]:
+                _flush(path)
+            try:
+                os.rename(temporary, final)
+            except OSError:
+                if final.is_dir():
+                    return False
+                raise
+            _flush(final.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        (self.root / "failures" / f"{cell_id}.json").unlink(missing_ok=True)
+        return True
+
+    def write_failure(self, cell_id: str, failure: Mapping[str, Any]) -> None:
+        """Record why a cell failed: at least `class`, `message` and `traceback`."""
+        _write_json(self.root / "failures" / f"{cell_id}.json", {"schema": SCHEMA, "id": cell_id, **failure})
+
+    def write_manifest(self, name: str, manifest: Mapping[str, Any]) -> None:
+        _write_json(self.root / "sweeps" / f"{name}.json", {"schema": SCHEMA, "name": name, **manifest})
+
+    def sweep_out(self) -> None:
+        """Remove the temporary folders that killed runs left. Only while no run is writing."""
+        for path in (self.root / "cells").glob(".*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def manifest(self, name: str) -> dict[str, Any]:
+        """The sweep's manifest. Raises FileNotFoundError if that sweep never ran into this store."""
+        return json.loads((self.root / "sweeps" / f"{name}.json").read_text())
+
+    def manifests(self) -> list[str]:
+        return sorted(name.removesuffix(".json") for name in _names(self.root / "sweeps"))
+
+    def record(self, cell_id: str) -> dict[str, Any]:
+        return json.loads((self.root / "cells" / cell_id / "cell.json").read_text())
+
+    def failure(self, cell_id: str) -> dict[str, Any]:
+        return json.loads((self.root / "failures" / f"{cell_id}.json").read_text())
+
+    def rows(self, cell_ids: Iterable[str]) -> pd.DataFrame:
+        """The rows of finished cells, in the order asked; cells that are not there are left out."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        files = [self.root / "cells" / cell_id / "rows.parquet" for cell_id in cell_ids]
+        tables = [pq.read_table(file) for file in files if file.is_file()]
+        if not tables:
+            return pa.table({}).to_pandas()
+        return pa.concat_tables(tables, promote_options="permissive").to_pandas()
+
+    def samples(self, cell_id: str) -> dict[str, np.ndarray]:
+        """The sample images of a cell: ids, truth, input, output."""
+        import numpy as np
+
+        path = self.root / "cells" / cell_id / "samples.npz"
+        if not path.is_file():
+            return {}
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if not entry.name.startswith(".")}
+    except FileNotFoundError:
+        return set()

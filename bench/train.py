@@ -1,0 +1,171 @@
+"""Train an embedded model: `python -m bench.train model=scenes_vp [train.steps=5000] [out=DIR] [card=true]`.
+
+Checkpoints go to DIR/NAME/ (default results/train), and the same command goes on from the last one. At the end DIR
+holds NAME.safetensors and its card: NAME.md, NAME.json (figures, sha256, command) and a picture.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.config import ModelConfig, compose_config
+from bench.errors import UserError, run_command, unknown
+from bench.registry import load
+
+HELD_OUT = 512
+"""Images of the test split that the loss curve is measured on, from the end that no sweep's `images` reaches first."""
+
+
+def parse(arguments: list[str]) -> tuple[str, ModelConfig, Path]:
+    """The model's name, its configuration and the output folder."""
+    own = {"out": "results/train"}
+    overrides = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            overrides.append(argument)
+    names = [argument.partition("=")[2] for argument in overrides if argument.startswith("model=")]
+    if len(names) != 1:
+        raise UserError("name one model to train: model=NAME")
+    overrides = [f"model.{names[0]}.{o}" if o.startswith("train.") else o for o in overrides]
+    config = compose_config(overrides, sweep_required=False)
+    model = config.model[names[0]]
+    if model.train is None or model.dataset is None:
+        raise UserError(f"model {names[0]} has no training recipe (keys dataset and train in its YAML)")
+    return names[0], model, Path(own["out"])
+
+
+def _render(job: tuple[str, str, int]) -> tuple[Any, str]:
+    class_path, split, index = job
+    item = load(class_path, "dataset")(split=split).item(index)
+    return (item.image * 255).round().astype("uint8"), item.caption
+
+
+def pool(class_path: str, split: str, indices: range) -> tuple[Any, list[str]]:
+    """Images uint8 [N, C, H, W] and captions of a range of a data set, drawn by all cores."""
+    import numpy as np
+
+    jobs = [(class_path, split, index) for index in indices]
+    with multiprocessing.get_context("spawn").Pool() as workers:
+        drawn = workers.map(_render, jobs, chunksize=256)
+    return np.stack([image for image, _ in drawn]), [caption for _, caption in drawn]
+
+
+def fit(name: str, config: ModelConfig, out: Path) -> Path:
+    """Train, or go on training; returns the weights' file."""
+    import pytorch_lightning as pl
+    import torch
+    from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+    from safetensors.torch import save_file
+    from torch.utils.data import DataLoader
+
+    from methods.training import Optimisation
+
+    recipe = config.train
+    assert recipe is not None and config.dataset is not None
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    pl.seed_everything(recipe.seed, verbose=False)
+    module = _module(config, Optimisation(recipe.steps, recipe.learning_rate, recipe.weight_decay, recipe.warmup))
+    training, held_out = _tensors(config, recipe.images)
+    module.network.to(memory_format=torch.channels_last)
+    if recipe.compile:
+        module.network.compile()
+    folder = out / name
+    trainer = pl.Trainer(
+        max_steps=recipe.steps,
+        accelerator="auto",
+        devices="auto",
+        gradient_clip_val=1.0,
+        val_check_interval=recipe.validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_model_summary=False,
+        callbacks=[
+            EMAWeightAveraging(decay=recipe.ema),
+            ModelCheckpoint(folder, save_last=True, every_n_train_steps=recipe.validate_every),
+            TQDMProgressBar(refresh_rate=50),
+        ],
+    )
+    last = folder / "last.ckpt"
+    workers: Mapping[str, Any] = {"num_workers": 0}
+    trainer.fit(
+        module,
+        DataLoader(training, recipe.batch_size, shuffle=True, drop_last=True, **workers),
+        DataLoader(held_out, 128, **workers),
+        ckpt_path=str(last) if last.is_file() else None,
+    )
+    weights = out / f"{name}.safetensors"
+    if trainer.is_global_zero:
+        save_file({k: v.detach().cpu().contiguous() for k, v in module.network.state_dict().items()}, weights)
+        (out / f"{name}.curve.json").write_text(json.dumps(module.curve))
+    return weights
+
+
+def _module(config: ModelConfig, optimisation: Any) -> Any:
+    from bench.models import build_backbone
+    from methods.denoiser import Denoiser
+    from methods.paths import make_path
+    from methods.training import DenoiserTraining, JudgeTraining
+
+    assert config.train is not None
+    network = build_backbone(config, weights=False)
+    if config.kind == "judge":
+        return JudgeTraining(network, optimisation, seed=config.train.seed)
+    denoiser = Denoiser(network, make_path(config.path.kind, config.path.schedule), config.prediction)
+    return DenoiserTraining(denoiser, optimisation, config.train.caption_dropout, config.train.seed)
+
+
+def _tensors(config: ModelConfig, images: int) -> tuple[Any, Any]:
+    """(training, held-out) data sets of (uint8 images, targets)."""
+    import torch
+    from torch.utils.data import TensorDataset
+
+    from methods.backbones.attributes import attributes
+    from methods.backbones.captions import VOCABULARIES
+
+    data = compose_config([f"dataset={config.dataset}"], sweep_required=False).dataset[str(config.dataset)]
+    dataset = load(data.class_path, "dataset")
+    sizes = {split: len(dataset(split=split)) for split in ("train", "test")}
+    if images > sizes["train"]:
+        raise UserError(f"train.images={images}: {config.dataset} has {sizes['train']} training images")
+    held_out = range(max(0, sizes["test"] - HELD_OUT), sizes["test"])
+
+    def tensors(split: str, indices: range) -> TensorDataset:
+        pictures, captions = pool(data.class_path, split, indices)
+        if config.kind == "judge":
+            targets = torch.stack([torch.cat(list(attributes(caption).values())) for caption in captions])
+        elif config.vocabulary in VOCABULARIES:
+            targets = torch.tensor([VOCABULARIES[config.vocabulary].tokens(caption) for caption in captions])
+        else:
+            raise unknown("vocabulary", str(config.vocabulary), VOCABULARIES)
+        return TensorDataset(torch.from_numpy(pictures), targets)
+
+    return tensors("train", range(images)), tensors("test", held_out)
+
+
+def main(arguments: list[str]) -> int:
+    card_only = "card=only" in arguments
+    arguments = [argument for argument in arguments if not argument.startswith("card=")]
+    name, config, out = parse(arguments)
+    out.mkdir(parents=True, exist_ok=True)
+    if not card_only:
+        print(f"weights: {fit(name, config, out)}")
+    from bench.cards import write_card
+
+    command = " ".join(["python -m bench.train", *arguments])
+    print(f"card: {write_card(name, config, out, command)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path.cwd()))
+    run_command(main)

@@ -1,0 +1,68 @@
+"""Masks: y = M x with M a 0/1 diagonal, the same for all channels. Holes are 0, which is mid-gray in [-1, 1]."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corruptions import options
+from corruptions.base import Corruption, Operator, Shape
+
+
+class Mask(Operator):
+    """M x: keeps the known pixels. A projection, so it is its own adjoint."""
+
+    def __init__(self, known: Tensor, details: dict[str, float] | None = None) -> None:
+        """known: bool [1, H, W], True where a pixel is observed. details: more numbers for the result rows."""
+        self._known = known
+        self._details = details or {}
+
+    @property
+    def known(self) -> Tensor:
+        return self._known
+
+    @property
+    def norm(self) -> float:
+        return float(self._known.any())
+
+    def forward(self, x: Tensor) -> Tensor:
+        # where, not a product: -1 * 0 is -0.0, and y is hashed byte by byte.
+        return torch.where(self._known.to(x.device), x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.forward(y)
+
+    def describe(self) -> dict[str, float]:
+        return {"missing": 1 - int(self._known.sum()) / self._known.numel(), **self._details}
+
+    def to(self, device: torch.device | str) -> Mask:
+        return Mask(self._known.to(device), self._details)
+
+
+class RandomMask(Corruption[options.RandomMask]):
+    """Exactly round(missing * H * W) pixels hidden, uniformly without replacement."""
+
+    def draw(self, shape: Shape, rng: np.random.Generator) -> Mask:
+        _, height, width = shape
+        count = round(self.options.missing * height * width)
+        # Ranks of uniform numbers: of all of NumPy's streams, the plain floats are the least likely to change.
+        hidden = np.argsort(rng.random(height * width), kind="stable")[:count]
+        known = np.ones(height * width, dtype=bool)
+        known[hidden] = False
+        return Mask(torch.from_numpy(known.reshape(1, height, width)))
+
+
+class BlockMask(Corruption[options.BlockMask]):
+    """One hidden square, centred or anywhere fully inside the image."""
+
+    def draw(self, shape: Shape, rng: np.random.Generator) -> Mask:
+        _, height, width = shape
+        side = max(1, round(self.options.side * min(height, width)))
+        if self.options.centred:
+            top, left = (height - side) // 2, (width - side) // 2
+        else:
+            top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+        known = torch.ones(1, height, width, dtype=torch.bool)
+        known[:, top : top + side, left : left + side] = False
+        return Mask(known, {"side_px": float(side), "top_px": float(top), "left_px": float(left)})

@@ -1,0 +1,207 @@
+"""The one interface of every method: invert, decode, and the tasks that are built from them.
+
+A method is a LightningModule made of a denoiser, its frozen options and a time grid. Tensors go in and tensors come
+out: images are [B, C, H, W] in [-1, 1], a batch gives what its images give alone, and inputs are never changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from methods import options
+from methods.denoiser import Condition, Denoiser
+from methods.paths import Node, TimeGrid
+
+Constrain = Callable[[Tensor, Node], Tensor]
+"""Called with a latent after each decoding step and the level that it reached; returns the latent to go on with."""
+
+Generators = Sequence[torch.Generator]
+"""One generator an image, so that a batch draws what its images would draw alone."""
+
+
+class Measurement(Protocol):
+    """What a restoration is given: y [B, C, H, W] in [-1, 1], and for masks the pixels observed, bool [B, 1, H, W]."""
+
+    y: Tensor
+    known: Tensor | None
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Everything that decoding needs. The first tensor is x_T, in the path's own scale."""
+
+    tensors: dict[str, Tensor]
+
+    @property
+    def x_T(self) -> Tensor:
+        return next(iter(self.tensors.values()))
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes an image that must be kept to decode."""
+        return sum(t.element_size() * t[0].numel() for t in self.tensors.values())
+
+    @property
+    def std(self) -> Tensor:
+        """[B]; 1 for noise. A perfect round trip hides an exploded latent: look here."""
+        return self.x_T.double().flatten(1).std(1)
+
+    @property
+    def kurtosis(self) -> Tensor:
+        """[B]; 3 for a Gaussian."""
+        z = self.x_T.double().flatten(1)
+        z = z - z.mean(1, keepdim=True)
+        return (z**4).mean(1) / (z**2).mean(1) ** 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Per image: network evaluations, those with a backward pass, wall-clock seconds (synchronised)."""
+
+    nfe: int
+    nfe_grad: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch to solve. `source` describes the image as it is, `target` what an edit asks for."""
+
+    task: str
+    image: Tensor
+    source: Condition
+    generators: Generators
+    target: Condition | None = None
+    measurement: Measurement | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Solution:
+    image: Tensor
+    latent: Latent
+    cost: Cost
+
+
+def normal(like: Tensor, generators: Generators) -> Tensor:
+    """Standard normal noise in the shape and dtype of `like` [B, ...], each image's from its own generator."""
+    if len(generators) != len(like):
+        raise ValueError(f"{len(like)} images need as many generators, got {len(generators)}")
+    draws = [torch.randn(like.shape[1:], generator=g, dtype=torch.float64) for g in generators]
+    return torch.stack(draws).to(like)
+
+
+def pinned_pixels(y: Tensor, known: Tensor, latent: Tensor, top: Node) -> Constrain:
+    """Holds known pixels on the straight line of the path from y to their own inverted noise.
+
+    At a level (alpha, sigma) they are alpha y + sigma e with e = (z_n - alpha_n y) / sigma_n from the inverted latent
+    z_n at level n: exactly y at the clean end and exactly z_n at the noisy one.
+    """
+    noise = (latent - top.alpha * y) / top.sigma
+
+    def constrain(z: Tensor, node: Node) -> Tensor:
+        return torch.where(known, node.alpha * y + node.sigma * noise, z)
+
+    return constrain
+
+
+class InversionMethod(pl.LightningModule):
+    """Base of all methods. A subclass writes `invert` and `decode`; the rest follows."""
+
+    Options: ClassVar[type[options.MethodOptions]] = options.MethodOptions
+    exact: ClassVar[bool] = False
+    """Whether decode(invert(x)) = x up to rounding when both are under the same condition."""
+
+    def __init__(self, denoiser: Denoiser, options: options.MethodOptions, grid: TimeGrid) -> None:
+        super().__init__()
+        self.save_hyperparameters({"method": type(self).__name__, **options.model_dump(mode="json")})
+        self.denoiser = denoiser
+        self.options: Any = options
+        self.grid = grid.truncate(options.strength)
+
+    @property
+    def latent_dtype(self) -> torch.dtype:
+        return getattr(torch, self.options.dtype)
+
+    # --- what a method defines ---------------------------------------------------------------------------------
+
+    def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
+        """Image [B, C, H, W] -> latent, under a condition. `generators` serve methods that draw noise."""
+        raise NotImplementedError
+
+    def decode(self, latent: Latent, cond: Condition, constrain: Constrain | None = None) -> Tensor:
+        """Latent -> image [B, C, H, W]."""
+        raise NotImplementedError
+
+    def expected_nfe(self, inverting: Condition, decoding: Condition) -> int:
+        """Evaluations per image of one invert and one decode: the declared formula, checked by the tests."""
+        return self.grid.steps * (inverting.evaluations + decoding.evaluations)
+
+    # --- tasks -------------------------------------------------------------------------------------------------
+
+    def reconstruct(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> tuple[Tensor, Latent]:
+        """Invert and decode under one condition."""
+        latent = self.invert(x0, self._inverting(cond), generators)
+        return self.decode(latent, cond), latent
+
+    def edit(
+        self, x0: Tensor, source: Condition, target: Condition, mask: Tensor | None = None, generators: Generators = ()
+    ) -> tuple[Tensor, Latent]:
+        """Invert under the source, decode under the target; outside `mask` (bool [B, 1, H, W]) the image is kept."""
+        latent = self.invert(x0, self._inverting(source), generators)
+        edited = self.decode(latent, target)
+        return (edited if mask is None else torch.where(mask, edited, x0)), latent
+
+    def restore(
+        self, measurement: Measurement, cond: Condition, generators: Generators = ()
+    ) -> tuple[Tensor, Latent]:
+        """Invert y under the null condition up to `strength`; decode under the caption or the null condition."""
+        y, known = measurement.y.to(self.latent_dtype), measurement.known
+        latent = self.invert(y, cond.unconditional, generators)
+        target = cond if self.options.decode == "caption" else cond.unconditional
+        project = self.options.project if known is not None else "none"
+        constrain = None
+        if known is not None and project == "each_step":
+            constrain = pinned_pixels(y, known, latent.x_T, self.grid[self.grid.steps])
+        x_hat = self.decode(latent, target, constrain)
+        return (torch.where(known, y, x_hat) if known is not None and project != "none" else x_hat), latent
+
+    def _inverting(self, cond: Condition) -> Condition:
+        w = self.options.guidance_invert
+        return cond if w is None else cond.at(w)
+
+    def solve(self, problem: Problem) -> Solution:
+        """Run the problem's task and account for it."""
+        self.denoiser.reset_counters()
+        image = problem.image.to(self.latent_dtype)
+        self._synchronise()
+        start = time.perf_counter()
+        if problem.task == "reconstruct":
+            x_hat, latent = self.reconstruct(image, problem.source, problem.generators)
+        elif problem.task == "restore":
+            if problem.measurement is None:
+                raise ValueError("the task restore needs a measurement")
+            x_hat, latent = self.restore(problem.measurement, problem.source, problem.generators)
+        elif problem.task == "edit":
+            if problem.target is None:
+                raise ValueError("the task edit needs a target")
+            x_hat, latent = self.edit(image, problem.source, problem.target, problem.mask, problem.generators)
+        else:
+            raise ValueError(f"task must be reconstruct, restore or edit, got {problem.task!r}")
+        self._synchronise()
+        seconds = (time.perf_counter() - start) / len(image)
+        return Solution(x_hat, latent, Cost(self.denoiser.nfe, self.denoiser.nfe_grad, seconds))
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def test_step(self, batch: Problem, batch_idx: int) -> dict[str, Any]:
+        return {"problem": batch, "solution": self.solve(batch)}

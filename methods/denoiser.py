@@ -1,0 +1,130 @@
+"""A network with its path: three linear views of one output, batched guidance, and the only NFE counter.
+
+With `x = alpha x0 + sigma eps` and any one of eps, x0, v = alpha eps - sigma x0 (Salimans & Ho 2022) or
+velocity = eps - x0 known, the others follow linearly. A method asks for the view that its paper is written in, so
+every DDIM-type method runs on flow models and every flow method on diffusion models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from methods.paths import Node, Path
+
+Prediction = Literal["eps", "x0", "v", "velocity"]
+
+
+class Backbone(Protocol):
+    """A network: noisy images [B, C, H, W], times [B] (the path's own), embeddings [B, L, D] -> [B, C, H, W]."""
+
+    def __call__(self, x: Tensor, t: Tensor, embedding: Tensor) -> Tensor: ...
+
+    def encode(self, captions: list[str]) -> Tensor:
+        """Captions -> embeddings [B, L, D]; the empty caption is the null condition."""
+        ...
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Classifier-free guidance (Ho & Salimans 2022): null + guidance * (caption - null).
+
+    guidance 1 is the caption alone and 0 the null condition alone; both cost one evaluation, anything else two.
+    """
+
+    embedding: Tensor
+    null: Tensor
+    guidance: float = 1.0
+
+    def at(self, guidance: float) -> Condition:
+        return replace(self, guidance=float(guidance))
+
+    @property
+    def unconditional(self) -> Condition:
+        """The null condition for the same images."""
+        return replace(self, embedding=self.null, guidance=1.0)
+
+    @property
+    def evaluations(self) -> int:
+        return 1 if self.guidance in (0.0, 1.0) else 2
+
+
+class Denoiser(nn.Module):
+    """A backbone on its path.
+
+    Latents come in the dtype that the method computes in; the network sees `network_dtype` and its answer is cast
+    back, so a coupling in float64 is not rounded by a float32 network (EDICT's reason for double precision).
+
+    `nfe` counts network evaluations per image (a guided call counts two), `nfe_grad` those of them that a backward
+    pass will go through.
+    """
+
+    def __init__(self, backbone: nn.Module, path: Path, prediction: Prediction) -> None:
+        super().__init__()
+        if prediction not in ("eps", "x0", "v", "velocity"):
+            raise ValueError(f"prediction must be eps, x0, v or velocity, got {prediction!r}")
+        self.backbone = backbone
+        self.path = path
+        self.prediction = prediction
+        self.network_dtype: torch.dtype = next((p.dtype for p in backbone.parameters()), torch.float64)
+        self.reset_counters()
+
+    def reset_counters(self) -> None:
+        self.nfe = 0
+        self.nfe_grad = 0
+
+    def condition(self, captions: list[str], guidance: float = 1.0) -> Condition:
+        """Embed captions (one an image) beside the null condition."""
+        with torch.no_grad():
+            return Condition(self.backbone.encode(captions), self.backbone.encode([""] * len(captions)), guidance)
+
+    def output(self, x: Tensor, t: float, cond: Condition) -> Tensor:
+        """The network's own prediction at x [B, C, H, W] and time t, guided, in x's dtype."""
+        if cond.evaluations == 1:
+            return self._evaluate(x, t, cond.embedding if cond.guidance == 1.0 else cond.null)
+        both = self._evaluate(torch.cat([x, x]), t, torch.cat([cond.null, cond.embedding]), images=len(x))
+        null, caption = both.chunk(2)
+        return null + cond.guidance * (caption - null)
+
+    def _evaluate(self, x: Tensor, t: float, embedding: Tensor, images: int | None = None) -> Tensor:
+        evaluations = len(x) // (images or len(x))
+        self.nfe += evaluations
+        if torch.is_grad_enabled() and (x.requires_grad or embedding.requires_grad):
+            self.nfe_grad += evaluations
+        times = torch.full((len(x),), float(t), dtype=self.network_dtype, device=x.device)
+        return self.backbone(x.to(self.network_dtype), times, embedding).to(x.dtype)
+
+    def views(self, x: Tensor, node: Node, cond: Condition) -> tuple[Tensor, Tensor]:
+        """(x0, eps) at a level of the grid, from one (guided) evaluation."""
+        a, s = node.alpha, node.sigma
+        out = self.output(x, node.time, cond)
+        if self.prediction == "eps":
+            return (x - s * out) / a, out
+        if self.prediction == "x0":
+            return out, (x - a * out) / s
+        if self.prediction == "v":
+            norm = a * a + s * s
+            return (a * x - s * out) / norm, (s * x + a * out) / norm
+        return (x - s * out) / (a + s), (x + a * out) / (a + s)
+
+    def eps(self, x: Tensor, node: Node, cond: Condition) -> Tensor:
+        """Predicted noise."""
+        return self.views(x, node, cond)[1]
+
+    def x0(self, x: Tensor, node: Node, cond: Condition) -> Tensor:
+        """Predicted image (posterior mean)."""
+        return self.views(x, node, cond)[0]
+
+    def velocity(self, x: Tensor, node: Node, cond: Condition) -> Tensor:
+        """eps - x0: the rectified velocity, towards noise (the sign of Flux and Stable Diffusion 3)."""
+        x0, eps = self.views(x, node, cond)
+        return eps - x0
+
+    def direction(self, x: Tensor, node: Node, cond: Condition) -> Tensor:
+        """The view in which this path's steps are affine (`Path.step`): eps or velocity."""
+        if self.prediction == self.path.direction:
+            return self.output(x, node.time, cond)
+        return getattr(self, self.path.direction)(x, node, cond)

@@ -1,0 +1,380 @@
+"""The figures, as PNG and PDF: curves against the columns' axis, quality against cost, and grids of images.
+
+Colours are Okabe & Ito's (2008), told apart by every kind of colour vision; a method's colour, marker and line follow
+from its place in the sorted names, so that it looks the same in every figure of a report. Files carry no dates and no
+version strings: the same numbers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.store import Store
+from reports.results import Block, Line, Metric, Results
+from reports.summary import INPUT, INPUT_TITLE
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A500")
+MARKERS = "osD^vPX*"
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)))
+INPUT_COLOUR = "#808080"
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "lines.linewidth": 1.7,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "inversion-bench",
+}
+ROWS = 4  # images of a grid
+TILE = 96  # pixels of a tile, at least
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a line of the tables is drawn."""
+
+    color: str
+    marker: str
+    linestyle: Any
+
+
+def looks(lines: Sequence[Line]) -> dict[str, Look]:
+    """One look a line, by sorted name: the palette repeats with other markers and dashes."""
+    size = len(PALETTE)
+    return {
+        key: Look(PALETTE[i % size], MARKERS[(i + i // size) % len(MARKERS)], DASHES[i // size % len(DASHES)])
+        for i, key in enumerate(sorted(line.key for line in lines))
+    }
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """stem.png and stem.pdf, without dates."""
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf")]
+    figure.savefig(paths[0], metadata={"Software": None})
+    figure.savefig(paths[1], metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return paths
+
+
+def _grid(panels: int, width: float, height: float, most: int = 4) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    columns = min(panels, most)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(max(width * columns, 4.5), height * rows + 0.7), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for spare in axes[panels:]:
+        spare.set_axis_off()
+    return figure, axes[:panels]
+
+
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    handles: dict[str, Any] = {}
+    for panel in axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles:
+        columns = max(1, min(len(handles), int(figure.get_figwidth() // 2.3)))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=2.6)
+
+
+def curves(metric: Metric, summary: pd.DataFrame, results: Results) -> Figure:
+    """The metric against severity (or steps): a panel a block, a line a method with its 95 % band, the input dashed."""
+    chosen = summary[(summary["metric"] == metric.name) & np.isfinite(summary["mean"])]
+    figure, axes = _grid(len(results.blocks), 3.0, 2.7)
+    style = looks(results.lines)
+    names = [*((line.key, line.title) for line in results.lines), (INPUT, INPUT_TITLE)]
+    for panel, block in zip(axes, results.blocks, strict=True):
+        part = chosen[chosen["block"] == block.key]
+        for key, title in names:
+            points = part[part["line"] == key]
+            if points.empty:
+                continue
+            # A gap in the line where a cell is missing, rather than a straight guess across it.
+            whole = points.set_index("column").reindex(block.columns)
+            x = np.arange(len(block.columns))
+            if key == INPUT:
+                panel.plot(x, whole["mean"], color=INPUT_COLOUR, linestyle="--", linewidth=1.3, label=title, zorder=1.5)
+                continue
+            look = style[key]
+            panel.fill_between(x, whole["low"], whole["high"], color=look.color, alpha=0.15, linewidth=0)
+            panel.plot(
+                x,
+                whole["mean"],
+                color=look.color,
+                marker=look.marker,
+                linestyle=look.linestyle,
+                markeredgecolor="white",
+                markeredgewidth=0.6,
+                label=title,
+            )
+        panel.set_title(block.title)
+        panel.set_xlabel(block.axis)
+        panel.set_xticks(range(len(block.columns)), block.columns)
+        panel.set_xlim(-0.25, len(block.columns) - 0.75)
+        if part["mean"].gt(0).all() and metric.digits.endswith("e") and len(part):
+            panel.set_yscale("log")
+    axes[0].set_ylabel(metric.axis)
+    _legend(figure, axes)
+    return figure
+
+
+def shared_columns(metric: Metric, summary: pd.DataFrame) -> tuple[pd.DataFrame, int, int]:
+    """The methods' entries at the columns where all of them have one: (entries, shared columns, all columns).
+
+    Means over different columns would compare different problems. Methods without any entry do not count.
+    """
+    chosen = summary[(summary["metric"] == metric.name) & (summary["line"] != INPUT)]
+    places = chosen.groupby(["block", "column"], sort=False).ngroups
+    known = chosen[np.isfinite(chosen["mean"])]
+    have = known.groupby(["block", "column"], sort=False)["line"].transform("nunique")
+    shared = known[have == known["line"].nunique()]
+    return shared, shared.groupby(["block", "column"], sort=False).ngroups, places
+
+
+def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, results: Results) -> Figure:
+    """Mean metric against network evaluations and against seconds; the staircase joins what nothing beats in both."""
+    shared, columns, places = shared_columns(metric, summary)
+    means = shared.groupby("line", sort=False)["mean"].mean()
+    table = costs.set_index("line")
+    style = looks(results.lines)
+    figure, axes = _grid(2, 4.2, 3.2)
+    for panel, (cost, label) in zip(axes, (("nfe", "NFE an image"), ("seconds", "seconds an image")), strict=True):
+        points = []
+        for line in results.lines:
+            x, y = table.at[line.key, cost], means.get(line.key, math.nan)
+            if not (math.isfinite(x) and math.isfinite(y) and x > 0):
+                continue
+            look = style[line.key]
+            panel.plot(
+                x,
+                y,
+                color=look.color,
+                marker=look.marker,
+                markersize=8,
+                linestyle="none",
+                markeredgecolor="white",
+                label=line.title,
+                zorder=3,
+            )
+            points.append((x, y))
+        _staircase(panel, points, metric.higher_is_better)
+        if points:
+            panel.set_xscale("log")
+            _plain_ticks(panel, [x for x, _ in points])
+        panel.set_xlabel(label)
+        panel.margins(0.12)
+    axes[0].set_ylabel(f"{metric.axis}, mean over {columns} of {places} columns")
+    _legend(figure, axes)
+    return figure
+
+
+def _plain_ticks(panel: Axes, x: Sequence[float]) -> None:
+    """20, 50, 100 rather than powers of ten, of which a narrow range would show one or none."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    panel.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if max(x) / min(x) < 300 else (1,)))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    if max(x) / min(x) < 2.5:
+        panel.set_xlim(min(x) / 2, max(x) * 2)
+
+
+def _staircase(panel: Axes, points: Sequence[tuple[float, float]], higher: bool) -> None:
+    sign = 1 if higher else -1
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda p: (p[0], -sign * p[1])):
+        if not front or sign * y > sign * front[-1][1]:
+            front.append((x, y))
+    if len(front) > 1:
+        panel.step(*zip(*front, strict=True), where="post", color="#BBBBBB", linewidth=1.2, zorder=1)
+
+
+# --- images --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image [H, W, 3] uint8 with what is printed below it; None where the cell has not finished."""
+
+    image: np.ndarray | None
+    caption: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The sample images of one column: a row an image; truth, input and every method side by side."""
+
+    block: Block
+    column: str
+    heads: tuple[str, ...]
+    ids: tuple[str, ...]
+    pictures: tuple[tuple[Picture, ...], ...]
+
+
+def gallery(
+    store: Store, results: Results, block: Block, column: str, metric: Metric | None, scores: Mapping[Any, Any]
+) -> Gallery | None:
+    """The first images that every finished method of this column kept. None where no cell kept any.
+
+    `scores`: (cell, image) -> (value, value of the input), as `score_index` gives it.
+    """
+    kept: list[tuple[Line, str | None, dict[str, np.ndarray]]] = []
+    for line in results.lines:
+        cells = results.by_key.get((line.key, block.key, column))
+        if cells is None:
+            continue
+        done = next((cell.id for cell in cells if cell.status == "done"), None)
+        kept.append((line, done, store.samples(done) if done else {}))
+    filled = [(cell, samples) for _, cell, samples in kept if samples]
+    if not filled:
+        return None
+    places = {cell: {str(name): i for i, name in enumerate(samples["ids"])} for cell, samples in filled}
+    ids = [name for name in places[filled[0][0]] if all(name in place for place in places.values())][:ROWS]
+    source, reference = filled[0]
+    rows = []
+    for name in ids:
+        i = places[source][name]
+        truth = _rgb(reference["truth"][i])
+        row = [Picture(truth, "")]
+        if "input" in reference:
+            value = scores.get((source, name), (math.nan, math.nan))[1]
+            row.append(Picture(_rgb(reference["input"][i]), _caption(metric, value)))
+        for _, cell, samples in kept:
+            if cell is None or not samples:
+                row.append(Picture(None, MISSING_CAPTION))
+                continue
+            value = scores.get((cell, name), (math.nan, math.nan))[0]
+            row.append(Picture(_rgb(samples["output"][places[cell][name]]), _caption(metric, value)))
+        rows.append(tuple(row))
+    heads = ("truth", *(("input y",) if "input" in reference else ()), *(line.title for line, _, _ in kept))
+    return Gallery(block, column, heads, tuple(ids), tuple(rows))
+
+
+MISSING_CAPTION = "no image"
+
+
+def score_index(results: Results, metric: Metric | None) -> dict[tuple[str, str], tuple[float, float]]:
+    """(cell, image) -> (metric, metric of the input)."""
+    rows = results.rows
+    if metric is None or metric.name not in rows:
+        return {}
+    values = rows[metric.name].astype(float)
+    inputs = rows[f"input_{metric.name}"].astype(float) if f"input_{metric.name}" in rows else values * math.nan
+    keys = zip(rows["cell_id"].astype(str), rows["image_id"].astype(str), strict=True)
+    return dict(zip(keys, zip(values.tolist(), inputs.tolist(), strict=True), strict=True))
+
+
+def _caption(metric: Metric | None, value: float) -> str:
+    if metric is None or math.isnan(value):
+        return ""
+    return "∞" if math.isinf(value) else f"{value:{metric.digits}}{f' {metric.unit}' if metric.unit else ''}"
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    image = image[..., None] if image.ndim == 2 else image
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
+
+
+def enlarge(image: np.ndarray, side: int) -> np.ndarray:
+    """Nearest neighbour to a square of `side` pixels: every source pixel stays visible."""
+    rows = np.arange(side) * image.shape[0] // side
+    columns = np.arange(side) * image.shape[1] // side
+    return image[rows][:, columns]
+
+
+def image_grid(shown: Gallery) -> Figure:
+    """The gallery as one figure. One bitmap holds all tiles: an axis a tile would take seconds to draw."""
+    import textwrap
+
+    from matplotlib.figure import Figure
+
+    largest = max(p.image.shape[0] for row in shown.pictures for p in row if p.image is not None)
+    side = largest * max(1, math.ceil(TILE / largest)) if largest < 256 else 256
+    gap, foot = side // 12, side // 5
+    rows, columns = len(shown.pictures), len(shown.heads)
+    canvas = np.full((rows * (side + foot), columns * (side + gap) - gap, 3), 255, dtype=np.uint8)
+    for r, row in enumerate(shown.pictures):
+        for c, picture in enumerate(row):
+            y, x = r * (side + foot), c * (side + gap)
+            tile = np.full((side, side, 3), 238, np.uint8) if picture.image is None else enlarge(picture.image, side)
+            canvas[y : y + side, x : x + side] = tile
+    inch = 0.95 / side  # a tile is .95 inch wide on paper, whatever its pixels
+    head, border = 0.75, 0.12
+    width, height = canvas.shape[1] * inch + 2 * border, canvas.shape[0] * inch + head + border
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes(
+        (border / width, border / height, 1 - 2 * border / width, canvas.shape[0] * inch / height)
+    )
+    axes.imshow(canvas, interpolation="nearest", aspect="auto")
+    axes.set_axis_off()
+    for c, title in enumerate(shown.heads):
+        text = "\n".join(textwrap.wrap(title, 15, max_lines=3, placeholder="…"))
+        axes.text(c * (side + gap) + side / 2, -side / 14, text, ha="center", va="bottom", fontsize=7.5)
+    for r, row in enumerate(shown.pictures):
+        for c, picture in enumerate(row):
+            x, y = c * (side + gap) + side / 2, r * (side + foot) + side
+            inside = picture.image is None
+            axes.text(
+                x,
+                y - side / 2 if inside else y + foot * 0.12,
+                picture.caption,
+                ha="center",
+                va="center" if inside else "top",
+                fontsize=6.5,
+                color="#777777" if inside else "#333333",
+            )
+    title = f"{shown.block.title}, {shown.block.axis} {shown.column}"
+    figure.text(border / width, 1 - 0.06 / height, title, fontsize=9, fontweight="bold", va="top")
+    return figure
+
+
+def middle(columns: Sequence[str]) -> str:
+    """Severity 3 where there is one (the common published setting), else the nearest to it, else the middle."""
+    try:
+        return min(columns, key=lambda column: abs(float(column) - 3)) if "3" in columns else _central(columns)
+    except ValueError:
+        return _central(columns)
+
+
+def _central(columns: Sequence[str]) -> str:
+    return columns[(len(columns) - 1) // 2]

@@ -1,0 +1,252 @@
+"""A sweep as the reports see it: which entries its tables have, and the rows that fill them.
+
+A table's lines are methods (times whatever else varies within a method), its columns are severities, and it has one
+block of columns a corruption; a sweep without corruptions has steps for columns and one block a guidance scale. A
+manifest may say otherwise with `"layout": {"block": AXIS, "column": AXIS}`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from bench.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Axes = Mapping[str, Any]
+Key = tuple[str, str, str]  # line, block, column
+
+
+class MixedMeasurements(ValueError):
+    """Rows that a table would compare start from different measurements y."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a per-image metric is named and printed; `digits` is a format specification."""
+
+    name: str
+    title: str
+    unit: str
+    higher_is_better: bool
+    digits: str
+    printed: bool = True  # in the terminal, where no metric is asked for
+
+    @property
+    def heading(self) -> str:
+        arrow = "higher" if self.higher_is_better else "lower"
+        return f"{self.title}{f' [{self.unit}]' if self.unit else ''}, {arrow} is better"
+
+    @property
+    def axis(self) -> str:
+        return f"{self.title} [{self.unit}]" if self.unit else self.title
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("psnr", "PSNR", "dB", True, ".2f"),
+        Metric("ssim", "SSIM", "", True, ".3f"),
+        Metric("lpips", "LPIPS", "", False, ".3f"),
+        Metric("mse", "MSE", "", False, ".2e", printed=False),
+        Metric("latent_mse", "latent MSE", "", False, ".2e"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the tables."""
+
+    key: str
+    title: str
+    method: str
+    axes: Axes
+
+
+@dataclass(frozen=True)
+class Block:
+    """Columns under one heading: the values of `axis` at one value of `over`."""
+
+    key: str
+    title: str
+    over: str
+    axis: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the manifest: its place in the tables, and done, failed or missing."""
+
+    id: str
+    key: Key
+    axes: Axes
+    status: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything a report is made of, read once."""
+
+    manifest: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+    lines: tuple[Line, ...]
+    blocks: tuple[Block, ...]
+    rows: pd.DataFrame  # the store's rows and `line`, `block`, `column`
+    failures: Mapping[str, Mapping[str, Any]]
+    records: Mapping[str, Mapping[str, Any]]
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics that any row has a value for."""
+        return tuple(metric for metric in METRICS.values() if self.has(metric.name))
+
+    def has(self, name: str) -> bool:
+        return name in self.rows and bool(self.rows[name].notna().any())
+
+    @cached_property
+    def by_key(self) -> dict[Key, list[Cell]]:
+        places: dict[Key, list[Cell]] = {}
+        for cell in self.cells:
+            places.setdefault(cell.key, []).append(cell)
+        return places
+
+    def count(self, status: str) -> int:
+        return sum(cell.status == status for cell in self.cells)
+
+
+def words(value: Any) -> str:
+    """An axis value as text: 20 and 20.0 are the same level."""
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _layout(manifest: Mapping[str, Any], cells: Sequence[Axes]) -> tuple[str, str]:
+    declared = manifest.get("layout")
+    if declared:
+        return declared["block"], declared["column"]
+    return ("corruption", "severity") if any(axes.get("corruption") for axes in cells) else ("guidance", "steps")
+
+
+def _varying(cells: Sequence[Axes], placed: set[str]) -> list[str]:
+    """Axes that tell lines of one method apart, in the order the manifest names them."""
+    seen: dict[str, dict[str, set[str]]] = {}
+    for axes in cells:
+        for name, value in axes.items():
+            if name not in placed and not name.endswith("_title"):
+                seen.setdefault(name, {}).setdefault(str(axes["method"]), set()).add(words(value))
+    return [name for name, methods in seen.items() if any(len(values) > 1 for values in methods.values())]
+
+
+def _column_order(columns: set[str]) -> tuple[str, ...]:
+    def order(column: str) -> tuple[bool, float, str]:
+        try:
+            return False, float(column), column
+        except ValueError:
+            return True, 0.0, column
+
+    return tuple(sorted(columns, key=order))
+
+
+def arrange(
+    manifest: Mapping[str, Any], status: Mapping[str, str]
+) -> tuple[tuple[Cell, ...], tuple[Line, ...], tuple[Block, ...]]:
+    """The tables' lines, blocks and columns. Methods and blocks keep the manifest's order."""
+    listed: list[Axes] = [cell["axes"] for cell in manifest["cells"]]
+    block_axis, column_axis = _layout(manifest, listed)
+    datasets = {words(axes.get("dataset")) for axes in listed}
+    varying = _varying(listed, {"method", "corruption", "severity", "seed", "dataset", "task", block_axis, column_axis})
+    cells: list[Cell] = []
+    lines: dict[str, Line] = {}
+    titles: dict[str, str] = {}
+    columns: dict[str, set[str]] = {}
+    for entry, axes in zip(manifest["cells"], listed, strict=True):
+        method = str(axes["method"])
+        tail = "".join(
+            f" · {words(axes.get(name))}" if name in ("model", "solver") else f" · {name} {words(axes.get(name))}"
+            for name in varying
+        )
+        line = Line(method + tail, str(axes.get("method_title") or method) + tail, method, axes)
+        value = words(axes.get(block_axis))
+        place = f" · {words(axes.get('dataset'))}" if len(datasets) > 1 else ""
+        block = value + place
+        title = axes.get(f"{block_axis}_title") or (value if block_axis == "corruption" else f"{block_axis} {value}")
+        lines.setdefault(line.key, line)
+        titles.setdefault(block, str(title) + place)
+        column = words(axes.get(column_axis))
+        columns.setdefault(block, set()).add(column)
+        cells.append(Cell(entry["id"], (line.key, block, column), axes, status.get(entry["id"], "missing")))
+    blocks = tuple(Block(key, title, block_axis, column_axis, _column_order(columns[key])) for key, title in titles.items())
+    return tuple(cells), tuple(sorted(lines.values(), key=_method_order(lines))), blocks
+
+
+def _method_order(lines: Mapping[str, Line]) -> Any:
+    """Lines of one method stand together, methods as the manifest first names them."""
+    first: dict[str, int] = {}
+    for line in lines.values():
+        first.setdefault(line.method, len(first))
+    return lambda line: first[line.method]
+
+
+def load(store: Store, manifest: Mapping[str, Any]) -> Results:
+    """Read the finished cells of a sweep."""
+    import pandas as pd
+
+    done, failed = store.done(), store.failed()
+    ids = [cell["id"] for cell in manifest["cells"]]
+    status = {i: "done" if i in done else "failed" for i in ids if i in done or i in failed}
+    cells, lines, blocks = arrange(manifest, status)
+    rows = store.rows(i for i in ids if i in done)
+    if rows.empty:
+        rows = pd.DataFrame({"cell_id": pd.Series(dtype=str), "image_id": pd.Series(dtype=str)})
+    place = {cell.id: (*cell.key, cell.axes.get("seed")) for cell in cells}
+    for position, name in enumerate(("line", "block", "column", "seed")):
+        rows[name] = [place[cell_id][position] for cell_id in rows["cell_id"]]
+    return Results(
+        manifest,
+        cells,
+        lines,
+        blocks,
+        rows,
+        {i: store.failure(i) for i in ids if status.get(i) == "failed"},
+        {i: store.record(i) for i in ids if status.get(i) == "done"},
+    )
+
+
+def check_measurements(results: Results) -> None:
+    """Raise MixedMeasurements if one image at one corruption, severity and seed was measured in two ways."""
+    rows = results.rows
+    if not results.has("y_sha256"):
+        return
+    places = ["block", "column", "image_id", "seed"]
+    known = rows[rows["y_sha256"].notna()]
+    groups = known.groupby(places, sort=True, dropna=False)["y_sha256"]
+    mixed = groups.nunique()
+    mixed = mixed[mixed > 1]
+    if mixed.empty:
+        return
+    block, column, image, seed = mixed.index[0]
+    clash = known[
+        (known["block"] == block)
+        & (known["column"] == column)
+        & (known["image_id"] == image)
+        & (known["seed"].astype(str) == str(seed))
+    ]
+    sources = "; ".join(
+        f"{sha[:12]}… in {', '.join(sorted(part['cell_id'].unique()))}"
+        for sha, part in clash.groupby("y_sha256", sort=True)
+    )
+    title = next(b for b in results.blocks if b.key == block)
+    raise MixedMeasurements(
+        f"{len(mixed)} measurement(s) differ between cells that would be compared; the first is image {image}, "
+        f"{title.title}, {title.axis} {column}, seed {seed}: {sources}"
+    )

@@ -1,0 +1,186 @@
+"""The numbers behind every table and curve: one line an entry, with its interval, its gaps and its rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from reports.results import Block, Cell, Line, Metric, Results
+from reports.statistics import bootstrap, holm, paired_difference
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INPUT = "input"
+INPUT_TITLE = "input y (no restoration)"
+LEVEL = 0.05
+EXPLODED = 3.0
+
+
+def summarise(results: Results) -> pd.DataFrame:
+    """A line a (metric, line, block, column): mean, low, high, n and what is missing, in the order of the tables.
+
+    `mark` is best or second where the paired test holds it (see `_rank`), `to_best*` and `p_holm` compare the entry
+    with the highest ranked one on the images of both.
+    """
+    import pandas as pd
+
+    records: list[dict[str, Any]] = []
+    by_entry = dict(iter(results.rows.groupby(["line", "block", "column"], sort=False)))
+    by_column = dict(iter(results.rows.groupby(["block", "column"], sort=False)))
+    for metric in results.metrics:
+        for block in results.blocks:
+            for column in block.columns:
+                shared = by_column.get((block.key, column))
+                entries = [] if shared is None else _input(metric, shared, block, column)
+                images: dict[str, pd.Series] = {}
+                for line in results.lines:
+                    cells = results.by_key.get((line.key, block.key, column))
+                    if cells is None:
+                        continue
+                    rows = by_entry.get((line.key, block.key, column))
+                    record = _entry(metric, line, block, column, cells, rows, shared, results.failures)
+                    entries.append(record)
+                    if rows is not None and not record["partial"] and record["n"]:
+                        images[line.key] = rows.groupby("image_id", sort=True)[metric.name].mean()
+                _rank(metric, entries, images)
+                records.extend(entries)
+    return pd.DataFrame.from_records(records, columns=COLUMNS)
+
+
+COLUMNS = [
+    "metric", "line", "title", "method", "block", "block_title", "axis", "column", "mean", "low", "high", "n",
+    "n_values", "n_numerical", "cells", "cells_done", "cells_failed", "failure", "partial", "mark", "to_best",
+    "to_best_low", "to_best_high", "p_holm",
+]  # fmt: skip
+
+
+def _blank(metric: Metric, block: Block, column: str) -> dict[str, Any]:
+    return {
+        "metric": metric.name,
+        "block": block.key,
+        "block_title": block.title,
+        "axis": block.axis,
+        "column": column,
+        "cells_failed": 0,
+        "failure": "",
+        "n_numerical": 0,
+        "partial": False,
+        "mark": "",
+    }
+
+
+def _mean(values: pd.Series, images: pd.Series) -> dict[str, Any]:
+    interval = bootstrap(values.to_numpy(dtype=float), images.to_numpy(dtype=str))
+    count = int(values.notna().sum())
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n, "n_values": count}
+
+
+def _input(metric: Metric, rows: pd.DataFrame, block: Block, column: str) -> list[dict[str, Any]]:
+    """The measurement itself as a restoration; the methods share it, so each (image, seed) counts once."""
+    name = f"input_{metric.name}"
+    if name not in rows or not rows[name].notna().any():
+        return []
+    once = rows[rows[name].notna()].drop_duplicates(["image_id", "seed"])
+    entry = _blank(metric, block, column) | _mean(once[name], once["image_id"])
+    return [entry | {"line": INPUT, "title": INPUT_TITLE, "method": INPUT, "cells": 0, "cells_done": 0}]
+
+
+def _entry(
+    metric: Metric,
+    line: Line,
+    block: Block,
+    column: str,
+    cells: list[Cell],
+    rows: pd.DataFrame | None,
+    shared: pd.DataFrame | None,
+    failures: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    failed = [cell.id for cell in cells if cell.status == "failed"]
+    done = sum(cell.status == "done" for cell in cells)
+    entry = _blank(metric, block, column) | {
+        "line": line.key,
+        "title": line.title,
+        "method": line.method,
+        "cells": len(cells),
+        "cells_done": done,
+        "cells_failed": len(failed),
+        "failure": ", ".join(sorted({str(failures[i].get("class", "unknown")) for i in failed})),
+        "mean": math.nan,
+        "low": math.nan,
+        "high": math.nan,
+        "n": 0,
+        "n_values": 0,
+    }
+    if rows is None or shared is None or metric.name not in rows:
+        return entry
+    values = rows[metric.name]
+    seeds = rows["seed"].nunique(dropna=False)
+    # Images that any method has at this column are what this one should have too, for each of its seeds.
+    whole = shared["image_id"].nunique() * seeds
+    numerical = int((rows["outcome"] != "ok").sum()) if "outcome" in rows else 0
+    entry |= _mean(values, rows["image_id"])
+    partial = entry["n"] > 0 and (done < len(cells) or entry["n_values"] < whole)
+    return entry | {"n_numerical": numerical, "partial": bool(partial)}
+
+
+def _rank(metric: Metric, entries: list[dict[str, Any]], images: Mapping[str, pd.Series]) -> None:
+    """Mark the best if it beats every other line, and then the second if it beats the rest (Wilcoxon, Holm, 5 %).
+
+    Only whole entries are ranked: a method that failed on the hard images would look better than it is.
+    """
+    import pandas as pd
+
+    by_line = {entry["line"]: entry for entry in entries}
+    sign = -1 if metric.higher_is_better else 1
+    ranking = sorted(images, key=lambda line: sign * by_line[line]["mean"])
+    for position, mark in enumerate(("best", "second")):
+        if len(ranking) < position + 2:
+            return
+        leader, others = ranking[position], ranking[position + 1 :]
+        differences = []
+        for other in others:
+            pair = pd.concat([images[other], images[leader]], axis=1, join="inner")
+            differences.append(paired_difference(pair.iloc[:, 0], pair.iloc[:, 1]))
+        adjusted = holm([difference.p for difference in differences])
+        if position == 0:
+            for other, difference, p in zip(others, differences, adjusted, strict=True):
+                interval = difference.interval
+                by_line[other] |= {
+                    "to_best": interval.mean,
+                    "to_best_low": interval.low,
+                    "to_best_high": interval.high,
+                    "p_holm": p,
+                }
+        if max(adjusted) >= LEVEL:
+            return
+        by_line[leader]["mark"] = mark
+
+
+COSTS = ("nfe", "nfe_grad", "seconds", "peak_mib", "state_bytes", "latent_std", "latent_kurtosis")
+
+
+def costs(results: Results) -> pd.DataFrame:
+    """A line a method: means of what it costs over all finished cells, and how wide its latents are."""
+    import pandas as pd
+
+    records: list[dict[str, Any]] = []
+    for line in results.lines:
+        rows = results.rows[results.rows["line"] == line.key]
+        record: dict[str, Any] = {"line": line.key, "title": line.title, "method": line.method}
+        record["model"] = words_of(cell.axes.get("model") for cell in results.cells if cell.key[0] == line.key)
+        for name in COSTS:
+            record[name] = float(rows[name].astype(float).mean()) if name in rows and len(rows) else math.nan
+        std = record["latent_std"]
+        record["flag"] = "latent exploded" if std > EXPLODED else "latent collapsed" if std < 1 / EXPLODED else ""
+        cells = [cell for cell in results.cells if cell.key[0] == line.key]
+        record |= {"cells": len(cells), "cells_done": sum(c.status == "done" for c in cells), "n_values": len(rows)}
+        records.append(record)
+    return pd.DataFrame.from_records(records)
+
+
+def words_of(values: Any) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
+
+

@@ -1,0 +1,303 @@
+"""Tables as plain data, and their three renderings: terminal (rich), Markdown and CSV. HTML is the template's.
+
+An entry is printed as `24.31 ±0.42`: the mean over images and half its 95 % bootstrap interval, whose exact ends are
+in the CSV. Bold is the best and underlined the second, only where the paired test holds it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from reports.results import Metric, Results
+from reports.summary import INPUT
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+MISSING = "–"
+DAGGER = "†"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry: its text, the numbers behind it, its mark (best, second, missing, failed, input or none)."""
+
+    text: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    mark: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    title: str
+    entries: tuple[Entry, ...]
+    reference: bool = False  # the input: shown, never ranked
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows under one heading with one set of columns: a corruption with its severities."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    corner: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; `key` is what it shows (a metric's name, or costs)."""
+
+    key: str
+    title: str
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...] = ()
+    printed: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Table:
+        groups = tuple(
+            Group(
+                group["title"],
+                tuple(group["columns"]),
+                tuple(
+                    Row(row["title"], tuple(Entry(**entry) for entry in row["entries"]), row["reference"])
+                    for row in group["rows"]
+                ),
+                group["corner"],
+            )
+            for group in content["groups"]
+        )
+        return cls(content["key"], content["title"], groups, tuple(content["notes"]), content["printed"])
+
+
+# --- building ------------------------------------------------------------------------------------------------------
+
+
+def comparison(metric: Metric, summary: pd.DataFrame, results: Results) -> Table:
+    """The table of one metric: a group a block, methods as rows, severities (or steps) as columns."""
+    entries = {
+        (record["line"], record["block"], record["column"]): _entry(metric, record)
+        for record in summary[summary["metric"] == metric.name].to_dict("records")
+    }
+    titles = [(INPUT, _input_title(summary)), *((line.key, line.title) for line in results.lines)]
+    groups = []
+    for block in results.blocks:
+        rows = []
+        for line, title in titles:
+            found = [entries.get((line, block.key, column)) for column in block.columns]
+            if any(found):
+                blank = Entry("", hint="not in this sweep")
+                rows.append(Row(title, tuple(entry or blank for entry in found), line == INPUT))
+        groups.append(Group(block.title, block.columns, tuple(rows), block.axis))
+    chosen = summary[summary["metric"] == metric.name]
+    return Table(metric.name, metric.heading, tuple(groups), _notes(metric, chosen, results), metric.printed)
+
+
+def _input_title(summary: pd.DataFrame) -> str:
+    titles = summary.loc[summary["line"] == INPUT, "title"]
+    return str(titles.iloc[0]) if len(titles) else ""
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _entry(metric: Metric, record: Mapping[Any, Any]) -> Entry:
+    if record["n"] == 0:
+        if record["failure"]:
+            return Entry(f"failed ({record['failure']})", mark="failed", hint="every run of this cell failed")
+        if record["n_numerical"]:
+            return Entry("failed (numerical)", mark="failed", hint="no image came back finite")
+        return Entry(MISSING, mark="missing", hint="not run yet")
+    mean, low, high = record["mean"], record["low"], record["high"]
+    text = format(mean, metric.digits) if math.isfinite(mean) else "∞"
+    if math.isfinite(high - low):
+        text += f" ±{format((high - low) / 2, metric.digits)}"
+    text += DAGGER if record["partial"] else ""
+    mark = "input" if record["line"] == INPUT else record["mark"]
+    return Entry(text, _finite(mean), _finite(low), _finite(high), int(record["n"]), mark, _hint(metric, record))
+
+
+def _hint(metric: Metric, record: Mapping[Any, Any]) -> str:
+    parts = [f"n = {record['n']} images"]
+    if math.isfinite(record["high"] - record["low"]):
+        parts.append(f"95 % interval {record['low']:{metric.digits}} to {record['high']:{metric.digits}}")
+    if not math.isnan(record["p_holm"]):
+        parts.append(f"to the best {record['to_best']:+{metric.digits}} (Holm p = {record['p_holm']:.2g})")
+    if record["partial"]:
+        parts.append(f"{record['cells_done']} of {record['cells']} cells")
+    if record["n_numerical"]:
+        parts.append(f"{record['n_numerical']} images not finite")
+    return "; ".join(parts)
+
+
+def _notes(metric: Metric, summary: pd.DataFrame, results: Results) -> tuple[str, ...]:
+    sizes = sorted({int(n) for n in summary["n"] if n})
+    size = "no" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    notes = [
+        f"Mean over images; ± is half the 95 % bootstrap interval over n = {size} images (seeds averaged within an "
+        "image).",
+        "Bold: best, underlined: second, only where the Wilcoxon signed-rank test paired by image (Holm over methods, "
+        "p < .05) holds it against every method ranked below.",
+        *absent(results),
+    ]
+    if summary["partial"].any():
+        notes.append(f"{DAGGER} part of the cells, seeds or images is missing or not finite: shown, not ranked.")
+    if (unfinished := int(summary["n_numerical"].sum())) > 0:
+        notes.append(f"{unfinished} restored images were not finite and have no {metric.title}.")
+    return tuple(notes)
+
+
+def absent(results: Results) -> list[str]:
+    """`k of n cells missing`, in words, if any is."""
+    failed, missing, total = results.count("failed"), results.count("missing"), len(results.cells)
+    notes = []
+    if missing:
+        notes.append(f"{missing} of {total} cells missing ({MISSING} where nothing has run).")
+    if failed:
+        notes.append(f"{failed} of {total} cells failed.")
+    return notes
+
+
+COST_COLUMNS = (
+    ("nfe", "NFE", ".4g"),
+    ("nfe_grad", "NFE with gradient", ".4g"),
+    ("seconds", "s / image", ".3g"),
+    ("peak_mib", "peak MiB", ".4g"),
+    ("state_bytes", "state", "bytes"),
+    ("latent_std", "latent std", ".3g"),
+    ("latent_kurtosis", "latent kurtosis", ".3g"),
+)
+
+
+def cost_table(costs: pd.DataFrame, results: Results) -> Table:
+    """What a method costs, mean over its finished cells, and whether its latents keep the scale of the prior."""
+    with_model = costs["model"].nunique() > 1
+    rows = []
+    for record in costs.to_dict("records"):
+        entries = [Entry(record["model"])] if with_model else []
+        entries += [_cost(record[name], digits) for name, _, digits in COST_COLUMNS]
+        entries.append(Entry(record["flag"], mark="failed" if record["flag"] else ""))
+        rows.append(Row(record["title"], tuple(entries)))
+    columns = ("model",) * with_model + tuple(title for _, title, _ in COST_COLUMNS) + ("flag",)
+    notes = [
+        "Means over the images of all finished cells. NFE: network evaluations an image, guidance counts two; state: "
+        "what a decode needs besides the model.",
+        "Flag: latent exploded where the latent's standard deviation is above 3, collapsed where it is below 1/3.",
+        *absent(results),
+    ]
+    machines = sorted({_machine(record) for record in results.records.values()})
+    if len(machines) > 1:
+        notes.append(f"Timed on {len(machines)} kinds of machine ({'; '.join(machines)}): seconds do not compare.")
+    elif machines:
+        notes.append(f"Timed on {machines[0]}.")
+    return Table("costs", "Costs", (Group("", columns, tuple(rows), "method"),), tuple(notes))
+
+
+def _machine(record: Mapping[str, Any]) -> str:
+    provenance = record.get("provenance", {})
+    threads = provenance.get("torch_threads")
+    return f"{provenance.get('gpu') or 'CPU'}" + (f", {threads} threads" if threads else "")
+
+
+def _cost(value: float, digits: str) -> Entry:
+    if math.isnan(value):
+        return Entry(MISSING, mark="missing")
+    text = _bytes(value) if digits == "bytes" else _plain(value, digits)
+    return Entry(text, _finite(value))
+
+
+def _plain(value: float, digits: str) -> str:
+    """Significant digits without an exponent below a million: 12346 rather than 1.235e+04."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else format(value, digits)
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} GiB"
+
+
+# --- rendering -----------------------------------------------------------------------------------------------------
+
+
+def print_table(table: Table, console: Console) -> None:
+    """A rich table a group, all of one shape, so that blocks stand under one another."""
+    from rich import box
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    styles = {"best": "bold green", "second": "underline", "failed": "red", "missing": "dim", "input": "dim"}
+    first = max((len(row.title) for group in table.groups for row in group.rows), default=0)
+    console.print(Text(f"\n{table.title}", style="bold"))
+    for group in table.groups:
+        lengths = [len(entry.text) for row in group.rows for entry in row.entries] + [len(c) for c in group.columns]
+        width = max(lengths, default=1) if group.title else None
+        grid = Grid(title=group.title or None, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD)
+        grid.add_column(group.corner, min_width=min(first, 40), overflow="fold")
+        for column in group.columns:
+            grid.add_column(column, justify="right", min_width=min(width or 1, 14), overflow="fold")
+        for row in group.rows:
+            entries = [Text(entry.text, style=styles.get(entry.mark, "")) for entry in row.entries]
+            grid.add_row(Text(row.title, style="dim" if row.reference else ""), *entries)
+        console.print(grid)
+    for note in table.notes:
+        console.print(Text(note, style="dim"))
+
+
+def markdown(tables: Sequence[Table], title: str) -> str:
+    """All tables as GitHub Markdown, the marks as **bold** and <u>underlined</u>."""
+    parts = [f"# {title}\n"]
+    for table in tables:
+        parts.append(f"## {table.title}\n")
+        for group in table.groups:
+            if group.title:
+                parts.append(f"### {group.title}\n")
+            lines = [_md_row([group.corner, *group.columns]), _md_row(["---", *("---:" for _ in group.columns)])]
+            lines += [_md_row([_md(row.title), *(_md(e.text, e.mark) for e in row.entries)]) for row in group.rows]
+            parts.append("\n".join(lines) + "\n")
+        parts.append("\n".join(f"- {note}" for note in table.notes) + "\n")
+    return "\n".join(parts)
+
+
+def _md(text: str, mark: str = "") -> str:
+    text = text.replace("|", "\\|")
+    return f"**{text}**" if mark == "best" else f"<u>{text}</u>" if mark == "second" else text
+
+
+def _md_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def chosen(tables: Sequence[Table], metric: str | None) -> list[Table]:
+    """What the terminal shows: the metric asked for, else every printed one; costs always."""
+    return [t for t in tables if t.key == "costs" or (t.key == metric if metric else t.printed)]
+
+
+def csv(frame: pd.DataFrame, results: Results) -> str:
+    """Full precision: the shortest decimal that reads back as the same number. Axes go by their own names."""
+    names = {"block": results.blocks[0].over, "column": results.blocks[0].axis} if results.blocks else {}
+    return frame.drop(columns="axis", errors="ignore").rename(columns=names).to_csv(index=False, lineterminator="\n")
+
+
+def without_hints(table: Table) -> Table:
+    """The table as the terminal needs it: what a re-run without changes prints."""
+    groups = tuple(
+        replace(g, rows=tuple(replace(r, entries=tuple(replace(e, hint="") for e in r.entries)) for r in g.rows))
+        for g in table.groups
+    )
+    return replace(table, groups=groups)
