@@ -142,7 +142,7 @@ class InversionMethod(pl.LightningModule):
 
     def expected_nfe(self, inverting: Condition, decoding: Condition) -> int:
         """Evaluations per image of one invert and one decode: the declared formula, checked by the tests."""
-        return self.grid.steps * (inverting.evaluations + decoding.evaluations)
+        return self.options.calls_per_step * self.grid.steps * (inverting.evaluations + decoding.evaluations)
 
     # --- tasks -------------------------------------------------------------------------------------------------
 

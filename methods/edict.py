@@ -61,6 +61,3 @@ class EDICT(InversionMethod):
 
     def decode(self, latent: Latent, cond: Condition, constrain: Constrain | None = None) -> Tensor:
         return self.decode_pair(latent, cond, constrain)[0]
-
-    def expected_nfe(self, inverting: Condition, decoding: Condition) -> int:
-        return 2 * super().expected_nfe(inverting, decoding)

@@ -5,7 +5,7 @@ The class here and the method share their name: `methods.edict.EDICT` is configu
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +14,8 @@ class MethodOptions(BaseModel):
     """Common to every method. `steps` and `guidance` are axes of a sweep; a cell sets them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    calls_per_step: ClassVar[int] = 1
+    """Network calls of one step in either direction, for the plan's prediction and the NFE formula."""
 
     version: int = Field(1, description="raised when the method's numbers change; part of a cell's identity")
     steps: int = Field(20, ge=1, le=1000, description="N, steps of the whole grid")
@@ -40,6 +42,7 @@ class DDIM(MethodOptions):
 class EDICT(MethodOptions):
     """EDICT (Wallace et al. 2023); p = 0.93 and leapfrog as in its code."""
 
+    calls_per_step: ClassVar[int] = 2
     p: float = Field(0.93, gt=0, le=1, description="mixing weight; 0.9 .. 0.97 generally work for 50 steps")
     leapfrog: bool = Field(True, description="swap the order of the two updates at every other step")
 

@@ -342,9 +342,7 @@ def image_grid(shown: Gallery) -> Figure:
     head, border = 0.75, 0.12
     width, height = canvas.shape[1] * inch + 2 * border, canvas.shape[0] * inch + head + border
     figure = Figure(figsize=(width, height))
-    axes = figure.add_axes(
-        (border / width, border / height, 1 - 2 * border / width, canvas.shape[0] * inch / height)
-    )
+    axes = figure.add_axes((border / width, border / height, 1 - 2 * border / width, canvas.shape[0] * inch / height))
     axes.imshow(canvas, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
     for c, title in enumerate(shown.heads):
@@ -368,13 +366,10 @@ def image_grid(shown: Gallery) -> Figure:
     return figure
 
 
-def middle(columns: Sequence[str]) -> str:
-    """Severity 3 where there is one (the common published setting), else the nearest to it, else the middle."""
-    try:
-        return min(columns, key=lambda column: abs(float(column) - 3)) if "3" in columns else _central(columns)
-    except ValueError:
-        return _central(columns)
-
-
-def _central(columns: Sequence[str]) -> str:
+def middle(axis: str, columns: Sequence[str]) -> str:
+    """The column to show first: severity 3, the common published setting, or the nearest; else the central one."""
+    if axis == "severity":
+        numbers = [column for column in columns if column.replace(".", "", 1).isdigit()]
+        if numbers:
+            return min(numbers, key=lambda column: abs(float(column) - 3))
     return columns[(len(columns) - 1) // 2]

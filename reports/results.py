@@ -185,7 +185,9 @@ def arrange(
         column = words(axes.get(column_axis))
         columns.setdefault(block, set()).add(column)
         cells.append(Cell(entry["id"], (line.key, block, column), axes, status.get(entry["id"], "missing")))
-    blocks = tuple(Block(key, title, block_axis, column_axis, _column_order(columns[key])) for key, title in titles.items())
+    blocks = tuple(
+        Block(key, title, block_axis, column_axis, _column_order(columns[key])) for key, title in titles.items()
+    )
     return tuple(cells), tuple(sorted(lines.values(), key=_method_order(lines))), blocks
 
 

@@ -182,5 +182,3 @@ def costs(results: Results) -> pd.DataFrame:
 
 def words_of(values: Any) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
-
-

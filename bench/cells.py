@@ -1,0 +1,309 @@
+"""A configuration -> its cells. Pure: the same configuration gives the same cells, in the same order, anywhere.
+
+A cell is method x model x dataset x task x corruption x severity x steps x guidance x seed with everything resolved.
+Its id is readable words and a hash of all that can change its numbers: resolved options with their declared versions,
+the model and its weights' sha256, the data set, the metrics. Titles, launchers and batch sizes are not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bench import metrics
+from bench.config import NAME_AXES, NUMBER_AXES, ModelConfig, RunConfig
+from bench.errors import UserError, unknown
+from bench.registry import check_options, load
+
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of work. `axes` are what tables are made of, `spec` is everything that running it needs."""
+
+    id: str
+    axes: dict[str, Any]
+    spec: dict[str, Any]
+    evaluations: int
+    """Predicted network evaluations, over all images."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A combination that is not meaningful, with the reason."""
+
+    axes: dict[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Expansion:
+    cells: tuple[Cell, ...]
+    skipped: tuple[Skip, ...]
+    unavailable: dict[str, str]
+    """metric -> why it cannot be computed here."""
+
+
+# --- axes ------------------------------------------------------------------------------------------------------
+
+
+def axes_of(config: RunConfig) -> list[list[Point]]:
+    """The factors of the product, each a list of partial points; the axes of one `zip` entry make one factor."""
+    names = {axis: list(getattr(config, axis)) for axis in NAME_AXES}
+    values: dict[str, Sequence[Any]] = {axis: chosen for axis, chosen in names.items() if chosen}
+    values |= config.matrix
+    zipped = [axis for group in config.zip for axis in group]
+    for axis, options in [*config.matrix.items(), *((a, v) for group in config.zip for a, v in group.items())]:
+        _check_axis(axis, options, config)
+    for axis in zipped:
+        if zipped.count(axis) > 1 or (axis in config.matrix):
+            raise UserError(f"axis {axis} is both in matrix and in zip, or twice in zip")
+    factors = [[{axis: value} for value in options] for axis, options in values.items() if axis not in zipped]
+    for group in config.zip:
+        lengths = {axis: len(options) for axis, options in group.items()}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"zip needs axes of one length, got {lengths}")
+        factors.append([dict(zip(group, row, strict=True)) for row in zip(*group.values(), strict=True)])
+    return factors
+
+
+def _check_axis(axis: str, values: Iterable[Any], config: RunConfig) -> None:
+    if axis in NAME_AXES:
+        for value in values:
+            if value not in getattr(config, axis):
+                raise unknown(f"{axis} in the matrix (choose it with {axis}=...)", str(value), getattr(config, axis))
+    elif axis.startswith("method."):
+        option = axis.removeprefix("method.")
+        known = {field for c in config.method.values() for field in _fields(c.class_path)}
+        if option not in known:
+            raise unknown("method option in the matrix", option, known)
+    elif axis not in NUMBER_AXES:
+        raise unknown("axis in the matrix", axis, [*NUMBER_AXES, *NAME_AXES, "method.OPTION"])
+    if not list(values):
+        raise UserError(f"axis {axis} has no values")
+
+
+def _fields(class_path: str) -> set[str]:
+    from bench.registry import options_class
+
+    return set(options_class(class_path, "method").model_fields)
+
+
+def _matches(point: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
+    return all(point.get(k) in (v if isinstance(v, (list, tuple)) else (v,)) for k, v in pattern.items())
+
+
+def points(config: RunConfig) -> Iterator[Point]:
+    """Every combination of axis values: the product, less `exclude`, plus `include`."""
+    factors = axes_of(config)
+    first = {k: v for factor in factors if factor for k, v in factor[0].items()}
+    for pattern in config.exclude:
+        for axis in pattern:
+            if axis not in first:
+                raise unknown("axis in exclude", axis, first)
+    for combination in itertools.product(*factors):
+        point = {k: v for part in combination for k, v in part.items()}
+        if not any(_matches(point, pattern) for pattern in config.exclude):
+            yield point
+    for extra in config.include:
+        for axis, value in extra.items():
+            _check_axis(axis, [value], config)
+        yield first | extra
+
+
+# --- cells -----------------------------------------------------------------------------------------------------
+
+
+def expand(config: RunConfig) -> Expansion:
+    """All cells of a configuration. Raises UserError for anything that a user got wrong."""
+    _check_task(config)
+    usable, unavailable = metrics.available(config.metrics)
+    cells: dict[str, Cell] = {}
+    skipped: dict[str, Skip] = {}
+    for point in points(config):
+        made = _cell(config, point, usable)
+        if isinstance(made, Skip):
+            skipped.setdefault(json.dumps(made.axes, sort_keys=True), made)
+        else:
+            cells.setdefault(made.id, made)
+    if not cells and not skipped:
+        raise UserError("the sweep has no cells: exclude leaves nothing")
+    return Expansion(tuple(cells.values()), tuple(skipped.values()), unavailable)
+
+
+def _check_task(config: RunConfig) -> None:
+    for axis in ("method", "model", "dataset"):
+        if not getattr(config, axis):
+            raise UserError(f"the sweep names no {axis}; write {axis}=NAME")
+    if config.task == "restore" and not config.corruption:
+        raise UserError("task=restore needs a corruption; write corruption=NAME")
+    if config.task != "restore" and config.corruption:
+        raise UserError(f"corruption has no meaning for task={config.task}; only task=restore measures")
+    if config.task == "restore" and "severity" not in {*config.matrix, *(a for group in config.zip for a in group)}:
+        raise UserError("task=restore needs severities; write severity=1,2,3,4,5")
+    if config.task != "restore" and "severity" in config.matrix:
+        raise UserError(f"severity has no meaning for task={config.task}")
+    for name, model in config.model.items():
+        if model.kind == "judge":
+            raise UserError(f"model {name} is a classifier, not a denoiser; it cannot run a method")
+
+
+def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...]) -> Cell | Skip:
+    method, model = config.method[point["method"]], config.model[point["model"]]
+    data = config.dataset[point["dataset"]]
+    changes = {axis.removeprefix("method."): value for axis, value in point.items() if axis.startswith("method.")}
+    changes = {option: value for option, value in changes.items() if option in _fields(method.class_path)}
+    changes |= {axis: point[axis] for axis in ("steps", "guidance") if axis in point}
+    options = _options(method.class_path, "method", {**method.options, **changes}, f"method.{point['method']}")
+    spec: dict[str, Any] = {
+        "task": config.task,
+        "images": config.images,
+        "seed": _whole(point.get("seed", 0), "seed"),
+        "metrics": {name: metrics.VERSIONS[name] for name in metric_names},
+        "method": {"class": method.class_path, "options": options.model_dump(mode="json")},
+        "model": _model_spec(point["model"], model),
+        "dataset": {"name": point["dataset"], "class": data.class_path, "split": data.split, **data.options},
+    }
+    corruption_axes: dict[str, Any] = {"corruption": None, "severity": None}
+    if config.task == "restore":
+        corruption = config.corruption[point["corruption"]]
+        severity = point["severity"]
+        if severity not in corruption.severities:
+            raise unknown(f"severity of {point['corruption']}", str(severity), map(str, corruption.severities))
+        merged = {**corruption.options, **corruption.severities[severity]}
+        checked = _options(corruption.class_path, "corruption", merged, f"corruption.{point['corruption']}")
+        spec["corruption"] = {
+            "name": point["corruption"],
+            "severity": severity,
+            "class": corruption.class_path,
+            "options": checked.model_dump(mode="json"),
+        }
+        corruption_axes = {"corruption": point["corruption"], "severity": severity}
+    axes = {
+        "method": point["method"],
+        "method_title": method.title or point["method"],
+        "model": point["model"],
+        "dataset": point["dataset"],
+        "task": config.task,
+        **corruption_axes,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "seed": spec["seed"],
+        **{f"method.{option}": value for option, value in changes.items() if option not in ("steps", "guidance")},
+    }
+    if corruption_axes["corruption"]:
+        axes["corruption_title"] = config.corruption[point["corruption"]].title or point["corruption"]
+    dataset = _dataset(data.class_path, data.split, json.dumps(data.options, sort_keys=True))
+    reason = _mismatch(point, model, dataset, config.images)
+    if reason:
+        return Skip(axes, reason)
+    return Cell(_identify(axes, spec), axes, spec, _evaluations(options) * config.images)
+
+
+def _options(class_path: str, kind: str, options: dict[str, Any], where: str) -> Any:
+    return _checked(class_path, kind, json.dumps(options, sort_keys=True, default=list), where)
+
+
+@cache
+def _checked(class_path: str, kind: str, options: str, where: str) -> Any:
+    return check_options(class_path, kind, json.loads(options), where)
+
+
+def _whole(value: Any, axis: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UserError(f"{axis}={value!r}: must be a whole number, 0 or more")
+    return value
+
+
+@cache
+def _dataset(class_path: str, split: str, options: str) -> Any:
+    try:
+        return load(class_path, "dataset")(split=split, **json.loads(options))
+    except (TypeError, ValueError, OSError) as error:
+        raise UserError(f"dataset {class_path}: {error}") from error
+
+
+def _mismatch(point: Point, model: ModelConfig, dataset: Any, images: int) -> str | None:
+    """Why a model cannot see a data set, if it cannot."""
+    if images > len(dataset):
+        raise UserError(f"images={images}: dataset {point['dataset']} has {len(dataset)}")
+    if tuple(dataset.shape) != tuple(model.shape):
+        wants, has = "x".join(map(str, model.shape)), "x".join(map(str, dataset.shape))
+        return f"model {point['model']} takes {wants} images, dataset {point['dataset']} has {has}"
+    return None
+
+
+def _evaluations(options: Any) -> int:
+    """Network evaluations of one image, by the options' declared calls a step."""
+    steps = max(1, int(round(options.steps * options.strength, 9)))
+    guided = 1 if options.guidance in (0.0, 1.0) else 2
+    return steps * getattr(options, "calls_per_step", 1) * (1 + guided)
+
+
+def _model_spec(name: str, model: ModelConfig) -> dict[str, Any]:
+    content = model.model_dump(mode="json", by_alias=True, exclude={"title", "train", "guidance", "dataset"})
+    return {"name": name, **content, "weights_sha256": weights_sha256(model)}
+
+
+def weights_sha256(model: ModelConfig) -> str | None:
+    """The sha256 of the weights on disk, or None while they are missing."""
+    file = model.weights_file
+    return _file_sha256(file) if file is not None and file.is_file() else None
+
+
+@cache
+def _file_sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def canonical(content: Any) -> str:
+    """One text for one meaning: sorted keys, no spaces, no NaN."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _identify(axes: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+    words = [str(axes["method"]), axes["corruption"] or axes["task"]]
+    words += [f"s{axes['severity']}"] * (axes["severity"] is not None)
+    words += [axes["model"], axes["dataset"], f"n{axes['steps']}", f"g{axes['guidance']:g}", f"seed{axes['seed']}"]
+    digest = hashlib.blake2b(canonical(spec).encode(), digest_size=6).hexdigest()
+    return "-".join([*words, digest])
+
+
+# --- reconcile -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cells by what a store holds of them. `missing` and `retried` are what a run would compute."""
+
+    done: tuple[Cell, ...]
+    missing: tuple[Cell, ...]
+    failed: tuple[Cell, ...]
+    retried: tuple[Cell, ...]
+
+    @property
+    def todo(self) -> tuple[Cell, ...]:
+        return self.missing + self.retried
+
+
+def reconcile(
+    cells: Iterable[Cell], done: set[str], failed: set[str], retry: Sequence[str], failure_class: Callable[[str], str]
+) -> Plan:
+    """Split cells into done, missing, failed and those failed ones whose class is to be tried again."""
+    groups: dict[str, list[Cell]] = {"done": [], "missing": [], "failed": [], "retried": []}
+    for cell in cells:
+        if cell.id in done:
+            groups["done"].append(cell)
+        elif cell.id not in failed:
+            groups["missing"].append(cell)
+        else:
+            again = "all" in retry or (bool(retry) and failure_class(cell.id) in retry)
+            groups["retried" if again else "failed"].append(cell)
+    return Plan(**{name: tuple(members) for name, members in groups.items()})

@@ -1,0 +1,317 @@
+"""Rebuild a sweep's tables, figures and page from the store.
+
+    python -m reports.build sweep=corruptions [store=results] [out=DIR] [metric=psnr] [quiet=true]
+
+sweep   a sweep that has run into the store
+store   the results folder (default: results)
+out     where to write (default: STORE/reports/SWEEP)
+metric  the metric of the printed table, the cost figure and the image captions (default: psnr, and all tables printed)
+quiet   true prints the path of the page alone
+
+Exit code 0; 1 if cells that would be compared measured different inputs (the page says which); 2 for a mistake in
+the arguments. Nothing is redrawn while the store holds what it held at the last build.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.store import Store
+from reports.results import METRICS, Metric, MixedMeasurements, Results, check_measurements, load
+from reports.tables import Table, chosen, comparison, cost_table, csv, markdown, print_table, without_hints
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from reports.figures import Gallery
+    from reports.html import Figure
+
+VERSION = 1  # of the reports: raise it when the same rows should give other files
+KEYS = ("sweep", "store", "out", "metric", "quiet")
+INPUTS = ".inputs"
+
+
+class UsageError(Exception):
+    """A mistake in the arguments, in one line."""
+
+
+@dataclass(frozen=True)
+class Options:
+    sweep: str
+    store: Path
+    out: Path
+    metric: str | None
+    quiet: bool
+
+
+# --- arguments -----------------------------------------------------------------------------------------------------
+
+
+def _nearest(given: str, allowed: Iterable[str]) -> str:
+    found = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _one_of(what: str, given: str, allowed: Sequence[str]) -> str:
+    if given not in allowed:
+        raise UsageError(f"{what} {given!r} is not one of {', '.join(allowed) or '(none)'}{_nearest(given, allowed)}")
+    return given
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """key=value arguments, checked against the store. Raises UsageError."""
+    given: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        _one_of("argument", key, KEYS)
+        if not equals or not value:
+            raise UsageError(f"argument {argument!r} has no value; write {key}=VALUE")
+        given[key] = value
+    root = Path(given.get("store", "results"))
+    stores = _stores_beside(root)
+    if not (root / "sweeps").is_dir():
+        raise UsageError(
+            f"store={root} holds no sweeps; results folders beside it: {', '.join(stores) or '(none)'}"
+            + _nearest(str(root), stores)
+        )
+    sweeps = Store(root).manifests()
+    if "sweep" not in given:
+        raise UsageError(f"no sweep given; write sweep=NAME with one of {', '.join(sweeps) or '(none)'}")
+    sweep = _one_of("sweep", given["sweep"], sweeps)
+    metric = _one_of("metric", given["metric"], tuple(METRICS)) if "metric" in given else None
+    quiet = _one_of("quiet", given.get("quiet", "false").lower(), ("true", "false")) == "true"
+    out = Path(given["out"]) if "out" in given else root / "reports" / sweep
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"out={out} is a file; give a folder")
+    return Options(sweep, root, out, metric, quiet)
+
+
+def _stores_beside(root: Path) -> list[str]:
+    try:
+        return sorted(str(path.parent) for path in root.parent.glob("*/sweeps") if path.is_dir())
+    except OSError:
+        return []
+
+
+# --- what has changed ----------------------------------------------------------------------------------------------
+
+
+def digest(store: Store, manifest: Mapping[str, Any], metric: str | None) -> str:
+    """Of everything a report depends on. A finished cell never changes, so its id is enough."""
+    ids = {cell["id"] for cell in manifest["cells"]}
+    content = {
+        "version": VERSION,
+        "manifest": manifest,
+        "metric": metric,
+        "done": sorted(ids & store.done()),
+        "failures": {i: store.failure(i) for i in sorted(ids & store.failed())},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build left: its inputs, its files (relative to the folder), the tables to print, and an error if any."""
+
+    digest: str
+    files: tuple[str, ...]
+    tables: tuple[Table, ...]
+    error: str = ""
+
+    def write(self, out: Path) -> None:
+        content = {
+            "digest": self.digest,
+            "files": sorted(self.files),
+            "error": self.error,
+            "tables": [without_hints(table).as_dict() for table in self.tables],
+        }
+        _write(out / INPUTS, json.dumps(content, sort_keys=True).encode())
+
+    @classmethod
+    def read(cls, out: Path) -> Built | None:
+        """None if there was no build, or one of its files has gone."""
+        try:
+            content = json.loads((out / INPUTS).read_text())
+            tables = tuple(Table.from_dict(table) for table in content["tables"])
+            built = cls(content["digest"], tuple(content["files"]), tables, content["error"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return built if all((out / name).is_file() for name in built.files) else None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all: a reader with the page open never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+# --- building ------------------------------------------------------------------------------------------------------
+
+
+def headline(results: Results, asked: str | None) -> Metric | None:
+    """The metric asked for, else the first there is. Raises UsageError if no row has the one asked for."""
+    names = [metric.name for metric in results.metrics]
+    if asked is None:
+        return results.metrics[0] if names else None
+    if asked not in names:
+        reason = (results.manifest.get("unavailable") or {}).get(asked)
+        why = f" ({reason})" if reason else ""
+        raise UsageError(f"metric {asked!r} has no values in this sweep{why}; it has {', '.join(names) or '(none)'}")
+    return METRICS[asked]
+
+
+def build(store: Store, manifest: Mapping[str, Any], out: Path, metric: str | None, inputs: str) -> Built:
+    """Write the whole report and return what it left."""
+    results = load(store, manifest)
+    lead = headline(results, metric)
+    _clear(out)
+    try:
+        check_measurements(results)
+    except MixedMeasurements as error:
+        built = _refuse(results, out, inputs, str(error))
+    else:
+        built = _build(store, results, lead, out, inputs)
+    built.write(out)
+    return built
+
+
+def _clear(out: Path) -> None:
+    """Remove what the last build wrote, and nothing else: `out` may be the user's own folder."""
+    try:
+        names = json.loads((out / INPUTS).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return
+    (out / INPUTS).unlink()  # first: a build that dies from here on is no build
+    for name in names:
+        if (out / name).resolve().is_relative_to(out.resolve()):
+            (out / name).unlink(missing_ok=True)
+
+
+def _refuse(results: Results, out: Path, inputs: str, error: str) -> Built:
+    from reports.html import page
+
+    title = results.manifest.get("title") or results.manifest["name"]
+    _write(out / "table.md", f"# {title}\n\n**No comparison: mixed measurements.** {error}\n".encode())
+    _write(out / "index.html", page(results, (), (), (), error).encode())
+    return Built(inputs, ("table.md", "index.html"), (), error)
+
+
+def _build(store: Store, results: Results, lead: Metric | None, out: Path, inputs: str) -> Built:
+    from reports.html import page
+    from reports.summary import costs, summarise
+
+    summary, spent = summarise(results), costs(results)
+    tables = tuple(comparison(metric, summary, results) for metric in results.metrics)
+    tables += (cost_table(spent, results),)
+    title = results.manifest.get("title") or results.manifest["name"]
+    texts = {
+        "table.md": markdown(tables, title),
+        "table.csv": csv(summary, results),
+        "costs.csv": csv(spent, results),
+    }
+    for name, text in texts.items():
+        _write(out / name, text.encode())
+    figures, galleries, drawn = _draw(store, results, lead, summary, spent, out)
+    _write(out / "index.html", page(results, tables, figures, galleries).encode())
+    return Built(inputs, (*texts, *drawn, "index.html"), tables)
+
+
+def _draw(
+    store: Store, results: Results, lead: Metric | None, summary: pd.DataFrame, spent: pd.DataFrame, out: Path
+) -> tuple[list[Figure], list[Gallery], list[str]]:
+    """The figures as files; those of the page, its sample images, and the names written."""
+    from reports import figures as draw
+    from reports.html import Figure
+
+    folder = out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    names: list[str] = []
+    shown: list[Figure] = []
+
+    def keep(stem: str, figure: Any) -> bytes:
+        paths = draw.save(figure, folder / stem)
+        names.extend(f"figures/{path.name}" for path in paths)
+        return paths[0].read_bytes()
+
+    with draw.styled():
+        for metric in results.metrics:
+            axis = results.blocks[0].axis
+            title = f"{metric.title} against {axis}: mean and 95 % bootstrap band"
+            png = keep(f"curves_{metric.name}", draw.curves(metric, summary, results))
+            alt = f"{title}; a panel for each of {', '.join(block.title for block in results.blocks)}"
+            shown.append(Figure(f"curves-{metric.name}", title, f"{alt}. The numbers are in the table.", png))
+        if lead is not None:
+            title = f"{lead.title} against cost; the grey staircase joins the methods that no other beats in both"
+            png = keep(f"pareto_{lead.name}", draw.pareto(lead, summary, spent, results))
+            shown.append(Figure("pareto", title, f"{title}. The numbers are in the tables.", png))
+        galleries = _galleries(store, results, lead)
+        for number, block in enumerate(results.blocks):
+            own = {shown.column: shown for shown in galleries if shown.block.key == block.key}
+            if own:
+                stem = f"grid_{number + 1}_{_file_name(block.key)}"
+                keep(stem, draw.image_grid(own[draw.middle(block.axis, list(own))]))
+    return shown, galleries, names
+
+
+def _galleries(store: Store, results: Results, lead: Metric | None) -> list[Gallery]:
+    from reports.figures import gallery, score_index
+
+    scores = score_index(results, lead)
+    found = (
+        gallery(store, results, block, column, lead, scores) for block in results.blocks for column in block.columns
+    )
+    return [shown for shown in found if shown is not None]
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() and c.isascii() else "_" for c in text.lower()).strip("_") or "all"
+
+
+# --- shell ---------------------------------------------------------------------------------------------------------
+
+
+def run(options: Options) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    store = Store(options.store)
+    manifest = store.manifest(options.sweep)
+    inputs = digest(store, manifest, options.metric)
+    built = Built.read(options.out)
+    if built is None or built.digest != inputs:
+        built = build(store, manifest, options.out, options.metric, inputs)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    if built.error:
+        print(f"mixed measurements, no comparison: {built.error}", file=sys.stderr)
+    elif not options.quiet:
+        console.print(Text(str(manifest.get("title") or options.sweep), style="bold"))
+        for table in chosen(built.tables, options.metric):
+            print_table(table, console)
+    print(options.out / "index.html")
+    return 1 if built.error else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(argument in ("-h", "--help", "help") for argument in arguments):
+        print((__doc__ or "").strip())
+        return 0
+    try:
+        return run(parse(arguments))
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,452 @@
+"""Reports from a synthetic store: every file, the same bytes, and nothing absent that is not said to be."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.store import Store
+from reports.build import main
+from reports.results import MixedMeasurements, check_measurements, load
+from reports.summary import costs, summarise
+
+ROOT = Path(__file__).parents[1]
+METHODS = {"ddim": "DDIM inversion", "edict": "EDICT", "injective": "Injective ODE"}
+CORRUPTIONS = {"random_mask": "random mask", "block_mask": "block mask", "blur": "Gaussian blur", "noise": "noise"}
+GAIN = {"ddim": 0.0, "edict": 1.0, "injective": 4.0}
+
+
+def shape_image(seed: int, size: int = 32) -> np.ndarray:
+    """A coloured disc or square on a gradient, uint8 [size, size, 3]."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] / size
+    low, high, colour = rng.uniform(0.1, 0.9, (3, 3))
+    image = low + (high - low) * (x if seed % 2 else y)[..., None]
+    cx, cy, r = rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7), rng.uniform(0.15, 0.28)
+    inside = np.hypot(x - cx, y - cy) < r if seed % 3 else np.maximum(abs(x - cx), abs(y - cy)) < r
+    return (np.where(inside[..., None], colour, image) * 255).astype(np.uint8)
+
+
+def degrade(image: np.ndarray, corruption: str, severity: int) -> np.ndarray:
+    rng = np.random.default_rng(severity)
+    x = image.astype(float)
+    if corruption == "random_mask":
+        x = x * (rng.random(image.shape[:2]) > 0.17 * severity)[..., None]
+    elif corruption == "block_mask":
+        side = 4 + 4 * severity
+        x[16 - side // 2 : 16 + side // 2, 16 - side // 2 : 16 + side // 2] = 0
+    elif corruption == "blur":
+        for _ in range(2 * severity):
+            x = (x + np.roll(x, 1, 0) + np.roll(x, -1, 0) + np.roll(x, 1, 1) + np.roll(x, -1, 1)) / 5
+    else:
+        x = x + rng.normal(size=x.shape) * 8 * severity
+    return np.clip(x, 0, 255).astype(np.uint8)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / max(1e-9, np.mean((a.astype(float) - b) ** 2))))
+
+
+def cell_name(method: str, corruption: str, severity: int, seed: int = 0) -> str:
+    return f"{method}-{corruption}-{severity}-s{seed}"
+
+
+def write_cell(store: Store, cell: dict[str, Any], images: int, sha: str = "", finite: bool = True) -> None:
+    axes = cell["axes"]
+    method, corruption, severity, seed = (axes[k] for k in ("method", "corruption", "severity", "seed"))
+    rng = np.random.default_rng(sum(map(ord, cell["id"])))
+    truth = np.stack([shape_image(i) for i in range(images)])
+    y = np.stack([degrade(image, corruption, severity) for image in truth])
+    keep = 0.55 - 0.1 * GAIN[method] / 2
+    noise = rng.normal(size=truth.shape) * 6
+    output = np.clip(truth + keep * (y.astype(float) - truth) + noise, 0, 255).astype(np.uint8)
+    rows = []
+    for i in range(images):
+        bad = not finite and i == 0
+        score = psnr(output[i], truth[i]) + seed * 0.1
+        rows.append(
+            {
+                "cell_id": cell["id"],
+                "image_id": f"scene-{i:04d}",
+                **{k: axes[k] for k in ("method", "model", "dataset", "task", "corruption", "severity", "steps")},
+                "guidance": axes["guidance"],
+                "seed": seed,
+                "outcome": "numerical" if bad else "ok",
+                "psnr": None if bad else score,
+                "ssim": None if bad else min(0.99, score / 45),
+                "mse": None if bad else 10 ** (-score / 10),
+                "input_psnr": psnr(y[i], truth[i]),
+                "input_ssim": min(0.99, psnr(y[i], truth[i]) / 45),
+                "latent_std": 5.5 if method == "edict" else 1.0,
+                "latent_kurtosis": 3.0 + rng.normal() * 0.1,
+                "state_bytes": 24576 if method == "edict" else 12288,
+                "nfe": {"ddim": 40, "edict": 80, "injective": 12}[method],
+                "nfe_grad": 0,
+                "seconds": {"ddim": 0.05, "edict": 0.1, "injective": 0.02}[method] * (1 + 0.01 * rng.random()),
+                "peak_mib": 230.0,
+                "y_sha256": hashlib.sha256(f"{i} {corruption} {severity} {seed}{sha}".encode()).hexdigest(),
+                "sigma01": 0.0,
+                "snr_db": None,
+                "details": "{}",
+            }
+        )
+    record = {
+        "config": axes,
+        "provenance": {
+            "git_sha": "0123abc",
+            "dirty": False,
+            "packages": {"torch": "2.8.0", "numpy": "2.2.0"},
+            "host": "laptop",
+            "gpu": None,
+            "torch_threads": 4,
+            "weights": {"scenes_vp.safetensors": "ab" * 32},
+            "started": "2025-01-01T00:00:00",
+        },
+    }
+    names = np.asarray([f"scene-{i:04d}" for i in range(4)])
+    store.write(cell["id"], rows, record, {"ids": names, "truth": truth[:4], "input": y[:4], "output": output[:4]})
+
+
+def make_store(
+    root: Path,
+    images: int = 8,
+    missing: tuple[str, ...] = (),
+    failed: tuple[str, ...] = (),
+    seeds: int = 1,
+    change: Callable[[str], dict[str, Any]] = lambda _: {},
+) -> Store:
+    store = Store(root)
+    cells = [
+        {
+            "id": cell_name(method, corruption, severity, seed),
+            "axes": {
+                "method": method,
+                "method_title": METHODS[method],
+                "model": "scenes_vp",
+                "dataset": "scenes",
+                "task": "restore",
+                "corruption": corruption,
+                "corruption_title": CORRUPTIONS[corruption],
+                "severity": severity,
+                "steps": 20,
+                "guidance": 1.0,
+                "seed": seed,
+            },
+        }
+        for method in METHODS
+        for corruption in CORRUPTIONS
+        for severity in range(1, 6)
+        for seed in range(seeds)
+    ]
+    store.write_manifest(
+        "corruptions",
+        {
+            "title": "Restoration under corruption",
+            "description": "Three inversion methods restore small scenes from masked, blurred and noisy measurements.",
+            "task": "restore",
+            "cells": cells,
+            "unavailable": {"lpips": "weights not on disk"},
+            "skipped": [{"axes": {"method": "null_text", "corruption": "blur"}, "reason": "needs a text condition"}],
+        },
+    )
+    for cell in cells:
+        if cell["id"] in failed:
+            trace = 'Traceback (most recent call last):\n  File "x.py", line 1\nMemoryError: <no room>'
+            store.write_failure(cell["id"], {"class": "oom", "message": "out of memory", "traceback": trace})
+        elif cell["id"] not in missing:
+            write_cell(store, cell, images, **change(cell["id"]))
+    return store
+
+
+def build(store: Store, *arguments: str) -> int:
+    return main(["sweep=corruptions", f"store={store.root}", *arguments])
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=variables, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = make_store(tmp_path_factory.mktemp("whole"))
+    assert build(store, "quiet=true") == 0
+    return store
+
+
+@pytest.fixture(scope="module")
+def gaps(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    missing = (cell_name("ddim", "blur", 2), cell_name("ddim", "blur", 3, 1))
+    failed = (cell_name("edict", "noise", 5), cell_name("edict", "noise", 5, 1), cell_name("edict", "noise", 4))
+    store = make_store(tmp_path_factory.mktemp("gaps"), missing=(*missing, cell_name("ddim", "blur", 2, 1)),
+                       failed=failed, seeds=2)  # fmt: skip
+    assert build(store, "quiet=true") == 0
+    return store
+
+
+def test_all_files(whole: Store) -> None:
+    out = whole.root / "reports" / "corruptions"
+    stems = ["curves_mse", "curves_psnr", "curves_ssim", "pareto_psnr"]
+    stems += [f"grid_{i}_{name}" for i, name in enumerate(CORRUPTIONS, start=1)]
+    figures = {f"figures/{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf")}
+    assert set(hashes(out)) == {"table.md", "table.csv", "costs.csv", "index.html", ".inputs"} | figures
+
+
+def test_rebuild_is_byte_identical(whole: Store, tmp_path: Path) -> None:
+    """In another process with other hash seeds, another folder and another clock."""
+    first = hashes(whole.root / "reports" / "corruptions")
+    command = ["-m", "reports.build", "sweep=corruptions", f"store={whole.root}", f"out={tmp_path / 'out'}"]
+    assert python(*command, PYTHONHASHSEED="7", TZ="Asia/Tokyo").returncode == 0
+    assert hashes(tmp_path / "out") == first
+
+
+def test_numbers_of_the_csv(whole: Store) -> None:
+    table = pd.read_csv(whole.root / "reports" / "corruptions" / "table.csv")
+    rows = whole.rows([cell_name("edict", "blur", 3)])
+    one = table[
+        (table.metric == "psnr") & (table.line == "edict") & (table.corruption == "blur") & (table.severity == 3)
+    ]
+    assert one["mean"].item() == pytest.approx(rows["psnr"].mean(), abs=1e-12)
+    assert one["low"].item() < one["mean"].item() < one["high"].item()
+    assert one["n"].item() == 8
+    assert len(table[table.metric == "psnr"]) == (3 + 1) * 4 * 5
+    assert set(table.loc[table.line == "input", "metric"]) == {"psnr", "ssim"}
+
+
+def test_marks_need_the_paired_test(tmp_path: Path) -> None:
+    """The clear winner is bold; with three images the test can hold nothing, so nothing is."""
+    store = make_store(tmp_path / "many")
+    marks = summarise(load(store, store.manifest("corruptions")))
+    strong = marks[(marks.metric == "psnr") & (marks.block == "block_mask") & (marks.column == "5")].set_index("line")
+    assert strong.loc["injective", "mark"] == "best"
+    assert strong.loc["edict", "mark"] == "second"
+    assert strong.loc["input", "mark"] == ""
+    assert strong.loc["ddim", "p_holm"] == pytest.approx(2 * 2 / 2**8)
+    few = make_store(tmp_path / "few", images=4)
+    assert set(summarise(load(few, few.manifest("corruptions")))["mark"]) == {""}
+
+
+def test_missing_and_failed_cells_are_visible(gaps: Store) -> None:
+    out = gaps.root / "reports" / "corruptions"
+    text = (out / "table.md").read_text()
+    assert "3 of 120 cells missing" in text
+    assert "3 of 120 cells failed" in text
+    blur, noise = text.split("### Gaussian blur")[1], text.split("### noise")[1]
+    ddim = re.split(r" \| ", next(line for line in blur.splitlines() if "DDIM" in line))
+    assert ddim[2] == "–"
+    assert ddim[3].endswith("†")
+    edict = next(line for line in noise.splitlines() if "EDICT" in line)
+    assert "failed (oom)" in edict
+    assert "†" in edict
+    page = (out / "index.html").read_text()
+    assert "MemoryError: &lt;no room&gt;" in page
+    assert "weights not on disk" in page
+    assert "needs a text condition" in page
+    assert cell_name("ddim", "blur", 2) in page
+
+
+def test_partial_entries_are_not_ranked(gaps: Store) -> None:
+    table = pd.read_csv(gaps.root / "reports" / "corruptions" / "table.csv", keep_default_na=False)
+    partial = table[table.partial]
+    assert len(partial) == 3 * 2
+    assert set(partial["mark"]) == {""}
+    assert set(table.loc[table.corruption == "block_mask", "mark"]) >= {"best", ""}
+
+
+def test_images_that_are_not_finite_are_counted(tmp_path: Path) -> None:
+    name = cell_name("injective", "blur", 4)
+    store = make_store(tmp_path, change=lambda cell: {"finite": cell != name})
+    assert build(store, "quiet=true") == 0
+    text = (tmp_path / "reports" / "corruptions" / "table.md").read_text()
+    assert "1 restored images were not finite" in text
+    table = summarise(load(store, store.manifest("corruptions")))
+    entry = table[
+        (table.metric == "psnr") & (table.line == "injective") & (table.block == "blur") & (table.column == "4")
+    ]
+    assert (entry["n"].item(), entry["partial"].item(), entry["mark"].item()) == (7, True, "")
+
+
+def test_mixed_measurements_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = cell_name("edict", "blur", 3)
+    store = make_store(tmp_path, change=lambda cell: {"sha": "old" if cell == name else ""})
+    with pytest.raises(MixedMeasurements, match=name):
+        check_measurements(load(store, store.manifest("corruptions")))
+    for _ in range(2):  # built, and recalled
+        assert build(store) == 1
+        assert "mixed measurements" in capsys.readouterr().err
+    out = tmp_path / "reports" / "corruptions"
+    assert "No comparison: mixed measurements" in (out / "index.html").read_text()
+    assert set(hashes(out)) == {"index.html", "table.md", ".inputs"}
+
+
+def test_an_error_replaces_an_older_report(whole: Store, tmp_path: Path) -> None:
+    store = make_store(tmp_path, missing=(cell_name("edict", "blur", 3),))
+    assert build(store, "quiet=true") == 0
+    out = tmp_path / "reports" / "corruptions"
+    (out / "mine.txt").write_text("kept")
+    cell = next(c for c in store.manifest("corruptions")["cells"] if c["id"] == cell_name("edict", "blur", 3))
+    write_cell(store, cell, 8, sha="other")
+    assert build(store, "quiet=true") == 1
+    assert set(hashes(out)) == {"index.html", "table.md", ".inputs", "mine.txt"}
+
+
+def test_the_terminal_table(whole: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build(whole) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 120
+    for words in ("PSNR [dB]", "SSIM", "random mask", "input y (no restoration)", "EDICT", "latent exploded", "±"):
+        assert words in printed
+    assert "MSE" not in printed
+    assert printed.splitlines()[-1] == str(whole.root / "reports" / "corruptions" / "index.html")
+
+
+def test_metric_and_out(whole: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build(whole, "metric=mse", f"out={tmp_path}") == 0
+    printed = capsys.readouterr().out
+    assert "MSE, lower is better" in printed
+    assert "PSNR" not in printed
+    assert (tmp_path / "figures" / "pareto_mse.pdf").is_file()
+
+
+def test_second_build_is_quick(whole: Store) -> None:
+    out = whole.root / "reports" / "corruptions"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    script = (
+        "import sys, reports.build; code = reports.build.main(sys.argv[1:]);"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'jinja2', 'pyarrow'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    started = time.perf_counter()
+    done = python("-c", script, "sweep=corruptions", f"store={whole.root}")
+    assert done.returncode == 0, done.stderr
+    assert "PSNR" in done.stdout
+    assert time.perf_counter() - started < 10  # about .4 s; the machine may be busy
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_a_lost_file_is_rebuilt(tmp_path: Path) -> None:
+    store = make_store(tmp_path, images=4)
+    assert build(store, "quiet=true") == 0
+    page = tmp_path / "reports" / "corruptions" / "index.html"
+    page.unlink()
+    assert build(store, "quiet=true") == 0
+    assert page.is_file()
+
+
+def test_no_torch_is_imported(whole: Store, tmp_path: Path) -> None:
+    script = (
+        "import sys, reports.build; code = reports.build.main(sys.argv[1:]);"
+        "sys.exit(code or [m for m in sys.modules if m.split('.')[0] in {'torch', 'methods', 'corruptions'}] or 0)"
+    )
+    done = python("-c", script, "sweep=corruptions", f"store={whole.root}", f"out={tmp_path}", "quiet=true")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "index.html")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["swep=corruptions"], ["swep", "did you mean sweep?"]),
+        (["sweep=corruption"], ["corruption", "did you mean corruptions?"]),
+        (["sweep=corruptions", "metric=pnsr"], ["pnsr", "lpips", "did you mean psnr?"]),
+        (["sweep=corruptions", "metric=lpips"], ["weights not on disk", "psnr, ssim, mse"]),
+        (["sweep=corruptions", "quiet=maybe"], ["maybe", "true, false"]),
+        (["sweep="], ["sweep=VALUE"]),
+        (["sweep=corruptions", "store=STOREx"], ["STOREx", "did you mean STORE?"]),
+        ([], ["no sweep given", "corruptions"]),
+    ],
+)
+def test_bad_arguments_end_in_one_line(
+    whole: Store, capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
+) -> None:
+    arguments = [argument.replace("STORE", str(whole.root)) for argument in arguments]
+    if not any(argument.startswith("store=") for argument in arguments):
+        arguments.append(f"store={whole.root}")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for word in words:
+        assert word.replace("STORE", str(whole.root)) in error
+
+
+def test_page_is_self_contained(whole: Store) -> None:
+    page = (whole.root / "reports" / "corruptions" / "index.html").read_text()
+    assert len(page) < 10_000_000
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+    images = re.findall(r"<img [^>]*>", page)
+    assert len(images) == 4 + 4 * 5 * 4 * 5
+    assert all(re.search(r'alt="[^"]+"', image) for image in images)
+
+
+def test_large_images_stay_within_the_budget() -> None:
+    from reports.figures import Gallery, Picture
+    from reports.html import gallery_panels
+    from reports.results import Block
+
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    block = Block("blur", "blur", "corruption", "severity", tuple("12345"))
+    row = tuple(Picture(noise, "") for _ in range(9))
+    shown = [Gallery(block, c, tuple("abcdefghi"), tuple("wxyz"), (row,) * 4) for c in block.columns]
+    panels = gallery_panels(shown)[0]["panels"]
+    assert sum(len(cell["src"]) for panel in panels for line in panel["rows"] for cell in line) < 9_000_000
+
+
+def test_cost_flags(whole: Store) -> None:
+    table = costs(load(whole, whole.manifest("corruptions"))).set_index("line")
+    assert table.loc["edict", "flag"] == "latent exploded"
+    assert table.loc["ddim", "flag"] == ""
+    assert table.loc["injective", "nfe"] == 12
+
+
+def test_reconstruction_sweep_and_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No corruption: steps for columns, a block a guidance scale. A sweep that has not run yet still reports."""
+    store = Store(tmp_path)
+    cells = [
+        {
+            "id": f"{method}-{steps}-{guidance}",
+            "axes": {
+                "method": method, "method_title": METHODS[method], "model": "scenes_vp", "dataset": "scenes",
+                "task": "reconstruct", "corruption": None, "severity": None, "steps": steps, "guidance": guidance,
+                "seed": 0,
+            },
+        }
+        for method in METHODS for steps in (10, 20, 100) for guidance in (1.0, 3.0)
+    ]  # fmt: skip
+    store.write_manifest("reconstruction", {"title": "Round trip", "task": "reconstruct", "cells": cells})
+    assert main(["sweep=reconstruction", f"store={tmp_path}"]) == 0
+    assert "18 of 18 cells missing" in capsys.readouterr().out
+    for cell in cells:
+        axes = cell["axes"]
+        rows = [
+            {
+                "cell_id": cell["id"], "image_id": f"{i}", "method": axes["method"], "seed": 0, "outcome": "ok",
+                "psnr": float("inf") if axes["method"] == "edict" else 20 + i + axes["steps"] / 10,
+                "ssim": 0.9, "mse": 0.01, "latent_mse": 1e-3 / axes["steps"] * (1 + i), "y_sha256": None,
+                "latent_std": 1.0, "nfe": 2 * axes["steps"], "seconds": 0.1 * axes["steps"],
+            }
+            for i in range(8)
+        ]  # fmt: skip
+        store.write(cell["id"], rows, {"config": axes, "provenance": {}})
+    assert main(["sweep=reconstruction", f"store={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"steps +10 +20 +100", printed)
+    assert "guidance 3" in printed
+    assert "∞" in printed
+    assert (tmp_path / "reports" / "reconstruction" / "figures" / "curves_latent_mse.png").is_file()
+    assert not list((tmp_path / "reports" / "reconstruction" / "figures").glob("grid*"))
