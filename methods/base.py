@@ -32,6 +32,8 @@ class Measurement(Protocol):
     y: Tensor
     known: Tensor | None
 
+    def to(self, device: torch.device | str) -> Measurement: ...
+
 
 @dataclass(frozen=True)
 class Latent:
@@ -82,6 +84,18 @@ class Problem:
     measurement: Measurement | None = None
     mask: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> Problem:
+        """On a device; generators stay, since noise is drawn on the CPU to be the same everywhere."""
+        return Problem(
+            self.task,
+            self.image.to(device),
+            self.source.to(device),
+            self.generators,
+            self.target and self.target.to(device),
+            self.measurement and self.measurement.to(device),
+            self.mask.to(device) if self.mask is not None else None,
+        )
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -116,6 +130,8 @@ class InversionMethod(pl.LightningModule):
     """Base of all methods. A subclass writes `invert` and `decode`; the rest follows."""
 
     Options: ClassVar[type[options.MethodOptions]] = options.MethodOptions
+    needs_grad: ClassVar[bool] = False
+    """Whether solving differentiates through the network (the Trainer then leaves inference mode)."""
     exact: ClassVar[bool] = False
     """Whether decode(invert(x)) = x up to rounding when both are under the same condition."""
 
@@ -202,6 +218,9 @@ class InversionMethod(pl.LightningModule):
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def transfer_batch_to_device(self, batch: Problem, device: torch.device, dataloader_idx: int) -> Problem:
+        return batch.to(device)
 
     def test_step(self, batch: Problem, batch_idx: int) -> dict[str, Any]:
         return {"problem": batch, "solution": self.solve(batch)}

@@ -42,6 +42,9 @@ class Condition:
     def at(self, guidance: float) -> Condition:
         return replace(self, guidance=float(guidance))
 
+    def to(self, device: torch.device | str) -> Condition:
+        return replace(self, embedding=self.embedding.to(device), null=self.null.to(device))
+
     @property
     def unconditional(self) -> Condition:
         """The null condition for the same images."""

@@ -1,0 +1,309 @@
+"""One cell: data -> measurement -> method -> rows, through a Lightning Trainer; and many cells with a guard each.
+
+The guard turns an exception into a failure record with its class and goes on; it never swallows KeyboardInterrupt,
+SystemExit or submitit's UncompletedJobError, which is how a scheduler says stop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import corruptions.base as corruptions
+from bench import provenance
+from bench.cells import Cell
+from bench.config import ModelConfig
+from bench.errors import UserError
+from bench.metrics.image import score
+from bench.models import build_denoiser, build_grid
+from bench.registry import check_options, load
+from bench.store import Store
+from methods.base import InversionMethod, Problem, Solution
+from methods.denoiser import Denoiser
+
+
+@lru_cache(maxsize=2)
+def _denoiser(model: str, device: str) -> Denoiser:
+    """Weights are loaded once a process and model, not once a cell."""
+    return build_denoiser(ModelConfig.model_validate_json(model), device=device)
+
+
+def model_config(cell: Cell) -> ModelConfig:
+    return ModelConfig.model_validate({k: v for k, v in cell.spec["model"].items() if k not in ("name", "weights_sha256")})
+
+
+def build_method(cell: Cell, device: str = "cpu") -> InversionMethod:
+    """The cell's method around its denoiser, on its grid."""
+    config = model_config(cell)
+    options = check_options(cell.spec["method"]["class"], "method", cell.spec["method"]["options"], "method")
+    denoiser = _denoiser(config.model_dump_json(by_alias=True), device)
+    return load(cell.spec["method"]["class"], "method")(denoiser, options, build_grid(config, options.steps))
+
+
+def image_generator(cell: Cell, image_id: str) -> torch.Generator:
+    """The generator of one image's noise inside a method: the same whatever the batch, the order or the corruption."""
+    key = hashlib.blake2b(f"{image_id}|{cell.spec['seed']}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key, "little"))
+
+
+class _Problems(torch.utils.data.Dataset[int]):
+    """Indices; the collate function makes the batch, so that each image is drawn and measured alone."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def _corruption(cell: Cell) -> corruptions.Corruption[Any] | None:
+    chosen = cell.spec.get("corruption")
+    if chosen is None:
+        return None
+    options = check_options(chosen["class"], "corruption", chosen["options"], "corruption")
+    return load(chosen["class"], "corruption")(options)
+
+
+def measure(cell: Cell, image_id: str, image: Tensor) -> corruptions.Measurement:
+    """The measurement of one image [C, H, W] in [-1, 1]: keyed by what is measured, never by who asks."""
+    chosen, corruption = cell.spec["corruption"], _corruption(cell)
+    assert corruption is not None
+    key = corruptions.Key(
+        cell.spec["dataset"]["name"], image_id, chosen["name"], chosen["severity"], cell.spec["seed"]
+    )
+    return corruptions.measure(corruption, image, key)
+
+
+class Rows(pl.Callback):
+    """Collects a row an image, and the first few images, from what `test_step` returns."""
+
+    def __init__(self, cell: Cell, samples: int) -> None:
+        self.cell = cell
+        self.wanted = samples
+        self.rows: list[dict[str, Any]] = []
+        self.images: dict[str, list[np.ndarray]] = {"truth": [], "input": [], "output": []}
+        self.ids: list[list[str]] = []
+        self.measurements: list[list[corruptions.Measurement]] = []
+
+    def on_test_batch_end(  # type: ignore[override]
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: dict[str, Any], batch: Any, index: int
+    ) -> None:
+        problem, solution = outputs["problem"], outputs["solution"]
+        self._score(problem, solution, self.ids[index], self.measurements[index])
+
+    def _score(
+        self, problem: Problem, solution: Solution, ids: list[str], measured: list[corruptions.Measurement]
+    ) -> None:
+        names = tuple(self.cell.spec["metrics"])
+        truth, output = _unit(problem.image), _unit(solution.image)
+        values = score(names, output, truth)
+        y = problem.measurement.y if problem.measurement is not None else problem.image
+        before = score(tuple(n for n in names if n in ("psnr", "ssim")), _unit(y), truth) if measured else {}
+        std, kurtosis = solution.latent.std.tolist(), solution.latent.kurtosis.tolist()
+        axes = {k: v for k, v in self.cell.axes.items() if not k.endswith("_title")}
+        for i, image_id in enumerate(ids):
+            row = {"cell_id": self.cell.id, "image_id": image_id, **axes}
+            row |= {name: column[i] for name, column in values.items()}
+            row |= {f"input_{name}": column[i] for name, column in before.items()}
+            row |= {
+                "outcome": "ok" if bool(output[i].isfinite().all()) else "numerical",
+                "latent_std": _finite(std[i]),
+                "latent_kurtosis": _finite(kurtosis[i]),
+                "state_bytes": solution.latent.state_bytes,
+                "nfe": solution.cost.nfe,
+                "nfe_grad": solution.cost.nfe_grad,
+                "seconds": solution.cost.seconds,
+            }
+            if measured:
+                m = measured[i]
+                row |= {"y_sha256": m.sha256, "sigma01": m.sigma01, "snr_db": m.snr_db, "details": json.dumps(m.details)}
+            self.rows.append(row)
+        for name, images in zip(self.images, (truth, _unit(y), output), strict=True):
+            room = max(0, self.wanted - len(self.images[name]))
+            self.images[name] += [_bytes(image) for image in images[:room]]
+
+    def samples(self) -> dict[str, np.ndarray]:
+        """ids, truth, input, output: uint8 [k, H, W, C]."""
+        kept = len(self.images["truth"])
+        ids = [image_id for batch in self.ids for image_id in batch][:kept]
+        return {"ids": np.array(ids), **{name: np.stack(images) for name, images in self.images.items() if images}}
+
+
+def _unit(x: Tensor) -> Tensor:
+    """[-1, 1] -> [0, 1], not clipped."""
+    return x.detach().float().cpu() / 2 + 0.5
+
+
+def _bytes(image: Tensor) -> np.ndarray:
+    return (image.nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def execute(cell: Cell, batch_size: int, samples: int, device: str = "cpu") -> tuple[list[dict[str, Any]], dict, dict]:
+    """Run one cell. Returns (rows, record, samples) for the store."""
+    started = provenance.now()
+    data = cell.spec["dataset"]
+    options = {k: v for k, v in data.items() if k not in ("name", "class", "split")}
+    dataset = load(data["class"], "dataset")(split=data["split"], **options)
+    method = build_method(cell, device)
+    collector = Rows(cell, samples)
+
+    def batch(indices: list[int]) -> Problem:
+        items = [dataset.item(index) for index in indices]
+        image = torch.stack([torch.from_numpy(item.image) for item in items]) * 2 - 1
+        measured = [measure(cell, item.id, x) for item, x in zip(items, image, strict=True)] if cell.axes["corruption"] else []
+        collector.ids.append([item.id for item in items])
+        collector.measurements.append(measured)
+        return Problem(
+            task=cell.spec["task"],
+            image=image,
+            source=method.denoiser.condition([item.caption for item in items], method.options.guidance),
+            generators=[image_generator(cell, item.id) for item in items],
+            measurement=corruptions.stack(measured) if measured else None,
+        ).to(device)
+
+    loader = DataLoader(_Problems(cell.spec["images"]), batch_size=batch_size, collate_fn=batch)
+    memory = PeakMemory(device)
+    with memory, quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator="gpu" if device == "cuda" else "cpu",
+            devices=1,
+            logger=False,
+            callbacks=[collector],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            inference_mode=not method.needs_grad,
+            plugins=[LightningEnvironment()],  # submitit owns the scheduler's signals, not Lightning
+        )
+        trainer.test(method, loader, verbose=False)
+    for row in collector.rows:
+        row["peak_mib"] = memory.mib
+    record = {
+        "config": cell.spec,
+        "axes": cell.axes,
+        "provenance": {
+            **provenance.static(),
+            "device": device,
+            "batch_size": batch_size,
+            "started": started,
+            "finished": provenance.now(),
+            "weights": {str(cell.spec["model"]["weights"]): cell.spec["model"]["weights_sha256"]},
+        },
+    }
+    return collector.rows, record, collector.samples()
+
+
+class quiet_lightning:  # noqa: N801 - reads as a verb
+    """A Trainer a cell would print its banner and its advice sixty times."""
+
+    def __enter__(self) -> None:
+        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+    def __exit__(self, *exception: object) -> None:
+        self._warnings.__exit__(None, None, None)
+
+
+class PeakMemory:
+    """Peak memory of a region in MiB: allocated on the GPU; on a CPU the growth of the resident set (Linux)."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        self.mib: float | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            return self
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")  # resets VmHWM, the peak resident set
+        except OSError:
+            pass
+        self._before = _status_kib("VmRSS")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.cuda:
+            self.mib = torch.cuda.max_memory_allocated() / 2**20
+        else:
+            peak = _status_kib("VmHWM")
+            self.mib = (peak - self._before) / 1024 if peak is not None and self._before is not None else None
+
+
+def _status_kib(field: str) -> int | None:
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(field))
+    except (OSError, StopIteration):
+        return None
+
+
+# --- many cells ------------------------------------------------------------------------------------------------
+
+
+def classify(error: BaseException) -> str:
+    """The class of a failure: oom | timeout | asset-missing | numerical | bug."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower():
+        return "oom"
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    if isinstance(error, (FileNotFoundError, UserError)):
+        return "asset-missing"
+    if isinstance(error, (ArithmeticError, np.linalg.LinAlgError)):
+        return "numerical"
+    return "bug"
+
+
+def run_cells(
+    cells: Iterable[Cell], store: Store, batch_size: int, samples: int, device: str = "cpu",
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[Cell, str]]:  # fmt: skip
+    """Run cells one after the other, yielding (cell, `done` or its failure's class) as each ends."""
+    from submitit.core.utils import UncompletedJobError
+
+    for cell in cells:
+        if stop():
+            return
+        start = time.perf_counter()
+        try:
+            rows, record, images = execute(cell, batch_size, samples, device)
+            record["provenance"]["seconds"] = time.perf_counter() - start
+            store.write(cell.id, rows, record, images)
+            yield cell, "done"
+        except (KeyboardInterrupt, SystemExit, UncompletedJobError):
+            raise
+        except Exception as error:
+            failure = {
+                "class": classify(error),
+                "message": f"{type(error).__name__}: {error}",
+                "traceback": traceback.format_exc(),
+                "axes": cell.axes,
+                "provenance": provenance.static(),
+            }
+            store.write_failure(cell.id, failure)
+            yield cell, failure["class"]
