@@ -1,0 +1,144 @@
+"""What a run would do, without doing it: `python -m bench.plan sweep=corruptions [key=value ...]`.
+
+Prints the cells (done, missing, failed), the jobs that the missing ones make, predicted time and missing assets.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.cells import Cell, Expansion, Plan, expand, reconcile
+from bench.chunks import Chunk, Clock, chunk
+from bench.config import RunConfig, compose_config
+from bench.errors import UserError, run_command, unknown
+from bench.launch import backend, workers
+from bench.store import Store
+
+FAILURES = ("oom", "timeout", "preempted", "node", "asset-missing", "numerical", "bug")
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A checked configuration, its cells, what the store holds of them and the jobs that are left."""
+
+    config: RunConfig
+    expansion: Expansion
+    plan: Plan
+    chunks: tuple[Chunk, ...]
+    missing_assets: tuple[str, ...]
+
+    @property
+    def minutes(self) -> float:
+        """Predicted minutes of computing, over all jobs."""
+        return sum(job.minutes for job in self.chunks)
+
+
+def look(overrides: list[str]) -> Outlook:
+    """Compose, expand and compare with the store. Raises UserError for a user's mistake; starts nothing."""
+    config = compose_config(overrides)
+    for name in config.retry:
+        if name not in (*FAILURES, "all"):
+            raise unknown("failure class in retry", name, [*FAILURES, "all"])
+    kind = backend(config.launcher)
+    expansion = expand(config)
+    root = Path(config.results)
+    if root.exists() and not root.is_dir():
+        raise UserError(f"results={config.results!r} is a file; it must be a folder")
+    store = Store(root)
+    done, failed = store.done(), store.failed()
+    plan = reconcile(expansion.cells, done, failed, config.retry, lambda cell_id: store.failure(cell_id)["class"])
+    clock = Clock(_recorded(store, expansion.cells, done))
+    limit = config.launcher.chunk_minutes if kind == "slurm" else float("inf")
+    return Outlook(config, expansion, plan, chunk(plan.todo, clock.minutes, limit), missing_assets(config))
+
+
+def _recorded(store: Store, cells: tuple[Cell, ...], done: set[str]) -> list[tuple[str, int, float]]:
+    """A few finished cells are enough to know a model's speed."""
+    sample = [cell for cell in cells if cell.id in done][:: max(1, len(cells) // 20)]
+    recorded = []
+    for cell in sample:
+        try:
+            seconds = store.record(cell.id)["provenance"]["seconds"]
+        except (OSError, KeyError, json.JSONDecodeError):
+            continue
+        recorded.append((cell.axes["model"], cell.evaluations, float(seconds)))
+    return recorded
+
+
+def missing_assets(config: RunConfig) -> tuple[str, ...]:
+    """Weights that are not on disk."""
+    files = {name: model.weights_file for name, model in config.model.items()}
+    return tuple(
+        f"weights of model {name}: {model.weights}"
+        for name, model in config.model.items()
+        if (file := files[name]) is not None and not file.is_file()
+    )
+
+
+def require_assets(outlook: Outlook) -> None:
+    """Refuse to start what cannot work."""
+    if outlook.missing_assets and outlook.plan.todo:
+        raise UserError(f"missing {'; '.join(outlook.missing_assets)} (python -m bench.train makes them)")
+
+
+def summary(outlook: Outlook) -> str:
+    """One line: how many cells are in which state, in how many jobs, and how long they should take."""
+    plan, launcher = outlook.plan, outlook.config.launcher
+    kind = backend(launcher)
+    total = len(outlook.expansion.cells)
+    text = f"{total} cells: {len(plan.done)} done, {len(plan.missing)} missing, {len(plan.failed)} failed"
+    if plan.retried:
+        text += f", {len(plan.retried)} to retry"
+    if not plan.todo:
+        return text + "; nothing to compute"
+    count = len(outlook.chunks) if kind == "slurm" else 1 if kind == "debug" else workers(launcher, len(plan.todo))
+    across = {"slurm": "SLURM jobs", "local": "local workers", "debug": "this process"}[kind]
+    where = across if kind == "debug" else f"{count} {across}"
+    return text + f"; {len(plan.todo)} to compute in {where}, about {duration(outlook.minutes / count)}"
+
+
+def duration(minutes: float) -> str:
+    return f"{minutes * 60:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def show(outlook: Outlook, console: Console) -> None:
+    """The plan as a table: one line for every method and corruption, then what is missing."""
+    states = {cell.id: state for state in ("done", "missing", "failed", "retried") for cell in getattr(outlook.plan, state)}
+    table = Table(title=f"{outlook.config.name}: {outlook.config.title}", title_justify="left")
+    for column in ("method", "model", "dataset", "task", "severities / steps"):
+        table.add_column(column)
+    for column in ("cells", "done", "missing", "failed"):
+        table.add_column(column, justify="right")
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in outlook.expansion.cells:
+        a = cell.axes
+        groups.setdefault((a["method"], a["model"], a["dataset"], a["corruption"] or a["task"]), []).append(cell)
+    for group, cells in groups.items():
+        axis = "severity" if cells[0].axes["severity"] is not None else "steps"
+        found = [states[cell.id] for cell in cells]
+        values = " ".join(str(v) for v in sorted({cell.axes[axis] for cell in cells}))
+        bad = found.count("failed") + found.count("retried")
+        table.add_row(*group, values, *(str(n) for n in (len(cells), found.count("done"), found.count("missing"), bad)))
+    console.print(table)
+    console.print(summary(outlook), highlight=False, soft_wrap=True)
+    for skip in outlook.expansion.skipped:
+        console.print(f"skipped {skip.axes['method']} on {skip.axes['model']}: {skip.reason}", highlight=False)
+    for name, reason in outlook.expansion.unavailable.items():
+        console.print(f"unavailable {name}: {reason}", highlight=False, soft_wrap=True)
+    for asset in outlook.missing_assets:
+        console.print(f"missing {asset}", style="red", highlight=False, soft_wrap=True)
+
+
+def main(arguments: list[str]) -> int:
+    outlook = look(arguments)
+    show(outlook, Console(width=None if Console().is_terminal else 120))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,104 @@
+"""Run a sweep: `python -m bench.run sweep=corruptions [key=value ...]`.
+
+Expands the sweep into cells, computes those that the store does not hold, mirrors them to W&B and rebuilds the report.
+The same command again computes nothing; after a crash it computes what is missing.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bench.errors import run_command
+from bench.launch import cores, launch
+from bench.plan import Outlook, look, require_assets, show, summary
+from bench.store import Store
+
+
+def manifest(outlook: Outlook) -> dict[str, object]:
+    """What a report needs to know of the sweep: its cells by id and axes, and what could not be."""
+    config = outlook.config
+    return {
+        "title": config.title,
+        "description": config.description,
+        "task": config.task,
+        "profile": config.profile.name,
+        "images": config.images,
+        "cells": [{"id": cell.id, "axes": cell.axes} for cell in outlook.expansion.cells],
+        "unavailable": outlook.expansion.unavailable,
+        "skipped": [{"axes": skip.axes, "reason": skip.reason} for skip in outlook.expansion.skipped],
+    }
+
+
+def compute(outlook: Outlook, console: Console) -> dict[str, int]:
+    """Run the missing cells with a progress bar; returns how many ended how."""
+    counts: dict[str, int] = {}
+    total = len(outlook.plan.todo)
+    columns = (
+        TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} done"),
+        TextColumn("{task.fields[running]} running  {task.fields[failed]} failed"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, refresh_per_second=4) as bar:
+        task = bar.add_task(outlook.config.name, total=total, running=0, failed=0)
+        slots = outlook.config.launcher.workers or cores()
+
+        def ended(cell_id: str, outcome: str) -> None:
+            counts[outcome] = counts.get(outcome, 0) + 1
+            finished = sum(counts.values())
+            failed = finished - counts.get("done", 0)
+            bar.update(task, completed=finished, failed=failed, running=min(slots, total - finished))
+            if outcome != "done":
+                bar.console.print(f"failed ({outcome}): {cell_id}", style="red", highlight=False, soft_wrap=True)
+            elif not console.is_terminal and (finished % 10 == 0 or finished == total):
+                console.print(f"{finished}/{total} cells done, {failed} failed", highlight=False)
+
+        bar.update(task, running=min(slots, total))
+        launch(outlook.chunks, outlook.config, ended)
+    return counts
+
+
+def report(outlook: Outlook) -> int:
+    """Rebuild tables, figures and HTML in a process of their own: reports know the store, not us."""
+    command = [sys.executable, "-m", "reports.build", f"sweep={outlook.config.name}", f"store={outlook.config.results}"]
+    root = Path(__file__).resolve().parent.parent
+    return subprocess.run(command, env=_with_path(root), check=False).returncode
+
+
+def _with_path(root: Path) -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+
+
+def main(arguments: list[str]) -> int:
+    console = Console(width=None if Console().is_terminal else 120)
+    outlook = look(arguments)
+    if outlook.config.dry_run:
+        show(outlook, console)
+        return 0
+    require_assets(outlook)
+    console.print(summary(outlook), highlight=False, soft_wrap=True)
+    for name, reason in outlook.expansion.unavailable.items():
+        console.print(f"unavailable {name}: {reason}", style="yellow", highlight=False, soft_wrap=True)
+    store = Store(outlook.config.results)
+    store.write_manifest(outlook.config.name, manifest(outlook))
+    counts = compute(outlook, console) if outlook.plan.todo else {}
+    computed = counts.get("done", 0)
+    failed = sum(counts.values()) - computed
+    lost = len(outlook.plan.todo) - sum(counts.values())
+    console.print(f"{computed} cells computed, {failed} failed" + (f", {lost} lost" if lost else ""), highlight=False)
+    if counts and outlook.config.tracker.kind == "wandb":
+        from bench.tracking import mirror
+
+        console.print(mirror(outlook.config, [c.id for c in outlook.plan.todo], store), highlight=False, soft_wrap=True)
+    code = report(outlook) if outlook.config.report else 0
+    return 1 if failed or lost or outlook.plan.failed else code
+
+
+if __name__ == "__main__":
+    run_command(main)
