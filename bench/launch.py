@@ -165,25 +165,41 @@ def _local(job: Job, chunks: Sequence[Chunk], config: RunConfig, progress: Progr
     # Largest first keeps the last worker from holding one long cell while the others are done.
     order = tuple(sorted(job.cells, key=lambda cell: -cell.evaluations))
     job = replace(job, cells=order, claims=str(claims), driver=os.getpid())
-    with _environment(OMP_NUM_THREADS=str(job.threads), MKL_NUM_THREADS=str(job.threads), PYTHONPATH=_python_path()):
+    with (
+        _environment(OMP_NUM_THREADS=str(job.threads), MKL_NUM_THREADS=str(job.threads), PYTHONPATH=_python_path()),
+        _children_ignore_interrupts(),
+    ):
         jobs = [executor.submit(job) for _ in range(count)]
     try:
         _watch(job, jobs, progress, poll=0.2)
-    finally:
-        for file in claims.glob("worker-*"):
+    except BaseException:
+        # Results are written whole or not at all, so the cell in hand can simply be dropped.
+        for pid in [*(int(file.name.removeprefix("worker-")) for file in claims.glob("worker-*")), *_controllers(jobs)]:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(int(file.name.removeprefix("worker-")), signal.SIGTERM)
-        for submitted in jobs:
-            with contextlib.suppress(Exception):
-                submitted.cancel(check=False)
+                os.kill(pid, signal.SIGKILL)
+        raise
     _complain(jobs, folder)
+
+
+def _controllers(jobs: Sequence[Any]) -> list[int]:
+    """submitit's local job id is the pid of the process that watches the worker."""
+    return [int(submitted.job_id) for submitted in jobs]
+
+
+@contextlib.contextmanager
+def _children_ignore_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches the whole process group; the driver alone shall act on it, once."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _complain(jobs: Sequence[Any], folder: Path) -> None:
     """A worker that died says so, with where to read on: its cell is still missing."""
     for submitted in jobs:
-        error = submitted.exception() if submitted.done() else None
-        if error is not None:
+        if submitted.done() and submitted.exception() is not None:
             print(f"worker {submitted.job_id} died; its log is in {folder / 'logs'}", file=sys.stderr)
 
 

@@ -12,9 +12,11 @@ a killed run leaves at most a temporary folder, which nobody reads and the next 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+STALE_SECONDS = 600
 
 
 def _flush(path: Path) -> None:
@@ -81,6 +84,7 @@ class Store:
         import pyarrow.parquet as pq
 
         final = self.root / "cells" / cell_id
+        _remove_stale(final)
         temporary = final.with_name(f".{cell_id}.{uuid.uuid4().hex}")
         temporary.mkdir(parents=True)
         try:
@@ -109,11 +113,6 @@ class Store:
 
     def write_manifest(self, name: str, manifest: Mapping[str, Any]) -> None:
         _write_json(self.root / "sweeps" / f"{name}.json", {"schema": SCHEMA, "name": name, **manifest})
-
-    def sweep_out(self) -> None:
-        """Remove the temporary folders that killed runs left. Only while no run is writing."""
-        for path in (self.root / "cells").glob(".*"):
-            shutil.rmtree(path, ignore_errors=True)
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -150,6 +149,14 @@ class Store:
             return {}
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
+
+
+def _remove_stale(final: Path) -> None:
+    """Temporary folders that killed runs left of this cell; a younger one may be another run's that is still alive."""
+    for path in final.parent.glob(f".{final.name}.*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _names(folder: Path) -> set[str]:

@@ -245,6 +245,8 @@ def _draw(
 
     with draw.styled():
         for metric in results.metrics:
+            if not (metric.printed or metric is lead):
+                continue
             axis = results.blocks[0].axis
             title = f"{metric.title} against {axis}: mean and 95 % bootstrap band"
             png = keep(f"curves_{metric.name}", draw.curves(metric, summary, results))

@@ -34,7 +34,6 @@ STYLE = {
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
     "axes.titlesize": 10,
-    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -83,7 +82,7 @@ def styled() -> Iterator[None]:
     matplotlib.use("Agg")
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams.update(dict[Any, Any](STYLE))
         yield
 
 
@@ -91,6 +90,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     """stem.png and stem.pdf, without dates."""
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf")]
     figure.savefig(paths[0], metadata={"Software": None})
+    figure.set_layout_engine("none")  # keep what was laid out: the PDF need not lay it out again
     figure.savefig(paths[1], metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return paths
 
@@ -148,6 +148,7 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results) -> Figure:
                 label=title,
             )
         panel.set_title(block.title)
+        panel.locator_params(axis="y", nbins=6)
         panel.set_xlabel(block.axis)
         panel.set_xticks(range(len(block.columns)), block.columns)
         panel.set_xlim(-0.25, len(block.columns) - 0.75)
@@ -210,11 +211,11 @@ def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, results: 
 
 def _plain_ticks(panel: Axes, x: Sequence[float]) -> None:
     """20, 50, 100 rather than powers of ten, of which a narrow range would show one or none."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     panel.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if max(x) / min(x) < 300 else (1,)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.xaxis.set_minor_locator(NullLocator())
     if max(x) / min(x) < 2.5:
         panel.set_xlim(min(x) / 2, max(x) * 2)
 
@@ -339,22 +340,22 @@ def image_grid(shown: Gallery) -> Figure:
             tile = np.full((side, side, 3), 238, np.uint8) if picture.image is None else enlarge(picture.image, side)
             canvas[y : y + side, x : x + side] = tile
     inch = 0.95 / side  # a tile is .95 inch wide on paper, whatever its pixels
-    head, border = 0.75, 0.12
+    heads = [textwrap.wrap(title, 15, max_lines=3, placeholder="…") for title in shown.heads]
+    head, border = 0.36 + 0.13 * max(map(len, heads)), 0.12
     width, height = canvas.shape[1] * inch + 2 * border, canvas.shape[0] * inch + head + border
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((border / width, border / height, 1 - 2 * border / width, canvas.shape[0] * inch / height))
     axes.imshow(canvas, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
-    for c, title in enumerate(shown.heads):
-        text = "\n".join(textwrap.wrap(title, 15, max_lines=3, placeholder="…"))
-        axes.text(c * (side + gap) + side / 2, -side / 14, text, ha="center", va="bottom", fontsize=7.5)
+    for c, words in enumerate(heads):
+        axes.text(c * (side + gap) + side / 2, -side / 14, "\n".join(words), ha="center", va="bottom", fontsize=7.5)
     for r, row in enumerate(shown.pictures):
         for c, picture in enumerate(row):
-            x, y = c * (side + gap) + side / 2, r * (side + foot) + side
+            left, base = c * (side + gap) + side / 2, r * (side + foot) + side
             inside = picture.image is None
             axes.text(
-                x,
-                y - side / 2 if inside else y + foot * 0.12,
+                left,
+                base - side / 2 if inside else base + foot * 0.12,
                 picture.caption,
                 ha="center",
                 va="center" if inside else "top",
@@ -362,7 +363,7 @@ def image_grid(shown: Gallery) -> Figure:
                 color="#777777" if inside else "#333333",
             )
     title = f"{shown.block.title}, {shown.block.axis} {shown.column}"
-    figure.text(border / width, 1 - 0.06 / height, title, fontsize=9, fontweight="bold", va="top")
+    figure.text(border / width, 1 - 0.06 / height, title, fontsize=9.5, va="top")
     return figure
 
 

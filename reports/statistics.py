@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+EXACT = 50  # differences up to which the signed-rank distribution is enumerated
 BLOCK = 2_000_000  # resampled values held at once: 16 MB, whatever the number of images
 
 
@@ -84,8 +85,6 @@ def paired_difference(
 
     Equal values differ by 0 even where both are infinite (the PSNR of two perfect reconstructions).
     """
-    from scipy import stats  # a second of import, which a re-run without changes should not pay
-
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"paired values must be vectors of one length, got {x.shape} and {y.shape}")
@@ -94,8 +93,34 @@ def paired_difference(
     equal = x == y
     difference = np.where(equal, 0.0, x - np.where(equal, 0.0, y))
     interval = bootstrap(difference, np.arange(len(difference)), level, draws, seed)
-    p = 1.0 if equal.all() else float(stats.wilcoxon(difference).pvalue)
-    return Difference(interval, p)
+    return Difference(interval, signed_rank(difference))
+
+
+def signed_rank(differences: npt.ArrayLike) -> float:
+    """Two-sided p-value of Wilcoxon's signed-rank test that the differences [n] are symmetric about 0.
+
+    Zeros are left out (Wilcoxon's own treatment) and ties share their mean rank. Up to 50 differences the distribution
+    is exact, given the ties; beyond it is normal with the ties' correction. scipy.stats.wilcoxon gives the same
+    numbers (a test holds it so), but a report makes hundreds of comparisons and scipy's import alone takes a second.
+    """
+    x = np.asarray(differences, dtype=np.float64)
+    x = x[x != 0]
+    n = len(x)
+    if n == 0:
+        return 1.0
+    _, index, ties = np.unique(np.abs(x), return_inverse=True, return_counts=True)
+    doubled = (2 * np.cumsum(ties) - ties + 1)[index]  # twice the mean rank: an integer, ties or not
+    statistic, total = int(doubled[x > 0].sum()), n * (n + 1)
+    if n > EXACT:
+        variance = n * (n + 1) * (2 * n + 1) / 24 - float((ties.astype(float) ** 3 - ties).sum()) / 48
+        return math.erfc(abs(statistic - total / 2) / 2 / math.sqrt(2 * variance))
+    # Chance of each sum where every rank is in it or not with probability 1/2.
+    chance = np.zeros(total + 1)
+    chance[0] = 1.0
+    for rank in doubled.tolist():
+        chance[rank:] = (chance[rank:] + chance[: total + 1 - rank]) / 2
+        chance[:rank] /= 2
+    return float(min(1.0, 2 * chance[: min(statistic, total - statistic) + 1].sum()))
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:

@@ -202,7 +202,7 @@ def gaps(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def test_all_files(whole: Store) -> None:
     out = whole.root / "reports" / "corruptions"
-    stems = ["curves_mse", "curves_psnr", "curves_ssim", "pareto_psnr"]
+    stems = ["curves_psnr", "curves_ssim", "pareto_psnr"]
     stems += [f"grid_{i}_{name}" for i, name in enumerate(CORRUPTIONS, start=1)]
     figures = {f"figures/{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf")}
     assert set(hashes(out)) == {"table.md", "table.csv", "costs.csv", "index.html", ".inputs"} | figures
@@ -390,7 +390,7 @@ def test_page_is_self_contained(whole: Store) -> None:
     assert len(page) < 10_000_000
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
     images = re.findall(r"<img [^>]*>", page)
-    assert len(images) == 4 + 4 * 5 * 4 * 5
+    assert len(images) == 3 + 4 * 5 * 4 * 5
     assert all(re.search(r'alt="[^"]+"', image) for image in images)
 
 

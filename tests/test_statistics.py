@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from reports.statistics import bootstrap, cluster_means, holm, paired_difference
+from reports.statistics import bootstrap, cluster_means, holm, paired_difference, signed_rank
 
 
 def test_bootstrap_agrees_with_scipy() -> None:
@@ -83,7 +83,7 @@ def test_paired_difference() -> None:
     b = rng.normal(20, 5, size=25)
     a = b + rng.normal(0.5, 0.2, size=25)
     difference = paired_difference(a, b)
-    assert difference.p == stats.wilcoxon(a - b).pvalue
+    assert difference.p == pytest.approx(stats.wilcoxon(a - b).pvalue)
     assert difference.interval.mean == pytest.approx((a - b).mean())
     # The images' own spread cancels: far narrower than the interval of either mean.
     assert difference.interval.half_width < 0.1 * bootstrap(b, np.arange(25)).half_width
@@ -94,6 +94,30 @@ def test_paired_difference_of_equals_and_infinities() -> None:
     same = paired_difference([math.inf, 2.0, math.nan], [math.inf, 2.0, 1.0])
     assert (same.interval.mean, same.interval.n, same.p) == (0.0, 2, 1.0)
     assert paired_difference([math.inf, 2.0], [1.0, 1.0]).interval.mean == math.inf
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8, 13, 30, 50, 51, 200])
+@pytest.mark.parametrize("shift", [0.0, 0.3, -1.5])
+def test_signed_rank_agrees_with_scipy(n: int, shift: float) -> None:
+    x = np.random.default_rng(n).normal(shift, 1, size=n)
+    assert signed_rank(x) == pytest.approx(stats.wilcoxon(x).pvalue, rel=1e-9)
+
+
+def test_signed_rank_with_ties_and_zeros() -> None:
+    """Small: against all 2^n signs. Large: against scipy's normal approximation with its correction for ties."""
+    rng = np.random.default_rng(11)
+    for _ in range(5):
+        x = rng.integers(-3, 6, size=9).astype(float)
+        kept = x[x != 0]
+        ranks = stats.rankdata(abs(kept))
+        signs = (np.arange(2 ** len(kept))[:, None] >> np.arange(len(kept))) & 1
+        sums, seen = signs @ ranks, ranks[kept > 0].sum()
+        exact = min(1.0, 2 * min((sums <= seen).mean(), (sums >= seen).mean()))
+        assert signed_rank(x) == pytest.approx(exact)
+    many = rng.integers(-3, 5, size=150).astype(float)
+    theirs = stats.wilcoxon(many, method="asymptotic", correction=False).pvalue
+    assert signed_rank(many) == pytest.approx(theirs, rel=1e-9)
+    assert signed_rank([0.0, 0.0]) == 1.0
 
 
 def test_holm_by_hand() -> None:
