@@ -161,7 +161,8 @@ def main(arguments: list[str]) -> int:
         print(f"weights: {fit(name, config, out)}")
     from bench.cards import write_card
 
-    command = " ".join(["python -m bench.train", *arguments])
+    recipe = [argument for argument in arguments if not argument.startswith("out=")]
+    command = " ".join(["python -m bench.train", *recipe])
     print(f"card: {write_card(name, config, out, command)}")
     return 0
 

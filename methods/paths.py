@@ -187,7 +187,7 @@ class Rectified:
         if spacing == "flux_shift":
             if mu is None:
                 raise ValueError("spacing=flux_shift needs mu")
-            s = math.exp(mu) / (math.exp(mu) + 1 / s - 1)
+            s = math.exp(mu) / (math.exp(mu) + (1 / s - 1))
         elif spacing != "linspace":
             raise ValueError(f"spacing on a rectified path must be linspace or flux_shift, got {spacing!r}")
         return self.from_sigmas([0.0, *s.tolist()])

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.store import Store
 from reports.results import METRICS, Metric, MixedMeasurements, Results, check_measurements, load
-from reports.tables import Table, chosen, comparison, cost_table, csv, markdown, print_table, without_hints
+from reports.tables import Table, chosen, comparison, cost_table, csv, markdown, print_tables, without_hints
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -297,8 +297,7 @@ def run(options: Options) -> int:
         print(f"mixed measurements, no comparison: {built.error}", file=sys.stderr)
     elif not options.quiet:
         console.print(Text(str(manifest.get("title") or options.sweep), style="bold"))
-        for table in chosen(built.tables, options.metric):
-            print_table(table, console)
+        print_tables(chosen(built.tables, options.metric), console)
     print(options.out / "index.html")
     return 1 if built.error else 0
 

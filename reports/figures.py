@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A500")
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vph<"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)))
 INPUT_COLOUR = "#808080"
 STYLE = {
@@ -122,6 +122,7 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results) -> Figure:
     chosen = summary[(summary["metric"] == metric.name) & np.isfinite(summary["mean"])]
     figure, axes = _grid(len(results.blocks), 3.0, 2.7)
     style = looks(results.lines)
+    band = 0.15 if len(results.lines) <= 5 else 0.07
     names = [*((line.key, line.title) for line in results.lines), (INPUT, INPUT_TITLE)]
     for panel, block in zip(axes, results.blocks, strict=True):
         part = chosen[chosen["block"] == block.key]
@@ -136,7 +137,7 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results) -> Figure:
                 panel.plot(x, whole["mean"], color=INPUT_COLOUR, linestyle="--", linewidth=1.3, label=title, zorder=1.5)
                 continue
             look = style[key]
-            panel.fill_between(x, whole["low"], whole["high"], color=look.color, alpha=0.15, linewidth=0)
+            panel.fill_between(x, whole["low"], whole["high"], color=look.color, alpha=band, linewidth=0)
             panel.plot(
                 x,
                 whole["mean"],

@@ -31,6 +31,11 @@ class Figure:
     png: bytes
 
     @property
+    def width(self) -> int:
+        """CSS pixels: the size in inches at 96 an inch, from the file's own header (drawn at 160)."""
+        return int.from_bytes(self.png[16:20], "big") * 96 // 160
+
+    @property
     def uri(self) -> str:
         return _uri(self.png, "png")
 
@@ -132,6 +137,8 @@ def page(
     return environment.get_template("report.html.j2").render(
         manifest=results.manifest,
         title=results.manifest.get("title") or results.manifest["name"],
+        description=results.manifest.get("description") or "",
+        task=results.manifest.get("task") or "–",
         error=error,
         tables=tables,
         figures=figures,

@@ -8,8 +8,9 @@ of comparisons are adjusted by Holm's step-down procedure (Holm 1979).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,23 @@ def cluster_means(values: npt.ArrayLike, clusters: npt.ArrayLike) -> npt.NDArray
     return np.bincount(index, weights=x[known]) / np.bincount(index)
 
 
+def _resamples(n: int, draws: int, seed: int) -> Iterable[npt.NDArray[np.int64]]:
+    """Indices of the drawn clusters, [chunk, n] at a time; a table asks for the same few hundred times over."""
+    return _kept_resamples(n, draws, seed) if n * draws <= BLOCK else _draw_resamples(n, draws, seed)
+
+
+@lru_cache(maxsize=4)
+def _kept_resamples(n: int, draws: int, seed: int) -> tuple[npt.NDArray[np.int64], ...]:
+    return tuple(_draw_resamples(n, draws, seed))
+
+
+def _draw_resamples(n: int, draws: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    rng = np.random.default_rng(seed)
+    chunk = max(1, BLOCK // n)
+    for start in range(0, draws, chunk):
+        yield rng.integers(n, size=(min(chunk, draws - start), n))
+
+
 def bootstrap(
     values: npt.ArrayLike, clusters: npt.ArrayLike, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> Interval:
@@ -68,12 +86,7 @@ def bootstrap(
     mean = float(means.mean())
     if n == 1 or not math.isfinite(mean):
         return Interval(mean, math.nan, math.nan, n)
-    rng = np.random.default_rng(seed)
-    resampled = np.empty(draws)
-    chunk = max(1, BLOCK // n)
-    for start in range(0, draws, chunk):
-        stop = min(start + chunk, draws)
-        resampled[start:stop] = means[rng.integers(n, size=(stop - start, n))].mean(axis=1)
+    resampled = np.concatenate([means[chosen].mean(axis=1) for chosen in _resamples(n, draws, seed)])
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, float(low), float(high), n)
 

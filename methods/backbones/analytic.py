@@ -13,13 +13,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from methods.paths import Path
+from methods.paths import Direction, Path
 
 CAPTIONS = {"": 0.0, "src": 1.0, "tgt": -1.0}
 
 
 class GaussianMixture(nn.Module):
-    """mu [K, D] float64, D = C * H * W; predicts eps."""
+    """mu [K, D] float64, D = C * H * W; predicts its path's own direction: eps, or velocity = eps - x0.
+
+    E[x0 | x] = sum_k w_k (mu_k + alpha var d_k / v) is finite at alpha = 0, where it does not follow from eps.
+    """
 
     mu: Tensor
 
@@ -27,6 +30,10 @@ class GaussianMixture(nn.Module):
         super().__init__()
         self.register_buffer("mu", mu.double())
         self.variance, self.path, self.wiggle = variance, path, wiggle
+
+    @property
+    def prediction(self) -> Direction:
+        return self.path.direction
 
     def encode(self, captions: list[str]) -> Tensor:
         """[B, 1, 1] float64. Raises ValueError for a caption other than src, tgt and the empty one."""
@@ -42,7 +49,10 @@ class GaussianMixture(nn.Module):
         d = flat[:, None] - alpha[:, :, None] * self.mu
         tilt = 3 * embedding.flatten(1) * torch.linspace(-1, 1, len(self.mu), dtype=torch.float64)
         w = torch.softmax(-d.square().sum(2) / (2 * v) + tilt, dim=1)
-        eps = sigma * (w[:, :, None] * d).sum(1) / v
+        pull = (w[:, :, None] * d).sum(1) / v
+        answer = sigma * pull
         if self.wiggle:
-            eps = eps + self.wiggle * torch.sin(3 * flat + t.double()[:, None] / 100)
-        return eps.reshape(x.shape).to(x.dtype)
+            answer = answer + self.wiggle * torch.sin(3 * flat + t.double()[:, None] / 100)
+        if self.prediction == "velocity":
+            answer = answer - w @ self.mu - alpha * self.variance * pull
+        return answer.reshape(x.shape).to(x.dtype)

@@ -1,0 +1,325 @@
+"""The contract of every method, as one table: each invariant runs over all methods, paths, dtypes and step counts."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import pytest
+import torch
+
+from methods import options
+from methods.backbones.analytic import GaussianMixture
+from methods.base import InversionMethod, Latent, Problem, normal, pinned_pixels
+from methods.ddim import DDIM
+from methods.denoiser import Condition, Denoiser
+from methods.edict import EDICT
+from methods.paths import Node, Rectified, TimeGrid, VariancePreserving, make_path
+from methods.rf_inversion import RFInversion
+
+SHAPE = (3, 8, 8)
+METHODS = {
+    "ddim": (DDIM, {}),
+    "ddim-current": (DDIM, {"convention": "current_time"}),
+    "edict": (EDICT, {}),
+    "edict-no-leapfrog": (EDICT, {"leapfrog": False, "p": 0.97}),
+    "rf": (RFInversion, {}),
+    "rf-ode": (RFInversion, {"gamma": 0.0, "eta": 0.0}),
+}
+PATHS = {"vp": VariancePreserving(), "cosine": VariancePreserving("cosine"), "rectified": Rectified()}
+
+
+MEANS = 0.4 * torch.randn(4, math.prod(SHAPE), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+VARIANCE = 0.1
+
+
+def oracle(path: str) -> Denoiser:
+    chosen = PATHS[path]
+    return Denoiser(GaussianMixture(MEANS, VARIANCE, chosen), chosen, chosen.direction)
+
+
+def build(name: str, path: str, steps: int = 10, **changes: object) -> InversionMethod:
+    cls, defaults = METHODS[name]
+    chosen = cls.Options(**{"steps": steps, "dtype": "float64", **defaults, **changes})
+    denoiser = oracle(path)
+    return cls(denoiser, chosen, denoiser.path.grid(steps))
+
+
+def images(count: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Samples of the mixture: off its support the probability flow is stiff and no solver is to blame."""
+    draws = [torch.randn(SHAPE, generator=torch.Generator().manual_seed(100 + i), dtype=torch.float64) for i in range(count)]
+    return torch.stack([MEANS[i % 4].reshape(SHAPE) + VARIANCE**0.5 * z for i, z in enumerate(draws)]).to(dtype)
+
+
+def generators(count: int, start: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(start + i) for i in range(count)]
+
+
+every = pytest.mark.parametrize(("name", "path"), list(product(METHODS, PATHS)))
+
+
+@every
+@pytest.mark.parametrize("steps", [25, 20])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_exact_methods_round_trip(name: str, path: str, steps: int, guidance: float) -> None:
+    # The cosine schedule ends at alpha_T = 5e-5: both directions divide by it, and rounding grows accordingly.
+    tolerances = {"float64": 1e-6} if path == "cosine" else {"float64": 1e-10, "float32": 1e-4}
+    for dtype, tolerance in tolerances.items():
+        method = build(name, path, steps, dtype=dtype, guidance=guidance)
+        x0 = images(2, method.latent_dtype)
+        cond = method.denoiser.condition(["src", "tgt"], guidance)
+        x_hat, latent = method.reconstruct(x0, cond, generators(2))
+        assert x_hat.dtype == x0.dtype and x_hat.shape == x0.shape and x_hat.isfinite().all()
+        error = (x_hat - x0).abs().max().item()
+        # p^-2N amplification belongs to EDICT's latent, not to its round trip.
+        assert (error < tolerance) == method.exact or not method.exact, f"{dtype}: {error:.1e}"
+        if method.exact:
+            assert error < tolerance, f"{dtype}: {error:.1e}"
+        else:
+            assert error > 1e-9, "an inexact method that is exact should say so"
+        assert latent.std.isfinite().all()
+
+
+@every
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_nfe_is_the_declared_formula(name: str, path: str, guidance: float, strength: float) -> None:
+    method = build(name, path, guidance=guidance, strength=strength)
+    cond = method.denoiser.condition(["src"], guidance)
+    method.denoiser.reset_counters()
+    method.reconstruct(images(1), cond, generators(1))
+    assert method.denoiser.nfe == method.expected_nfe(cond, cond)
+    assert method.denoiser.nfe_grad == 0
+
+
+@every
+def test_a_batch_gives_what_its_images_give_alone(name: str, path: str) -> None:
+    method = build(name, path)
+    captions = ["src", "tgt", "", "src", "tgt"]
+    x0 = images(5)
+    cond = method.denoiser.condition(captions, 1.0)
+    together, latent = method.reconstruct(x0, cond, generators(5))
+    for i in range(5):
+        one = method.denoiser.condition(captions[i : i + 1], 1.0)
+        alone, state = method.reconstruct(x0[i : i + 1], one, generators(1, start=i))
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-11)
+        torch.testing.assert_close(latent.x_T[i : i + 1], state.x_T, rtol=0, atol=1e-11)
+
+
+@every
+def test_nothing_that_is_passed_in_changes(name: str, path: str) -> None:
+    method = build(name, path)
+    x0 = images(2)
+    cond = method.denoiser.condition(["src", "tgt"], 2.0)
+    before = [t.clone() for t in (x0, cond.embedding, cond.null)]
+    latent = method.invert(x0, cond, generators(2))
+    kept = {key: value.clone() for key, value in latent.tensors.items()}
+    method.decode(latent, cond)
+    assert all(torch.equal(a, b) for a, b in zip(before, (x0, cond.embedding, cond.null), strict=True))
+    assert all(torch.equal(kept[key], latent.tensors[key]) for key in kept)
+
+
+@every
+def test_noise_comes_from_the_generators_alone(name: str, path: str) -> None:
+    method = build(name, path)
+    cond = method.denoiser.condition(["src"], 1.0)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = method.invert(images(1), cond, generators(1)).x_T
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(1)
+    assert torch.equal(first, method.invert(images(1), cond, generators(1)).x_T)
+
+
+@every
+def test_state_bytes_is_what_decoding_needs(name: str, path: str) -> None:
+    method = build(name, path)
+    cond = method.denoiser.condition(["src", "src"], 1.0)
+    latent = method.invert(images(2), cond, generators(2))
+    expected = method.decode(latent, cond)
+    copy = Latent({key: value.clone() for key, value in latent.tensors.items()})
+    other = build(name, path)
+    assert torch.equal(other.decode(copy, other.denoiser.condition(["src", "src"], 1.0)), expected)
+    per_image = images(1)[0].numel() * 8
+    assert latent.state_bytes == per_image * len(latent.tensors)
+
+
+@every
+@pytest.mark.parametrize("project", ["none", "final", "each_step"])
+def test_projection_keeps_known_pixels(name: str, path: str, project: str) -> None:
+    class Masked:
+        y = images(2)
+        known = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(3)) < 0.5
+
+        def to(self, device: object) -> Masked:
+            return self
+
+    method = build(name, path, project=project)
+    cond = method.denoiser.condition(["src", "tgt"], 1.0)
+    x_hat, _ = method.restore(Masked(), cond, generators(2))
+    same = torch.equal(torch.where(Masked.known, x_hat, 0), torch.where(Masked.known, Masked.y, 0))
+    assert same == (project != "none")
+    if project == "each_step":
+        final = build(name, path, project="final")
+        assert not torch.allclose(x_hat, final.restore(Masked(), cond, generators(2))[0])
+
+
+def test_pinned_pixels_meet_both_ends() -> None:
+    y, z = images(2), torch.randn(2, *SHAPE, dtype=torch.float64)
+    known = torch.ones(2, 1, 8, 8, dtype=torch.bool)
+    top = Node(999, 0.1, 0.99)
+    constrain = pinned_pixels(y, known, z, top)
+    torch.testing.assert_close(constrain(torch.zeros_like(z), top), z)
+    assert torch.equal(constrain(z, Node(0, 1.0, 0.0)), y)
+
+
+@pytest.mark.parametrize("path", list(PATHS))
+def test_gamma_and_eta_one_are_the_closed_forms(path: str) -> None:
+    """gamma = 1 reaches the noise target (8), eta = 1 the image (15), whatever the network says."""
+    x0 = images(2)
+    method = build("rf", path, gamma=1.0, eta=1.0, window=(0.0, 1.0))
+    cond = method.denoiser.condition(["src", "tgt"], 1.0)
+    latent = method.invert(x0, cond, generators(2))
+    top = method.grid[method.grid.steps]
+    target = normal(x0, generators(2))
+    expected = ((1 - top.s) * x0 + top.s * target) * (top.alpha + top.sigma)
+    torch.testing.assert_close(latent.x_T, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(method.decode(latent, cond), x0, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", ["vp", "rectified"])
+@pytest.mark.parametrize("name", ["ddim", "rf-ode"])
+def test_inexact_round_trips_shrink_with_the_step(name: str, path: str) -> None:
+    """First order: four times the steps, about a quarter of the error."""
+    x0 = images(2)
+    errors = []
+    for steps in (50, 200):
+        method = build(name, path, steps)
+        cond = method.denoiser.condition(["src", "tgt"], 1.0)
+        errors.append((method.reconstruct(x0, cond)[0] - x0).square().mean().sqrt().item())
+    assert errors[1] < 0.45 * errors[0], errors
+
+
+def test_edict_grows_the_difference_by_its_mixing() -> None:
+    """The parasitic factor of inversion is p^(-2N): it shows in x - y, never in the round trip."""
+    steps, gaps = 40, []
+    for p in (0.97, 0.85):
+        method = build("edict", "vp", steps, p=p)
+        latent = method.invert(images(1), method.denoiser.condition(["src"], 1.0))
+        gaps.append((latent.tensors["x_T"] - latent.tensors["y_T"]).abs().max().item())
+    ratio = math.log(gaps[1] / gaps[0]) / (2 * steps * math.log(0.97 / 0.85))
+    assert 0.5 < ratio < 1.5, (gaps, ratio)
+
+
+# --- paths, grids, views ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "velocity"])
+@pytest.mark.parametrize("path", list(PATHS))
+def test_views_agree_whatever_is_predicted(prediction: str, path: str) -> None:
+    analytic = oracle(path)
+    node = analytic.path.grid(10)[6]
+    x, cond = images(2) + 0.3, analytic.condition(["src", "tgt"], 2.0)
+    x0, eps = analytic.views(x, node, cond)
+
+    class Other(torch.nn.Module):
+        def forward(self, z: torch.Tensor, t: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+            null = Condition(embedding, embedding, 1.0)
+            c, e = analytic.views(z, node, null)
+            v = node.alpha * e - node.sigma * c
+            return {"eps": e, "x0": c, "v": v, "velocity": e - c}[prediction]
+
+    other = Denoiser(Other(), analytic.path, prediction)
+    for ours, theirs in zip(other.views(x, node, cond), (x0, eps), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    torch.testing.assert_close(other.velocity(x, node, cond), eps - x0, rtol=0, atol=1e-12)
+    torch.testing.assert_close(x, node.alpha * x0 + node.sigma * eps, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", list(PATHS))
+def test_a_step_is_the_same_map_in_every_view(path: str) -> None:
+    """a x + b direction equals alpha' x0 + sigma' eps."""
+    denoiser = oracle(path)
+    grid, cond = denoiser.path.grid(10), denoiser.condition(["src"], 1.0)
+    x = images(1)
+    for k in range(1, 11):
+        node, clean = grid[k], grid[k - 1]
+        if node.alpha == 0:  # the rectified path's end: eps = x there, and x0 is not determined by it
+            continue
+        a, b = denoiser.path.step(node, clean)
+        x0, eps = denoiser.views(x, node, cond)
+        ours = a * x + b * denoiser.direction(x, node, cond)
+        torch.testing.assert_close(ours, clean.alpha * x0 + clean.sigma * eps, rtol=1e-10, atol=1e-10)
+
+
+def test_grids() -> None:
+    sd = VariancePreserving()
+    assert [n.time for n in sd.grid(50, "leading", "first").nodes[1:]] == list(range(0, 1000, 20))
+    assert [n.time for n in sd.grid(50, "leading1", "first").nodes[1:4]] == [1, 21, 41]
+    assert sd.grid(20, "trailing")[20].time == 999 and sd.grid(20, "linspace")[20].time == 999
+    assert sd.grid(10)[0].sigma == 0 and abs(sd.grid(10, level0="first")[0].alpha ** 2 - 0.99915) < 1e-5
+    shifted = Rectified().grid(28, "flux_shift", mu=1.15)
+    assert abs(shifted[28 - 7].s - 0.905) < 5e-4 and shifted[28].s == 1 and shifted[0].s == 0
+    assert Rectified().grid(8, "flux_shift", mu=0.0) == Rectified().grid(8)
+    assert sd.grid(50).truncate(0.7).steps == 35 and sd.grid(20).truncate(0.01).steps == 1
+    for bad in (lambda: sd.grid(0), lambda: sd.grid(1001), lambda: sd.grid(5, "flux_shift"), lambda: make_path("ve")):
+        with pytest.raises(ValueError):
+            bad()
+    with pytest.raises(ValueError):
+        TimeGrid((Node(1, 0.5, 0.8), Node(0, 1.0, 0.0)))
+    with pytest.raises(ValueError):
+        sd.grid(10).truncate(0.0)
+
+
+def test_coefficients_interpolate_the_table() -> None:
+    sd = VariancePreserving()
+    alpha, sigma = sd.coefficients(torch.tensor([0.0, 10.0, 10.5, 999.0]))
+    assert alpha.dtype == torch.float64
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(4, dtype=torch.float64))
+    assert alpha[1] > alpha[2] > sd.coefficients(torch.tensor([11.0]))[0]
+    assert abs(alpha[3].item() - 0.0683) < 1e-3
+
+
+@pytest.mark.parametrize("path", list(PATHS))
+def test_the_oracle_is_the_posterior_mean(path: str) -> None:
+    """E[eps | x] by brute force over samples of the mixture."""
+    torch.manual_seed(0)
+    chosen = PATHS[path]
+    mu = torch.tensor([[0.8, -0.2, 0.1], [-0.5, 0.4, 0.3]], dtype=torch.float64)
+    denoiser = Denoiser(GaussianMixture(mu, 0.1, chosen), chosen, chosen.direction)
+    node = chosen.grid(10)[6]
+    x = torch.tensor([0.2, 0.1, -0.1], dtype=torch.float64)
+    draws = mu[torch.randint(2, (400_000,))] + 0.1**0.5 * torch.randn(400_000, 3, dtype=torch.float64)
+    residual = (x - node.alpha * draws) / node.sigma
+    weight = torch.softmax(-residual.square().sum(1) / 2, 0)
+    brute = (weight[:, None] * residual).sum(0)
+    exact = denoiser.eps(x.reshape(1, 3, 1, 1), node, denoiser.condition([""], 1.0)).flatten()
+    torch.testing.assert_close(exact, brute, rtol=0, atol=0.02)
+
+
+def test_solve_refuses_what_it_cannot_do() -> None:
+    method = build("ddim", "vp")
+    cond = method.denoiser.condition(["src"])
+    for task in ("restore", "edit", "dream"):
+        with pytest.raises(ValueError):
+            method.solve(Problem(task, images(1), cond, generators(1)))
+    with pytest.raises(ValueError, match="generators"):
+        normal(images(2), generators(1))
+
+
+def test_edit_keeps_what_lies_outside_the_mask() -> None:
+    method = build("edict", "vp")
+    x0, mask = images(1), torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    mask[..., :4] = True
+    source, target = method.denoiser.condition(["src"]), method.denoiser.condition(["tgt"], 3.0)
+    edited, _ = method.edit(x0, source, target, mask)
+    assert torch.equal(edited[..., 4:], x0[..., 4:]) and not torch.allclose(edited[..., :4], x0[..., :4])
+
+
+def test_options_are_frozen_and_strict() -> None:
+    with pytest.raises(ValueError):
+        options.EDICT(p=2)
+    with pytest.raises(ValueError):
+        options.RFInversion(window=(0.9, 0.1))
+    with pytest.raises(ValueError):
+        options.DDIM(p=0.9)
