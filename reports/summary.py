@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from reports.results import Block, Cell, Line, Metric, Results
-from reports.statistics import bootstrap, holm, paired_difference
+from reports.statistics import bootstrap, cluster_means, holm, paired_difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ def summarise(results: Results) -> pd.DataFrame:
             for column in block.columns:
                 shared = by_column.get((block.key, column))
                 entries = [] if shared is None else _input(metric, shared, block, column)
-                images: dict[str, pd.Series] = {}
+                images: dict[str, dict[str, float]] = {}
                 for line in results.lines:
                     cells = results.by_key.get((line.key, block.key, column))
                     if cells is None:
@@ -43,7 +43,7 @@ def summarise(results: Results) -> pd.DataFrame:
                     record = _entry(metric, line, block, column, cells, rows, shared, results.failures)
                     entries.append(record)
                     if rows is not None and not record["partial"] and record["n"]:
-                        images[line.key] = rows.groupby("image_id", sort=True)[metric.name].mean()
+                        images[line.key] = _by_image(rows[metric.name], rows["image_id"])
                 _rank(metric, entries, images)
                 records.extend(entries)
     return pd.DataFrame.from_records(records, columns=COLUMNS)
@@ -75,6 +75,14 @@ def _mean(values: pd.Series, images: pd.Series) -> dict[str, Any]:
     interval = bootstrap(values.to_numpy(dtype=float), images.to_numpy(dtype=str))
     count = int(values.notna().sum())
     return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n, "n_values": count}
+
+
+def _by_image(values: pd.Series, images: pd.Series) -> dict[str, float]:
+    """Image -> mean over its seeds."""
+    known = values.notna()
+    names = images[known].to_numpy(dtype=str)
+    means = cluster_means(values[known].to_numpy(dtype=float), names)
+    return dict(zip(sorted(set(names.tolist())), means.tolist(), strict=True))
 
 
 def _input(metric: Metric, rows: pd.DataFrame, block: Block, column: str) -> list[dict[str, Any]]:
@@ -125,13 +133,11 @@ def _entry(
     return entry | {"n_numerical": numerical, "partial": bool(partial)}
 
 
-def _rank(metric: Metric, entries: list[dict[str, Any]], images: Mapping[str, pd.Series]) -> None:
+def _rank(metric: Metric, entries: list[dict[str, Any]], images: Mapping[str, dict[str, float]]) -> None:
     """Mark the best if it beats every other line, and then the second if it beats the rest (Wilcoxon, Holm, 5 %).
 
     Only whole entries are ranked: a method that failed on the hard images would look better than it is.
     """
-    import pandas as pd
-
     by_line = {entry["line"]: entry for entry in entries}
     sign = -1 if metric.higher_is_better else 1
     ranking = sorted(images, key=lambda line: sign * by_line[line]["mean"])
@@ -141,8 +147,9 @@ def _rank(metric: Metric, entries: list[dict[str, Any]], images: Mapping[str, pd
         leader, others = ranking[position], ranking[position + 1 :]
         differences = []
         for other in others:
-            pair = pd.concat([images[other], images[leader]], axis=1, join="inner")
-            differences.append(paired_difference(pair.iloc[:, 0], pair.iloc[:, 1]))
+            both = sorted(images[other].keys() & images[leader].keys())
+            a, b = ([images[line][image] for image in both] for line in (other, leader))
+            differences.append(paired_difference(a, b))
         adjusted = holm([difference.p for difference in differences])
         if position == 0:
             for other, difference, p in zip(others, differences, adjusted, strict=True):

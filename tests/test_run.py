@@ -1,0 +1,176 @@
+"""Whole runs on the digits: what is computed, what is not computed twice, and what a killed run leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bench import run
+from bench.plan import look
+from bench.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["sweep=corruptions", "profile=digits", "steps=4", "images=5", "samples=1", "tracker=none"]
+SCIENCE_EXCEPT = ("seconds", "peak_mib")  # measured, not computed
+
+
+def arguments(results: Path, *changes: str) -> list[str]:
+    keys = {change.split("=")[0] for change in changes}
+    return [a for a in SMALL if a.split("=")[0] not in keys] + [f"results={results}", *changes]
+
+
+def command(results: Path, *changes: str) -> list[str]:
+    return [sys.executable, "-m", "bench.run", *arguments(results, *changes)]
+
+
+def science(results: Path) -> pd.DataFrame:
+    store = Store(results)
+    rows = store.rows(sorted(store.done())).drop(columns=list(SCIENCE_EXCEPT))
+    return rows.sort_values(["cell_id", "image_id"]).reset_index(drop=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("undisturbed") / "results"
+    assert run.main(arguments(results, "launcher=debug")) == 0
+    return results
+
+
+def test_every_cell_has_its_rows(undisturbed: Path) -> None:
+    rows = science(undisturbed)
+    assert rows.groupby("cell_id").size().tolist() == [5] * 60
+    assert set(rows.method) == {"ddim", "edict", "rf_inversion"} and set(rows.severity) == {1, 2, 3, 4, 5}
+    assert (rows.outcome == "ok").all() and rows.psnr.between(0, 100).all() and rows.ssim.between(-1, 1).all()
+    assert rows.groupby("method").nfe.unique().map(list).to_dict() == {"ddim": [8], "edict": [16], "rf_inversion": [8]}
+
+
+def test_every_method_gets_the_same_measurements(undisturbed: Path) -> None:
+    rows = science(undisturbed)
+    assert (rows.groupby(["image_id", "corruption", "severity"]).y_sha256.nunique() == 1).all()
+    assert rows.y_sha256.nunique() == 5 * 20
+
+
+def test_provenance_is_complete(undisturbed: Path) -> None:
+    store = Store(undisturbed)
+    record = store.record(min(store.done()))
+    assert {"git_sha", "packages", "host", "weights", "seconds", "started", "torch_threads"} <= set(record["provenance"])
+    assert all(record["provenance"]["weights"].values())
+    assert record["config"]["method"]["options"]["steps"] == 4
+
+
+def test_again_computes_nothing(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stamps = {p: p.stat().st_mtime_ns for p in (undisturbed / "cells").rglob("*")}
+    assert run.main(arguments(undisturbed, "launcher=debug")) == 0
+    assert "0 cells computed" in capsys.readouterr().out
+    assert stamps == {p: p.stat().st_mtime_ns for p in (undisturbed / "cells").rglob("*")}
+
+
+@pytest.mark.parametrize("changes", [("batch_size=1", "launcher=debug"), ("launcher=local", "launcher.workers=4")])
+def test_batches_and_workers_change_no_measurement(undisturbed: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:
+    """The same y whatever the batch size, order and number of workers; the same results up to rounding."""
+    assert run.main(arguments(tmp_path, *changes, "severity=2,5", "report=false")) == 0
+    ours, theirs = science(tmp_path), science(undisturbed)
+    theirs = theirs[theirs.severity.isin([2, 5])].reset_index(drop=True)
+    assert ours.y_sha256.tolist() == theirs.y_sha256.tolist()
+    assert (ours.psnr - theirs.psnr).abs().max() < 0.01
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_table(undisturbed: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    for seconds_after_first in (0.2, 1.0):
+        process = subprocess.Popen(command(results, "launcher=local", "launcher.workers=2"), cwd=ROOT, start_new_session=True)
+        before = len(Store(results).done())
+        deadline = time.monotonic() + 120
+        while len(Store(results).done()) <= before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(seconds_after_first)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        _end_workers(results)
+    done = len(Store(results).done())
+    assert 2 <= done < 60
+    finished = subprocess.run(command(results, "launcher=local", "launcher.workers=2"), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert f"{60 - done} cells computed" in finished.stdout
+    pd.testing.assert_frame_equal(science(results), science(undisturbed))
+    for name in ("table.md", "table.csv"):
+        ours, theirs = (r / "reports" / "corruptions" / name for r in (results, undisturbed))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def _end_workers(results: Path) -> None:
+    for file in results.glob("jobs/*/claims/worker-*"):
+        try:
+            os.kill(int(file.name.removeprefix("worker-")), signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def test_workers_stop_when_their_driver_is_gone(tmp_path: Path) -> None:
+    process = subprocess.Popen(command(tmp_path, "launcher=local", "launcher.workers=1", "images=40"), cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not Store(tmp_path).done() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(8)
+    done = Store(tmp_path).done()
+    time.sleep(4)
+    assert Store(tmp_path).done() == done and len(done) < 60
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(tmp_path, "launcher=local", "launcher.workers=2"), cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not Store(tmp_path).done() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the whole group
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.strip().splitlines() == ["interrupted: what was finished is kept"], errors
+    done = Store(tmp_path).done()
+    assert done and all(len(Store(tmp_path).rows([cell])) == 5 for cell in done)
+    time.sleep(2)
+    assert Store(tmp_path).done() == done, "no worker goes on"
+
+
+def test_a_failing_cell_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = tmp_path / "plugins"
+    (plugin / "method").mkdir(parents=True)
+    (plugin / "method" / "broken.yaml").write_text("# @package method.broken\nclass: brokenplugin.Broken\n")
+    (plugin / "brokenplugin.py").write_text(
+        "from methods.ddim import DDIM\n"
+        "class Broken(DDIM):\n"
+        "    def decode(self, latent, cond, constrain=None):\n"
+        "        raise MemoryError('no room')\n"
+    )
+    monkeypatch.syspath_prepend(str(plugin))
+    results = tmp_path / "results"
+    chosen = arguments(results, "launcher=debug", "method=broken,ddim", "corruption=gaussian_blur", "severity=1,3")
+    chosen.append(f"config_dir={plugin}")
+    assert run.main(chosen) == 1
+    store = Store(results)
+    assert len(store.done()) == 2 and len(store.failed()) == 2
+    failure = store.failure(min(store.failed()))
+    assert failure["class"] == "oom" and "no room" in failure["traceback"]
+    outlook = look(chosen)
+    assert len(outlook.plan.failed) == 2 and not outlook.plan.todo, "failures are not retried unasked"
+    assert len(look([*chosen, "retry=oom"]).plan.retried) == 2
+    assert not look([*chosen, "retry=timeout"]).plan.retried
+
+
+def test_the_manifest_names_every_cell(undisturbed: Path) -> None:
+    manifest = json.loads((undisturbed / "sweeps" / "corruptions.json").read_text())
+    assert {cell["id"] for cell in manifest["cells"]} == Store(undisturbed).done()
+    assert "lpips" in manifest["unavailable"]
