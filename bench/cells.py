@@ -8,9 +8,11 @@ the model and its weights' sha256, the data set, the metrics. Titles, launchers 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 from bench import metrics
 from bench.config import NAME_AXES, NUMBER_AXES, ModelConfig, RunConfig
 from bench.errors import UserError, unknown
-from bench.registry import check_options, load
+from bench.registry import check_options, load, locate, options_class
 
 Point = dict[str, Any]
 
@@ -60,8 +62,13 @@ def axes_of(config: RunConfig) -> list[list[Point]]:
     values: dict[str, Sequence[Any]] = {axis: chosen for axis, chosen in names.items() if chosen}
     values |= config.matrix
     zipped = [axis for group in config.zip for axis in group]
-    for axis, options in [*config.matrix.items(), *((a, v) for group in config.zip for a, v in group.items())]:
-        _check_axis(axis, options, config)
+    for axis, options in config.matrix.items():
+        _check_axis(axis, options, config, "matrix")
+    for group in config.zip:
+        if not group:
+            raise UserError("an entry of zip names no axis")
+        for axis, options in group.items():
+            _check_axis(axis, options, config, "zip")
     for axis in zipped:
         if zipped.count(axis) > 1 or (axis in config.matrix):
             raise UserError(f"axis {axis} is both in matrix and in zip, or twice in zip")
@@ -69,35 +76,53 @@ def axes_of(config: RunConfig) -> list[list[Point]]:
     for group in config.zip:
         lengths = {axis: len(options) for axis, options in group.items()}
         if len(set(lengths.values())) > 1:
-            raise UserError(f"zip needs axes of one length, got {lengths}")
+            told = ", ".join(f"{axis} has {length}" for axis, length in lengths.items())
+            raise UserError(f"axes of one zip need the same number of values: {told}")
         factors.append([dict(zip(group, row, strict=True)) for row in zip(*group.values(), strict=True)])
     return factors
 
 
-def _check_axis(axis: str, values: Iterable[Any], config: RunConfig) -> None:
+def _check_axis(axis: str, values: Collection[Any], config: RunConfig, where: str) -> None:
     if axis in NAME_AXES:
+        chosen = getattr(config, axis)
         for value in values:
-            if value not in getattr(config, axis):
-                raise unknown(f"{axis} in the matrix (choose it with {axis}=...)", str(value), getattr(config, axis))
+            if not isinstance(value, str) or value not in chosen:
+                raise unknown(axis, str(value), chosen, f"in {where} (it takes what {axis}=NAME has chosen)")
     elif axis.startswith("method."):
         option = axis.removeprefix("method.")
         known = {field for c in config.method.values() for field in _fields(c.class_path)}
         if option not in known:
-            raise unknown("method option in the matrix", option, known)
-    elif axis not in NUMBER_AXES:
-        raise unknown("axis in the matrix", axis, [*NUMBER_AXES, *NAME_AXES, "method.OPTION"])
-    if not list(values):
-        raise UserError(f"axis {axis} has no values")
+            raise unknown("method option", option, known, f"in {where}")
+    elif axis in NUMBER_AXES:
+        for value in values:
+            _check_number(axis, value)
+    else:
+        raise unknown("axis", axis, [*NUMBER_AXES, *NAME_AXES, "method.OPTION"], f"in {where}")
+    if not values:
+        raise UserError(f"axis {axis} has no values in {where}")
+
+
+def _check_number(axis: str, value: Any) -> None:
+    """Ranges are the method's own, but for a seed's; text, yes and no are never numbers, as pydantic would have it."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if axis == "guidance" and not number:
+        raise UserError(f"guidance={value!r}: must be a number")
+    if axis != "guidance" and (not number or isinstance(value, float)):
+        raise UserError(f"{axis}={value!r}: must be a whole number")
+    if axis == "seed" and value < 0:
+        raise UserError(f"seed={value!r}: must be 0 or more")
 
 
 def _fields(class_path: str) -> set[str]:
-    from bench.registry import options_class
-
     return set(options_class(class_path, "method").model_fields)
 
 
 def _matches(point: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
-    return all(point.get(k) in (v if isinstance(v, (list, tuple)) else (v,)) for k, v in pattern.items())
+    return all(point.get(axis) in _listed(value) for axis, value in pattern.items())
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 def points(config: RunConfig) -> Iterator[Point]:
@@ -107,14 +132,17 @@ def points(config: RunConfig) -> Iterator[Point]:
     for pattern in config.exclude:
         for axis in pattern:
             if axis not in first:
-                raise unknown("axis in exclude", axis, first)
+                raise unknown("axis", axis, first, "in exclude")
+            if axis in NUMBER_AXES:
+                for value in _listed(pattern[axis]):
+                    _check_number(axis, value)
     for combination in itertools.product(*factors):
         point = {k: v for part in combination for k, v in part.items()}
         if not any(_matches(point, pattern) for pattern in config.exclude):
             yield point
     for extra in config.include:
         for axis, value in extra.items():
-            _check_axis(axis, [value], config)
+            _check_axis(axis, [value], config, "include")
         yield first | extra
 
 
@@ -125,6 +153,8 @@ def expand(config: RunConfig) -> Expansion:
     """All cells of a configuration. Raises UserError for anything that a user got wrong."""
     _check_task(config)
     usable, unavailable = metrics.available(config.metrics)
+    if not usable:
+        raise UserError(f"no metric can be computed: {'; '.join(unavailable.values())}")
     cells: dict[str, Cell] = {}
     skipped: dict[str, Skip] = {}
     for point in points(config):
@@ -133,8 +163,9 @@ def expand(config: RunConfig) -> Expansion:
             skipped.setdefault(json.dumps(made.axes, sort_keys=True), made)
         else:
             cells.setdefault(made.id, made)
-    if not cells and not skipped:
-        raise UserError("the sweep has no cells: exclude leaves nothing")
+    if not cells:
+        why = next((skip.reason for skip in skipped.values()), "exclude leaves nothing")
+        raise UserError(f"the sweep has no cells: {why}")
     return Expansion(tuple(cells.values()), tuple(skipped.values()), unavailable)
 
 
@@ -146,13 +177,15 @@ def _check_task(config: RunConfig) -> None:
         raise UserError("task=restore needs a corruption; write corruption=NAME")
     if config.task != "restore" and config.corruption:
         raise UserError(f"corruption has no meaning for task={config.task}; only task=restore measures")
-    if config.task == "restore" and "severity" not in {*config.matrix, *(a for group in config.zip for a in group)}:
+    axes = {axis for part in (config.matrix, *config.zip, *config.include) for axis in part}
+    if config.task == "restore" and "severity" not in axes:
         raise UserError("task=restore needs severities; write severity=1,2,3,4,5")
-    if config.task != "restore" and "severity" in config.matrix:
-        raise UserError(f"severity has no meaning for task={config.task}")
+    if config.task != "restore" and "severity" in axes:
+        raise UserError(f"severity has no meaning for task={config.task}; only task=restore measures")
     for name, model in config.model.items():
         if model.kind == "judge":
             raise UserError(f"model {name} is a classifier, not a denoiser; it cannot run a method")
+        locate(model.class_path, "model")
 
 
 def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...]) -> Cell | Skip:
@@ -165,7 +198,7 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...]) -> Cel
     spec: dict[str, Any] = {
         "task": config.task,
         "images": config.images,
-        "seed": _whole(point.get("seed", 0), "seed"),
+        "seed": point.get("seed", 0),
         "metrics": {name: metrics.VERSIONS[name] for name in metric_names},
         "method": {"class": method.class_path, "options": options.model_dump(mode="json")},
         "model": _model_spec(point["model"], model),
@@ -176,9 +209,10 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...]) -> Cel
         corruption = config.corruption[point["corruption"]]
         severity = point["severity"]
         if severity not in corruption.severities:
-            raise unknown(f"severity of {point['corruption']}", str(severity), map(str, corruption.severities))
+            raise unknown("severity", str(severity), map(str, corruption.severities), f"of {point['corruption']}")
         merged = {**corruption.options, **corruption.severities[severity]}
-        checked = _options(corruption.class_path, "corruption", merged, f"corruption.{point['corruption']}")
+        where = f"corruption.{point['corruption']}.severities.{severity}"
+        checked = _options(corruption.class_path, "corruption", merged, where)
         spec["corruption"] = {
             "name": point["corruption"],
             "severity": severity,
@@ -200,7 +234,7 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...]) -> Cel
     }
     if corruption_axes["corruption"]:
         axes["corruption_title"] = config.corruption[point["corruption"]].title or point["corruption"]
-    dataset = _dataset(data.class_path, data.split, json.dumps(data.options, sort_keys=True))
+    dataset = _dataset(point["dataset"], data.class_path, data.split, json.dumps(data.options, sort_keys=True))
     reason = _mismatch(point, model, dataset, config.images)
     if reason:
         return Skip(axes, reason)
@@ -216,24 +250,24 @@ def _checked(class_path: str, kind: str, options: str, where: str) -> Any:
     return check_options(class_path, kind, json.loads(options), where)
 
 
-def _whole(value: Any, axis: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise UserError(f"{axis}={value!r}: must be a whole number, 0 or more")
-    return value
-
-
 @cache
-def _dataset(class_path: str, split: str, options: str) -> Any:
+def _dataset(name: str, class_path: str, split: str, options: str) -> Any:
+    given, made = json.loads(options), load(class_path, "dataset")
+    known = {p for p in inspect.signature(made).parameters if p != "split"}
+    kinds = {p.kind for p in inspect.signature(made).parameters.values()}
+    for option in given:
+        if option not in known and inspect.Parameter.VAR_KEYWORD not in kinds:
+            raise unknown("option", option, known, f"in dataset.{name}.options")
     try:
-        return load(class_path, "dataset")(split=split, **json.loads(options))
+        return made(split=split, **given)
     except (TypeError, ValueError, OSError) as error:
-        raise UserError(f"dataset {class_path}: {error}") from error
+        raise UserError(f"dataset {name}: {error}") from error
 
 
 def _mismatch(point: Point, model: ModelConfig, dataset: Any, images: int) -> str | None:
     """Why a model cannot see a data set, if it cannot."""
     if images > len(dataset):
-        raise UserError(f"images={images}: dataset {point['dataset']} has {len(dataset)}")
+        raise UserError(f"images={images}: dataset {point['dataset']} has {len(dataset)} images")
     if tuple(dataset.shape) != tuple(model.shape):
         wants, has = "x".join(map(str, model.shape)), "x".join(map(str, dataset.shape))
         return f"model {point['model']} takes {wants} images, dataset {point['dataset']} has {has}"

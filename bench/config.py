@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from bench.errors import UserError, unknown
+from bench.errors import UserError, nearest, unknown
 
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 GROUPS = ("sweep", "profile", "method", "model", "dataset", "corruption", "launcher", "tracker")
 NUMBER_AXES = ("severity", "steps", "guidance", "seed")
 NAME_AXES = ("method", "model", "dataset", "corruption")
+SPACINGS = {"vp": ("leading", "leading1", "trailing", "linspace"), "rectified": ("linspace", "flux_shift")}
+"""The spacings of a grid that each path knows (methods.paths, which a plan does not import: it needs torch)."""
 Task = Literal["reconstruct", "restore", "edit"]
-METRICS = ("psnr", "ssim", "mse", "lpips")
+Metric = Literal["psnr", "ssim", "mse", "lpips"]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class Component(Strict):
@@ -40,7 +42,9 @@ class Component(Strict):
     def _flat_options(cls, value: Any) -> Any:
         """In a method's YAML every key besides class and title is an option."""
         if not isinstance(value, Mapping):
-            raise ValueError(f"must be a mapping with a class, got {value!r}")
+            raise ValueError("must be a mapping with a class")
+        if not isinstance(value.get("options") or {}, Mapping):
+            return value
         known = {"class", "class_path", "title", "options"}
         options = {**(value.get("options") or {}), **{k: v for k, v in value.items() if k not in known}}
         return {**{k: v for k, v in value.items() if k in known}, "options": options}
@@ -54,10 +58,37 @@ class CorruptionConfig(Strict):
     options: dict[str, Any] = {}
     severities: dict[int, dict[str, Any]] = Field(min_length=1)
 
+    @field_validator("severities", mode="before")
+    @classmethod
+    def _one_entry_a_severity(cls, value: Any) -> Any:
+        """`severities.1.side=0.3` on the command line is a text key beside the YAML's number: laid over it."""
+        if not isinstance(value, Mapping):
+            return value
+        merged: dict[Any, Any] = {}
+        for key, options in value.items():
+            severity = int(key) if isinstance(key, str) and key.isdecimal() else key
+            before = merged.get(severity)
+            both = isinstance(before, Mapping) and isinstance(options, Mapping)
+            merged[severity] = {**before, **options} if both else options
+        return merged
+
+    @model_validator(mode="after")
+    def _no_hidden_option(self) -> CorruptionConfig:
+        for option in self.options:
+            if all(option in options for options in self.severities.values()):
+                raise ValueError(f"options.{option} has no effect: every severity sets it; set severities.N.{option}")
+        return self
+
 
 class PathConfig(Strict):
     kind: Literal["vp", "rectified"]
-    schedule: Literal["scaled_linear", "cosine"] = "scaled_linear"
+    schedule: Literal["scaled_linear", "cosine"] = Field("scaled_linear", description="of a vp path")
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> PathConfig:
+        if self.kind == "rectified" and self.schedule != "scaled_linear":
+            raise ValueError(f"schedule={self.schedule} has no meaning on a rectified path")
+        return self
 
 
 class GridConfig(Strict):
@@ -102,6 +133,17 @@ class ModelConfig(Strict):
     guidance: float = Field(1.0, ge=0, description="default guidance for sampling, the one that its card judges")
     version: int = Field(1, description="raised when new weights are shipped under the old name")
     train: TrainConfig | None = None
+
+    @model_validator(mode="after")
+    def _grid_of_its_path(self) -> ModelConfig:
+        grid, kind = self.grid, self.path.kind
+        if grid.spacing not in SPACINGS[kind]:
+            raise ValueError(str(unknown("grid.spacing", grid.spacing, SPACINGS[kind], f"on a path of kind {kind}")))
+        if (grid.spacing == "flux_shift") != (grid.mu is not None):
+            raise ValueError("grid.spacing=flux_shift and grid.mu need each other")
+        if kind == "rectified" and grid.level0 != "one":
+            raise ValueError(f"grid.level0={grid.level0} has no meaning on a rectified path: level 0 is the image")
+        return self
 
     @property
     def weights_file(self) -> Path | None:
@@ -159,7 +201,7 @@ class ProfileConfig(Strict):
 class RunConfig(Strict):
     """A sweep, as composed."""
 
-    name: str = ""
+    name: str = Field("", pattern=r"^[\w.-]*$", description="names its files; left out: the sweep's own name")
     title: str = ""
     description: str = ""
     task: Task = "restore"
@@ -167,7 +209,7 @@ class RunConfig(Strict):
     batch_size: int = Field(16, ge=1, description="images solved together")
     samples: int = Field(4, ge=0, le=64, description="images of each cell that are kept for the report")
     results: str = Field("results", min_length=1, description="the store's folder")
-    metrics: tuple[Literal["psnr", "ssim", "mse", "lpips"], ...] = ("psnr", "ssim", "mse")
+    metrics: tuple[Metric, ...] = Field(("psnr", "ssim", "mse"), min_length=1)
     retry: tuple[str, ...] = Field((), description="failure classes to run again; `all` for every one")
     dry_run: bool = False
     report: bool = Field(True, description="rebuild the report at the end")
@@ -185,15 +227,19 @@ class RunConfig(Strict):
 
     @field_validator("matrix", mode="before")
     @classmethod
-    def _single_values(cls, value: Any) -> Any:
-        """A single value is an axis with one point."""
+    def _axes(cls, value: Any) -> Any:
+        """A single value is an axis with one point; `method: {p: [...]}`, as matrix.method.p=... gives, is method.p."""
         if not isinstance(value, Mapping):
-            raise ValueError(f"must map axes to lists of values, got {value!r}")
-        return {k: tuple(v) if isinstance(v, (list, tuple)) else (v,) for k, v in value.items()}
+            raise ValueError("must map axes to lists of values")
+        flat: dict[Any, Any] = {}
+        for axis, values in value.items():
+            nested = {f"{axis}.{option}": v for option, v in values.items()} if isinstance(values, Mapping) else None
+            flat |= nested or {axis: values}
+        return {axis: tuple(v) if isinstance(v, (list, tuple)) else (v,) for axis, v in flat.items()}
 
-    @field_validator("zip", mode="before")
+    @field_validator("zip", "exclude", "include", mode="before")
     @classmethod
-    def _zip_lists(cls, value: Any) -> Any:
+    def _single_entry(cls, value: Any) -> Any:
         return (value,) if isinstance(value, Mapping) else value
 
     @field_validator("retry", "metrics", mode="before")
@@ -210,6 +256,8 @@ class RunConfig(Strict):
 # --- the command line ------------------------------------------------------------------------------------------------
 
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
+_TEXT = re.compile(r"results|(.*\.)?(name|title|description|weights)")
+"""Keys whose value is text or a path: taken as it stands, commas, spaces and tildes included."""
 
 
 def options_of_group(group: str, extra: Path | None = None) -> list[str]:
@@ -221,68 +269,140 @@ def options_of_group(group: str, extra: Path | None = None) -> list[str]:
 def _rewrite(override: str, extra: Path | None) -> str:
     """Check one `key=value` and bring it into Hydra's grammar: lists without brackets, axes by their short name."""
     match = _OVERRIDE.fullmatch(override)
-    if match is None:
-        raise UserError(f"{override!r} is not an override; write key=value, for example severity=3 or method=ddim,edict")
-    sign, key, value = match["sign"] or "", match["key"], match["value"]
-    if "," in value and not re.search(r"[\[{('\"]", value):
-        value = f"[{value}]"
-    if sign == "~":
+    if override.startswith("~"):
         raise UserError(f"{override!r}: ~ is not supported; use exclude, or name what you want")
+    if match is None:
+        raise UserError(f"{override!r} is not an override; write key=value, as in severity=3 or method=ddim,edict")
+    key, value = match["key"], match["value"]
     if key in GROUPS:
-        names = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
-        allowed = options_of_group(key, extra)
-        for name in names:
-            if name not in allowed and name != "null":
-                raise unknown(key, name, allowed)
-        if len(names) > 1 and key in ("sweep", "profile", "launcher", "tracker"):
-            raise UserError(f"{key} takes one name, got {value}; allowed: {', '.join(allowed)}")
-        if len(set(names)) < len(names):
-            raise UserError(f"{override!r} names one {key} twice")
-        if not names:
-            raise UserError(f"{key}= names nothing; allowed: {', '.join(allowed)}")
-        return f"{key}=[{','.join(names)}]" if key in NAME_AXES and names != ["null"] else f"{key}={names[0]}"
+        return _rewrite_group(override, key, value, options_of_group(key, extra))
     if key in NUMBER_AXES:
         key = f"matrix.{key}"
     root = key.split(".")[0]
     if root not in RunConfig.model_fields:
-        raise unknown("key", root, [*RunConfig.model_fields, *GROUPS, *NUMBER_AXES])
+        raise unknown("key", root, {*RunConfig.model_fields, *GROUPS, *NUMBER_AXES})
+    if _TEXT.fullmatch(key) and value != "null" and not re.fullmatch(r"(['\"]).*\1", value, re.DOTALL):
+        value = _quoted(value)
+    elif "," in value and not re.search(r"[\[\]{}()'\"]", value):
+        value = f"[{value}]"
     return f"++{key}={value}"
 
 
+def _rewrite_group(override: str, group: str, value: str, allowed: list[str]) -> str:
+    if value.startswith("[") != value.endswith("]"):
+        raise UserError(f"cannot read {override!r}: brackets do not balance; write {group}=NAME or {group}=[NAME,NAME]")
+    if group in NAME_AXES and value == "null":
+        return f"{group}=[]"
+    names = [name.strip() for name in value.removeprefix("[").removesuffix("]").split(",") if name.strip()]
+    if not names:
+        raise UserError(f"{group}= names nothing; allowed: {', '.join(allowed)}")
+    for name in names:
+        if name not in allowed:
+            raise unknown(group, name, allowed)
+    if len(names) > 1 and group not in NAME_AXES:
+        raise UserError(f"{group} takes one name, got {', '.join(names)}; allowed: {', '.join(allowed)}")
+    if len(set(names)) < len(names):
+        raise UserError(f"{override!r} names one {group} twice")
+    return f"{group}=[{','.join(names)}]" if group in NAME_AXES else f"{group}={names[0]}"
+
+
 def compose_config(overrides: list[str], sweep_required: bool = True) -> RunConfig:
-    """Overrides -> the checked configuration. Raises UserError. `config_dir=PATH` adds a folder of the user's groups."""
+    """Overrides -> the checked configuration, or a UserError. `config_dir=PATH` adds a folder of the user's groups."""
+    extra = _config_dir([o for o in overrides if o.startswith("config_dir=")])
+    given: dict[str, str] = {}
+    rewritten = []
+    for override in overrides:
+        if override.startswith("config_dir="):
+            continue
+        rewritten.append(_rewrite(override, extra))
+        key = _key(rewritten[-1])
+        if key in given:
+            raise UserError(f"{key} is given more than once")
+        given[key] = override
+    if sweep_required and "sweep" not in given:
+        raise UserError(f"no sweep given; write sweep=NAME, one of {', '.join(options_of_group('sweep', extra))}")
+    composed = _compose(rewritten, given, extra)
+    for group in NAME_AXES:
+        if isinstance(composed.get(group, {}).get("class"), str):
+            raise UserError(f"a YAML of {group} does not begin with the line `# @package {group}.NAME`")
+    if "sweep" in given and not composed.get("name"):
+        composed["name"] = given["sweep"].partition("=")[2]
+    config = validate(RunConfig, composed)
+    _check_excluded_names(config, extra)
+    _check_hidden_by_axes(config, given)
+    return config
+
+
+def _key(override: str) -> str:
+    return override.split("=")[0].lstrip("+")
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def _config_dir(overrides: list[str]) -> Path | None:
+    if not overrides:
+        return None
+    if len(overrides) > 1:
+        raise UserError("config_dir is given more than once")
+    given = overrides[0].removeprefix("config_dir=")
+    folder = Path(given).expanduser().resolve()
+    if not given or not folder.is_dir():
+        raise UserError(f"config_dir={given!r} is not a folder")
+    return folder
+
+
+def _compose(rewritten: list[str], given: Mapping[str, str], extra: Path | None) -> dict[str, Any]:
+    """Hydra's part, its errors in one line. `given`: key -> the override as it was written."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverrideParseException
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    extra: Path | None = None
-    rest = []
-    for override in overrides:
-        if override.startswith("config_dir="):
-            extra = Path(override.removeprefix("config_dir=")).expanduser().resolve()
-            if not extra.is_dir():
-                raise UserError(f"config_dir {str(extra)!r} is not a folder")
-        else:
-            rest.append(override)
-    hydra_overrides = [_rewrite(override, extra) for override in rest]
-    keys = [override.split("=")[0].lstrip("+") for override in hydra_overrides]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise UserError(f"{key} is given more than once")
-    if sweep_required and not any(key == "sweep" for key in keys):
-        raise UserError(f"no sweep given; write sweep=NAME with NAME one of {', '.join(options_of_group('sweep', extra))}")
     if extra:
-        hydra_overrides.append(f"hydra.searchpath=[file://{extra}]")
+        rewritten = [*rewritten, f"hydra.searchpath=[{_quoted(f'file://{extra}')}]"]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(SWEEPS), version_base="1.3"):
-            composed = OmegaConf.to_container(compose("run", hydra_overrides), resolve=True)
-    except (HydraException, OmegaConfBaseException, FileNotFoundError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise UserError(lines[0] if lines else repr(error)) from error
-    return validate(RunConfig, composed)
+            composed: Any = OmegaConf.to_container(compose("run", rewritten), resolve=True)
+    except OverrideParseException as error:
+        written = given.get(_key(error.override), error.override)
+        raise UserError(f"cannot read {written!r}; write 1,2 or [1,2] or {{key: 1}}, other text in quotes") from error
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{place}not YAML: {getattr(error, 'problem', None) or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"a YAML is not UTF-8 text: {error}") from error
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        key = getattr(error, "full_key", None)
+        raise UserError((f"{key}: " if key else "") + (lines[0] if lines else repr(error))) from error
+    return composed
+
+
+def _check_excluded_names(config: RunConfig, extra: Path | None) -> None:
+    """A pattern may name what this run has not chosen, but not what does not exist and so matches nothing."""
+    for pattern in config.exclude:
+        for axis in set(pattern) & set(NAME_AXES):
+            known = {*getattr(config, axis), *options_of_group(axis, extra)}
+            for name in pattern[axis] if isinstance(pattern[axis], (list, tuple)) else [pattern[axis]]:
+                if str(name) not in known:
+                    raise unknown(axis, str(name), known, "in exclude")
+
+
+def _check_hidden_by_axes(config: RunConfig, given: Mapping[str, str]) -> None:
+    """An axis sets its option in every cell; another value on the command line would be lost."""
+    axes = {*config.matrix, *(axis for group in config.zip for axis in group)}
+    for key, written in given.items():
+        _, _, option = key.rpartition(".")
+        hiding = {option} & set(NUMBER_AXES) & axes or {f"method.{option}"} & axes
+        if re.fullmatch(r"method\.\w+\.\w+", key) and hiding:
+            raise UserError(f"{written} has no effect: {hiding.pop()} is an axis of the sweep; write {option}=VALUE")
 
 
 def validate(model: type[Any], content: Any, where: str = "") -> Any:
@@ -290,43 +410,45 @@ def validate(model: type[Any], content: Any, where: str = "") -> Any:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise _explain(error, model, where) from error
+        raise _explain(error, model, content, where) from error
 
 
-def _explain(error: ValidationError, model: type[BaseModel], where: str) -> UserError:
+def _explain(error: ValidationError, model: type[BaseModel], content: Any, where: str) -> UserError:
     first = error.errors(include_url=False)[0]
-    place = ".".join([where] * bool(where) + [str(part) for part in first["loc"]])
+    location, given, message = first["loc"], first["input"], first["msg"].removeprefix("Value error, ")
+    place = ".".join([where] * bool(where) + [str(part) for part in location])
     if first["type"] == "extra_forbidden":
-        owner = _owner(model, first["loc"][:-1])
         prefix = place.rpartition(".")[0]
-        return unknown(f"key in {prefix}" if prefix else "key", str(first["loc"][-1]), _names(owner or model))
+        return unknown("key", str(location[-1]), _names(_owner(model, location[:-1])), f"in {prefix}" if prefix else "")
+    if first["type"] == "missing" and location[-1] == "class" and len(location) == 3:
+        # Most often an option of a component that is misspelt or not chosen, which the override then began to make.
+        group, name, _ = location
+        chosen = [other for other, parts in content[group].items() if "class" in parts]
+        hint = nearest(str(name), chosen)
+        return UserError(f"{place} is missing: {name} is not one of the chosen {', '.join(chosen) or 'none'}{hint}")
     if first["type"] == "missing":
         return UserError(f"{place} is missing")
-    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "too_short":
+        return UserError(f"{place} is empty")
     if first["type"] == "literal_error":
-        near = unknown("x", str(first["input"]), re.findall(r"'([^']*)'", message)).args[0]
-        return UserError(f"{place}={first['input']!r}: {message[0].lower()}{message[1:]}{near[near.find('; nearest'):] if 'nearest' in near else ''}")
-    given = first["input"]
+        message += nearest(str(given), re.findall(r"'([^']*)'", message))
+    message = message.replace("valid tuple", "list").replace("valid dictionary", "mapping")
+    message = re.sub("^(Input|String|Value) ", lambda word: word[0].lower(), message)
     shown = "" if isinstance(given, (Mapping, BaseModel)) else f"={given!r}"
-    return UserError(f"{place}{shown}: {message[0].lower()}{message[1:]}")
+    return UserError(f"{place}{shown}: {message}")
 
 
 def _names(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _owner(model: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel] | None:
-    """The model that a location inside `model` belongs to, through dicts of models."""
-    owner: Any = model
-    for part in location:
-        fields = getattr(owner, "model_fields", None)
-        if fields is None:
-            continue
-        field = fields.get(part) or next((f for f in fields.values() if f.alias == part), None)
-        if field is None:
-            return None
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        owner = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-        if owner is None:
-            return None
-    return owner
+def _owner(model: type[BaseModel], location: Sequence[Any]) -> type[BaseModel]:
+    """The model at a location inside `model`: through fields, and through mappings and lists of models."""
+    parts = iter(location)
+    for part in parts:
+        field = next(field for name, field in model.model_fields.items() if part in (name, field.alias))
+        inner = get_args(field.annotation)
+        if get_origin(field.annotation) in (dict, tuple):
+            next(parts, None)
+        model = next(c for c in (field.annotation, *inner) if isinstance(c, type) and issubclass(c, BaseModel))
+    return model

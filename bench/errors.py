@@ -10,13 +10,21 @@ from collections.abc import Callable, Iterable
 class UserError(Exception):
     """Ends a command with its message in one line and exit code 2, before anything has started."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
-def unknown(what: str, given: str, allowed: Iterable[str]) -> UserError:
-    """`unknown method 'edct'; allowed: ddim, edict; nearest: edict`."""
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """`; nearest: edict`, or nothing where no name is near."""
+    near = difflib.get_close_matches(given, sorted(allowed), n=1, cutoff=0.5)
+    return f"; nearest: {near[0]}" if near else ""
+
+
+def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> UserError:
+    """`unknown method 'edct'; allowed: ddim, edict; nearest: edict`; `where` follows what was given."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    hint = f"; nearest: {near[0]}" if near else ""
-    return UserError(f"unknown {what} {given!r}; allowed: {', '.join(names) or 'none'}{hint}")
+    place = f" {where}" if where else ""
+    return UserError(f"unknown {what} {given!r}{place}; allowed: {', '.join(names) or 'none'}{nearest(given, names)}")
 
 
 def run_command(main: Callable[[list[str]], int]) -> None:
@@ -24,7 +32,7 @@ def run_command(main: Callable[[list[str]], int]) -> None:
     try:
         code = main(sys.argv[1:])
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted: what was finished is kept", file=sys.stderr)

@@ -6,6 +6,7 @@ Prints the cells (done, missing, failed), the jobs that the missing ones make, p
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,18 +44,23 @@ def look(overrides: list[str]) -> Outlook:
     config = compose_config(overrides)
     for name in config.retry:
         if name not in (*FAILURES, "all"):
-            raise unknown("failure class in retry", name, [*FAILURES, "all"])
+            raise unknown("failure class", name, [*FAILURES, "all"], "in retry")
     kind = backend(config.launcher)
     expansion = expand(config)
-    root = Path(config.results)
-    if root.exists() and not root.is_dir():
-        raise UserError(f"results={config.results!r} is a file; it must be a folder")
-    store = Store(root)
+    there = _existing(Path(config.results))
+    if not there.is_dir():
+        raise UserError(f"results={config.results!r}: {str(there)!r} is a file; it must be a folder")
+    store = Store(config.results)
     done, failed = store.done(), store.failed()
     plan = reconcile(expansion.cells, done, failed, config.retry, lambda cell_id: store.failure(cell_id)["class"])
     clock = Clock(_recorded(store, expansion.cells, done))
     limit = config.launcher.chunk_minutes if kind == "slurm" else float("inf")
     return Outlook(config, expansion, plan, chunk(plan.todo, clock.minutes, limit), missing_assets(config))
+
+
+def _existing(path: Path) -> Path:
+    """The path itself or the nearest of its parents that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _recorded(store: Store, cells: tuple[Cell, ...], done: set[str]) -> list[tuple[str, int, float]]:
@@ -84,6 +90,9 @@ def require_assets(outlook: Outlook) -> None:
     """Refuse to start what cannot work."""
     if outlook.missing_assets and outlook.plan.todo:
         raise UserError(f"missing {'; '.join(outlook.missing_assets)} (python -m bench.train makes them)")
+    there = _existing(Path(outlook.config.results))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"results={outlook.config.results!r}: no permission to write in {str(there)!r}")
 
 
 def summary(outlook: Outlook) -> str:
@@ -103,12 +112,15 @@ def summary(outlook: Outlook) -> str:
 
 
 def duration(minutes: float) -> str:
-    return f"{minutes * 60:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    if minutes < 2:
+        return f"{minutes * 60:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def show(outlook: Outlook, console: Console) -> None:
     """The plan as a table: one line for every method and corruption, then what is missing."""
-    states = {cell.id: state for state in ("done", "missing", "failed", "retried") for cell in getattr(outlook.plan, state)}
+    kinds = ("done", "missing", "failed", "retried")
+    states = {cell.id: kind for kind in kinds for cell in getattr(outlook.plan, kind)}
     table = Table(title=f"{outlook.config.name}: {outlook.config.title}", title_justify="left")
     for column in ("method", "model", "dataset", "task", "severities / steps"):
         table.add_column(column)

@@ -7,11 +7,18 @@ own convention: the options of `pkg.module.Name` are `pkg.options.Name`. Otherwi
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from bench.config import validate
 from bench.errors import UserError, unknown
@@ -19,43 +26,73 @@ from bench.errors import UserError, unknown
 
 def resolve(path: str, kind: str) -> str:
     """The dotted path that a name stands for: itself, or that of an entry point of `kind`."""
-    if "." in path:
+    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", path):
         return path
+    if "." in path:
+        raise UserError(f"{kind} class {path!r} is not a dotted path such as package.module.Class")
     found = {point.name: point.value for point in entry_points(group=f"inversion_bench.{kind}s")}
     if path not in found:
-        raise unknown(f"{kind} class (neither a dotted path nor an entry point)", path, found)
+        raise unknown(f"{kind} class", path, found, "(neither a dotted path nor an entry point)")
     return found[path].replace(":", ".")
 
 
-def load(path: str, kind: str) -> Any:
-    """The class itself. Raises UserError if its module or name does not exist."""
+@cache
+def locate(path: str, kind: str) -> tuple[str, str]:
+    """(module, class) of a path, or a UserError if there is none. The source is read, not run: it may need torch."""
     module_name, _, name = resolve(path, kind).rpartition(".")
+    with _import_errors(path, kind, module_name):
+        spec = importlib.util.find_spec(module_name)
+    if spec is None:
+        raise UserError(f"{kind} class {path!r}: there is no module {module_name!r}")
+    if spec.origin and spec.origin.endswith(".py"):
+        try:
+            nodes = list(ast.walk(ast.parse(Path(spec.origin).read_bytes())))
+        except SyntaxError as error:
+            raise UserError(f"{kind} class {path!r}: {spec.origin}, line {error.lineno}: {error.msg}") from error
+        if not {word for node in nodes for word in _bound(node)} & {name, "*", "__getattr__"}:
+            raise unknown("class", name, {n.name for n in nodes if isinstance(n, ast.ClassDef)}, f"in {module_name}")
+    return module_name, name
+
+
+def _bound(node: ast.AST) -> list[str]:
+    """The names that a statement makes."""
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+        return [node.name]
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return [alias.asname or alias.name for alias in node.names]
+    return [node.id] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else []
+
+
+@contextmanager
+def _import_errors(path: str, kind: str, module_name: str) -> Iterator[None]:
     try:
-        module = importlib.import_module(module_name)
+        yield
     except ModuleNotFoundError as error:
-        if error.name and module_name.startswith(error.name):
-            raise UserError(f"{kind} class {path!r}: there is no module {error.name!r}") from error
-        raise
+        missing = error.name or str(error)
+        if f"{module_name}.".startswith(f"{missing}."):
+            raise UserError(f"{kind} class {path!r}: there is no module {missing!r}") from error
+        raise UserError(f"{kind} class {path!r} needs {missing!r}, which is not installed") from error
+
+
+def load(path: str, kind: str) -> Any:
+    """The class itself. Raises UserError if its module or name does not exist, or needs what is not installed."""
+    module_name, name = locate(path, kind)
+    with _import_errors(path, kind, module_name):
+        module = importlib.import_module(module_name)
     if not hasattr(module, name):
-        classes = [n for n, value in vars(module).items() if isinstance(value, type)]
-        raise unknown(f"class in {module_name}", name, classes)
+        raise UserError(f"{kind} class {path!r}: {module_name} has no {name}")
     return getattr(module, name)
 
 
+@cache
 def options_class(path: str, kind: str) -> Any:
     """The pydantic model of a class's options."""
-    module_name, _, name = resolve(path, kind).rpartition(".")
+    module_name, name = locate(path, kind)
     package = module_name.rpartition(".")[0]
-    try:
-        sibling = importlib.util.find_spec(f"{package}.options") if package else None
-        if sibling is not None and importlib.util.find_spec(module_name) is None:
-            raise UserError(f"{kind} class {path!r}: there is no module {module_name!r}")
-    except ModuleNotFoundError as error:
-        raise UserError(f"{kind} class {path!r}: there is no module {error.name!r}") from error
-    if sibling is not None:
-        declared = vars(importlib.import_module(f"{package}.options"))
-        if name in declared:
-            return declared[name]
+    if package and importlib.util.find_spec(f"{package}.options"):
+        declared = getattr(importlib.import_module(f"{package}.options"), name, None)
+        if isinstance(declared, type) and issubclass(declared, BaseModel):
+            return declared
     loaded = load(path, kind)
     if not hasattr(loaded, "Options"):
         raise UserError(f"{kind} class {path!r} declares no Options")

@@ -329,4 +329,4 @@ class Scenes:
 
     def edit(self, index: int, kind: str) -> EditItem | None:
         drawn = edit(scene(self.split, index), kind, generator(self.split, index, kind))
-        return drawn and EditItem(drawn.target.caption, drawn.truth, drawn.mask)
+        return None if drawn is None else EditItem(drawn.target.caption, drawn.truth, drawn.mask)
