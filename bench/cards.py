@@ -56,7 +56,8 @@ def write_card(name: str, config: ModelConfig, out: Path, command: str) -> Path:
     """NAME.md, NAME.json and NAME.png in `out`, beside NAME.safetensors. Returns the .md."""
     weights = out / f"{name}.safetensors"
     config = config.model_copy(update={"weights": str(weights)})
-    curve = json.loads((out / f"{name}.curve.json").read_text())
+    training = json.loads((out / f"{name}.curve.json").read_text())
+    curve = training["curve"]
     network = build_backbone(config)
     facts: dict[str, Any] = {
         "name": name,
@@ -70,6 +71,7 @@ def write_card(name: str, config: ModelConfig, out: Path, command: str) -> Path:
         "packages": provenance.static()["packages"],
         "recipe": config.train.model_dump() if config.train else None,
         "held_out_loss": curve,
+        "schedules": training["history"],
     }
     if config.kind == "judge":
         facts["accuracy"] = _accuracy(network, config)
@@ -121,6 +123,14 @@ def _picture(file: Path, curve: list[list[float]], images: Tensor | None) -> Non
     plt.close(figure)
 
 
+def _schedule(history: list[list[int]]) -> str:
+    """`cosine over 5,000 updates`, and where a resumed run lengthened it."""
+    text = f"cosine over {history[0][1]:,} updates"
+    for first, steps in history[1:]:
+        text += f", from update {first:,} on over {steps:,}"
+    return text
+
+
 def _text(facts: dict[str, Any]) -> str:
     steps, loss = facts["held_out_loss"][-1]
     lines = [
@@ -131,6 +141,7 @@ def _text(facts: dict[str, Any]) -> str:
         f"- made by: `{facts['command']}`",
         f"- commit: `{facts['commit']}`",
         f"- sha256: `{facts['sha256']}`",
+        f"- schedule: {_schedule(facts['schedules'])}",
         f"- held-out loss after {steps:,} updates: {loss:.4g}",
     ]
     if facts.get("agreement"):

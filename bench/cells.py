@@ -155,10 +155,11 @@ def expand(config: RunConfig) -> Expansion:
     usable, unavailable = metrics.available(config.metrics)
     if not usable:
         raise UserError(f"no metric can be computed: {'; '.join(unavailable.values())}")
+    models = {name: _model_spec(name, model) for name, model in config.model.items()}
     cells: dict[str, Cell] = {}
     skipped: dict[str, Skip] = {}
     for point in points(config):
-        made = _cell(config, point, usable)
+        made = _cell(config, point, usable, models[point["model"]])
         if isinstance(made, Skip):
             skipped.setdefault(json.dumps(made.axes, sort_keys=True), made)
         else:
@@ -188,7 +189,7 @@ def _check_task(config: RunConfig) -> None:
         locate(model.class_path, "model")
 
 
-def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...]) -> Cell | Skip:
+def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_spec: dict[str, Any]) -> Cell | Skip:
     method, model = config.method[point["method"]], config.model[point["model"]]
     data = config.dataset[point["dataset"]]
     changes = {axis.removeprefix("method."): value for axis, value in point.items() if axis.startswith("method.")}
@@ -201,7 +202,7 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...]) -> Cel
         "seed": point.get("seed", 0),
         "metrics": {name: metrics.VERSIONS[name] for name in metric_names},
         "method": {"class": method.class_path, "options": options.model_dump(mode="json")},
-        "model": _model_spec(point["model"], model),
+        "model": model_spec,
         "dataset": {"name": point["dataset"], "class": data.class_path, "split": data.split, **data.options},
     }
     corruption_axes: dict[str, Any] = {"corruption": None, "severity": None}

@@ -67,9 +67,8 @@ class CorruptionConfig(Strict):
         merged: dict[Any, Any] = {}
         for key, options in value.items():
             severity = int(key) if isinstance(key, str) and key.isdecimal() else key
-            before = merged.get(severity)
-            both = isinstance(before, Mapping) and isinstance(options, Mapping)
-            merged[severity] = {**before, **options} if both else options
+            mappings = isinstance(merged.get(severity), Mapping) and isinstance(options, Mapping)
+            merged[severity] = {**merged[severity], **options} if mappings else options
         return merged
 
     @model_validator(mode="after")
@@ -82,7 +81,7 @@ class CorruptionConfig(Strict):
 
 class PathConfig(Strict):
     kind: Literal["vp", "rectified"]
-    schedule: Literal["scaled_linear", "cosine"] = Field("scaled_linear", description="of a vp path")
+    schedule: Literal["scaled_linear", "cosine"] = Field(default="scaled_linear", description="of a vp path")
 
     @model_validator(mode="after")
     def _meaningful(self) -> PathConfig:
@@ -96,7 +95,7 @@ class GridConfig(Strict):
 
     spacing: Literal["leading", "leading1", "trailing", "linspace", "flux_shift"]
     level0: Literal["first", "one"] = "one"
-    mu: float | None = Field(None, description="shift of spacing=flux_shift")
+    mu: float | None = Field(default=None, description="shift of spacing=flux_shift")
 
 
 class TrainConfig(Strict):

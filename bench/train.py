@@ -106,7 +106,7 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
     weights = out / f"{name}.safetensors"
     if trainer.is_global_zero:
         save_file({k: v.detach().cpu().contiguous() for k, v in module.network.state_dict().items()}, weights)
-        (out / f"{name}.curve.json").write_text(json.dumps(module.curve))
+        (out / f"{name}.curve.json").write_text(json.dumps({"curve": module.curve, "history": module.history}))
     return weights
 
 

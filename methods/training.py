@@ -63,6 +63,8 @@ class Training(pl.LightningModule):
         self.seed = seed
         self.curve: list[tuple[int, float]] = []
         """(update, held-out loss of the averaged weights)"""
+        self.history: list[tuple[int, int]] = []
+        """(first update, length of the schedule) of every start: a resumed run may lengthen its schedule"""
 
     def loss(self, images: Tensor, targets: Tensor, rng: torch.Generator, training: bool) -> Tensor:
         """Mean loss of a batch of images in [-1, 1]."""
@@ -86,11 +88,17 @@ class Training(pl.LightningModule):
         if not self.trainer.sanity_checking:
             self.curve.append((self.global_step, float(self.trainer.callback_metrics["held_out_loss"])))
 
+    def on_train_start(self) -> None:
+        if not self.history or self.history[-1][1] != self.optimisation.steps:
+            self.history.append((self.global_step, self.optimisation.steps))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["curve"] = self.curve
+        checkpoint["history"] = self.history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.curve = checkpoint["curve"]
+        self.history = checkpoint["history"]
 
 
 def _to_model_range(images: Tensor) -> Tensor:
