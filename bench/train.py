@@ -89,9 +89,9 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
         num_sanity_val_steps=0,
         logger=False,
         enable_model_summary=False,
-        callbacks=[
+        callbacks=[  # a checkpoint follows each held-out loss, so that it holds the whole curve
             EMAWeightAveraging(decay=recipe.ema),
-            ModelCheckpoint(folder, save_last=True, every_n_train_steps=recipe.validate_every),
+            ModelCheckpoint(folder, save_last=True, save_on_train_epoch_end=False),
             TQDMProgressBar(refresh_rate=50),
         ],
     )
