@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench import metrics
+from bench import hub, metrics
 from bench.config import NAME_AXES, NUMBER_AXES, ModelConfig, RunConfig
 from bench.errors import UserError, unknown
 from bench.registry import check_options, load, locate, options_class
@@ -288,7 +288,9 @@ def _model_spec(name: str, model: ModelConfig) -> dict[str, Any]:
 
 
 def weights_sha256(model: ModelConfig) -> str | None:
-    """The sha256 of the weights on disk, or None while they are missing."""
+    """The sha256 of the weights on disk, or the commit of a hub's snapshot; None while they are missing."""
+    if model.pretrained is not None:
+        return hub.commit(model.pretrained, model.revision)
     file = model.weights_file
     return _file_sha256(file) if file is not None and file.is_file() else None
 

@@ -152,6 +152,16 @@ class ModelConfig(Strict):
             return SWEEPS.parent / "methods" / "zoo" / f"{self.weights.removeprefix('zoo:')}.safetensors"
         return Path(self.weights).expanduser()
 
+    @property
+    def pretrained(self) -> str | None:
+        """The folder or hub id of a pretrained pipeline, where the class loads one."""
+        return self.backbone.get("pretrained")
+
+    @property
+    def revision(self) -> str | None:
+        """Of a hub id: a branch, tag or commit; None is its main branch."""
+        return self.backbone.get("revision")
+
 
 class DatasetConfig(Strict):
     """A data set: a class by dotted path or entry point; `images` of its `split` are used, from the first on."""
@@ -255,7 +265,7 @@ class RunConfig(Strict):
 # --- the command line ------------------------------------------------------------------------------------------------
 
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
-_TEXT = re.compile(r"results|(.*\.)?(name|title|description|weights)")
+_TEXT = re.compile(r"results|(.*\.)?(name|title|description|weights|root|pretrained)")
 """Keys whose value is text or a path: taken as it stands, commas, spaces and tildes included."""
 
 
@@ -279,7 +289,7 @@ def _rewrite(override: str, extra: Path | None) -> str:
         key = f"matrix.{key}"
     root = key.split(".")[0]
     if root not in RunConfig.model_fields:
-        raise unknown("key", root, {*RunConfig.model_fields, *GROUPS, *NUMBER_AXES})
+        raise unknown("key", key, {*RunConfig.model_fields, *GROUPS, *NUMBER_AXES})
     if _TEXT.fullmatch(key) and value != "null" and not re.fullmatch(r"(['\"]).*\1", value, re.DOTALL):
         value = _quoted(value)
     elif "," in value and not re.search(r"[\[\]{}()'\"]", value):
@@ -433,6 +443,8 @@ def _explain(error: ValidationError, model: type[BaseModel], content: Any, where
         message += nearest(str(given), re.findall(r"'([^']*)'", message))
     message = message.replace("valid tuple", "list").replace("valid dictionary", "mapping")
     message = re.sub("^(Input|String|Value) ", lambda word: word[0].lower(), message)
+    if where.startswith("method.") and isinstance(given, (list, tuple)):
+        message += f"; for an axis of several values write matrix.method.{location[0]}=A,B"
     shown = "" if isinstance(given, (Mapping, BaseModel)) else f"={given!r}"
     return UserError(f"{place}{shown}: {message}")
 

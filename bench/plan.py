@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench import hub
 from bench.cells import Cell, Expansion, Plan, expand, reconcile
 from bench.chunks import Chunk, Clock, chunk
 from bench.config import RunConfig, compose_config
@@ -77,19 +78,20 @@ def _recorded(store: Store, cells: tuple[Cell, ...], done: set[str]) -> list[tup
 
 
 def missing_assets(config: RunConfig) -> tuple[str, ...]:
-    """Weights that are not on disk."""
-    files = {name: model.weights_file for name, model in config.model.items()}
-    return tuple(
-        f"weights of model {name}: {model.weights}"
-        for name, model in config.model.items()
-        if (file := files[name]) is not None and not file.is_file()
-    )
+    """Weights that are not on disk, and pretrained pipelines that cannot be loaded here."""
+    missing = []
+    for name, model in config.model.items():
+        if (file := model.weights_file) is not None and not file.is_file():
+            missing.append(f"weights of model {name}: {model.weights} (python -m bench.train makes them)")
+        if model.pretrained is not None and (why := hub.missing(model.pretrained, model.revision)):
+            missing.append(f"pipeline of model {name}: {why}")
+    return tuple(missing)
 
 
 def require_assets(outlook: Outlook) -> None:
     """Refuse to start what cannot work."""
     if outlook.missing_assets and outlook.plan.todo:
-        raise UserError(f"missing {'; '.join(outlook.missing_assets)} (python -m bench.train makes them)")
+        raise UserError(f"missing {'; '.join(outlook.missing_assets)}")
     there = _existing(Path(outlook.config.results))
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"results={outlook.config.results!r}: no permission to write in {str(there)!r}")
