@@ -208,10 +208,14 @@ def execute(cell: Cell, batch_size: int, samples: int, device: str = "cpu") -> t
             "batch_size": batch_size,
             "started": started,
             "finished": provenance.now(),
-            "weights": {str(cell.spec["model"]["weights"]): cell.spec["model"]["weights_sha256"]},
+            "weights": {_weights(cell.spec["model"]): cell.spec["model"]["weights_sha256"]},
         },
     }
     return collector.rows, record, collector.samples()
+
+
+def _weights(model: dict[str, Any]) -> str:
+    return str(model["backbone"].get("pretrained") or model["weights"])
 
 
 class quiet_lightning:  # noqa: N801 - reads as a verb

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from functools import cache
 from pathlib import Path
 
@@ -20,11 +21,12 @@ from methods.paths import TimeGrid, make_path
 def build_backbone(config: ModelConfig, weights: bool = True) -> nn.Module:
     """The network alone, with its weights unless they are yet to be made."""
     arguments = dict(config.backbone)
-    if config.kind == "denoiser":
+    made = load(config.class_path, "model")
+    if "t_max" in inspect.signature(made).parameters:
         arguments["t_max"] = make_path(config.path.kind, config.path.schedule).t_max
     try:
-        network = load(config.class_path, "model")(**arguments)
-    except TypeError as error:
+        network = made(**arguments)
+    except (TypeError, ImportError, FileNotFoundError) as error:
         raise UserError(f"model class {config.class_path}: {error}") from error
     if weights and config.weights_file is not None:
         network.load_state_dict(load_file(config.weights_file))
@@ -35,6 +37,12 @@ def build_denoiser(config: ModelConfig, weights: bool = True, device: str = "cpu
     """Frozen for use, in channels-last memory (faster convolutions on CPUs)."""
     network = build_backbone(config, weights).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     path = make_path(config.path.kind, config.path.schedule)
+    for what, told, known in (
+        ("path", path, getattr(network, "path", path)),
+        ("prediction", config.prediction, getattr(network, "prediction", config.prediction)),
+    ):
+        if told != known:
+            raise UserError(f"{what}={told} in the model's YAML, but its weights were trained for {known}")
     denoiser = Denoiser(network, path, config.prediction).to(device)
     return denoiser.eval().requires_grad_(False)
 

@@ -84,7 +84,7 @@ def missing_assets(config: RunConfig) -> tuple[str, ...]:
         if (file := model.weights_file) is not None and not file.is_file():
             missing.append(f"weights of model {name}: {model.weights} (python -m bench.train makes them)")
         if model.pretrained is not None and (why := hub.missing(model.pretrained, model.revision)):
-            missing.append(f"pipeline of model {name}: {why}")
+            missing.append(f"pipeline of model {name}: {why} (python -m bench.prefetch model={name} fetches it)")
     return tuple(missing)
 
 

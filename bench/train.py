@@ -36,10 +36,15 @@ def parse(arguments: list[str]) -> tuple[str, ModelConfig, Path]:
         raise UserError("name one model to train: model=NAME")
     overrides = [f"model.{names[0]}.{o}" if o.startswith("train.") else o for o in overrides]
     config = compose_config(overrides, sweep_required=False)
+    if names[0] not in config.model:
+        raise UserError(f"model={names[0]}: train one model at a time, by its name")
+    out = Path(own["out"]).expanduser()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={own['out']!r} is a file; it must be a folder")
     model = config.model[names[0]]
     if model.train is None or model.dataset is None:
         raise UserError(f"model {names[0]} has no training recipe (keys dataset and train in its YAML)")
-    return names[0], model, Path(own["out"])
+    return names[0], model, out
 
 
 def _render(job: tuple[str, str, int]) -> tuple[Any, str]:

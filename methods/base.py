@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from methods import options
@@ -65,7 +66,10 @@ class Latent:
 
 @dataclass(frozen=True)
 class Cost:
-    """Per image: network evaluations, those with a backward pass, wall-clock seconds (synchronised)."""
+    """Per image: network evaluations, those with a backward pass, wall-clock seconds (synchronised).
+
+    An autoencoder's two passes are no evaluations, but their seconds count.
+    """
 
     nfe: int
     nfe_grad: int
@@ -104,6 +108,48 @@ class Solution:
     cost: Cost
 
 
+@dataclass(frozen=True)
+class LatentMeasurement:
+    """A measurement in an autoencoder's latents, without the operator, which acts on pixels."""
+
+    y: Tensor
+    known: Tensor | None
+
+    def to(self, device: torch.device | str) -> LatentMeasurement:
+        return LatentMeasurement(self.y.to(device), self.known.to(device) if self.known is not None else None)
+
+
+@torch.no_grad()
+def in_latents(problem: Problem, denoiser: Denoiser) -> Problem:
+    """A problem as a latent model sees it. A cell is known where all of its pixels are, and edited where any is."""
+
+    def encode(image: Tensor) -> Tensor:
+        return denoiser.backbone.to_latent(image)  # type: ignore[operator]
+
+    if problem.measurement is None:
+        z = encode(problem.image)
+        return replace(problem, image=z, mask=_any_pixel(problem.mask, z) if problem.mask is not None else None)
+    z, known = encode(problem.measurement.y), problem.measurement.known
+    known = ~_any_pixel(~known, z) if known is not None else None
+    return replace(problem, image=z, measurement=LatentMeasurement(z, known))
+
+
+@torch.no_grad()
+def in_pixels(z: Tensor, problem: Problem, denoiser: Denoiser, project: bool) -> Tensor:
+    """A latent solution as an image. Pixels that the task keeps are the input's own, not the autoencoder's."""
+    image: Tensor = denoiser.backbone.to_image(z)  # type: ignore[operator]
+    if problem.mask is not None and problem.task == "edit":
+        return torch.where(problem.mask, image, problem.image.to(image))
+    if project and problem.measurement is not None and problem.measurement.known is not None:
+        return torch.where(problem.measurement.known, problem.measurement.y.to(image), image)
+    return image
+
+
+def _any_pixel(mask: Tensor, z: Tensor) -> Tensor:
+    """Where any pixel of a latent cell is in a mask [B, 1, H, W]."""
+    return F.adaptive_max_pool2d(mask.float(), z.shape[2:]).bool()
+
+
 def normal(like: Tensor, generators: Generators) -> Tensor:
     """Standard normal noise in the shape and dtype of `like` [B, ...], each image's from its own generator."""
     if len(generators) != len(like):
@@ -132,8 +178,10 @@ class InversionMethod(pl.LightningModule):
     Options: ClassVar[type[options.MethodOptions]] = options.MethodOptions
     needs_grad: ClassVar[bool] = False
     """Whether solving differentiates through the network (the Trainer then leaves inference mode)."""
-    exact: ClassVar[bool] = False
+    exact: bool = False
     """Whether decode(invert(x)) = x up to rounding when both are under the same condition."""
+    nfe_is_exact: bool = True
+    """Whether `expected_nfe` is what a run takes; False where iterations stop by themselves, and it is the most."""
 
     def __init__(self, denoiser: Denoiser, options: options.MethodOptions, grid: TimeGrid) -> None:
         super().__init__()
@@ -180,8 +228,9 @@ class InversionMethod(pl.LightningModule):
     ) -> tuple[Tensor, Latent]:
         """Invert y under the null condition up to `strength`; decode under the caption or the null condition."""
         y, known = measurement.y.to(self.latent_dtype), measurement.known
-        latent = self.invert(y, cond.unconditional, generators)
-        target = cond if self.options.decode == "caption" else cond.unconditional
+        undescribed = self._undescribed(cond)
+        latent = self.invert(y, undescribed, generators)
+        target = cond if self.options.decode == "caption" else undescribed
         project = self.options.project if known is not None else "none"
         constrain = None
         if known is not None and project == "each_step":
@@ -193,27 +242,37 @@ class InversionMethod(pl.LightningModule):
         w = self.options.guidance_invert
         return cond if w is None else cond.at(w)
 
+    def _undescribed(self, cond: Condition) -> Condition:
+        """The null condition, under which a measurement is inverted."""
+        return cond.unconditional
+
     def solve(self, problem: Problem) -> Solution:
-        """Run the problem's task and account for it."""
+        """Run the problem's task, in latents where the model has an autoencoder, and account for it."""
         self.denoiser.reset_counters()
-        image = problem.image.to(self.latent_dtype)
         self._synchronise()
         start = time.perf_counter()
+        if self.denoiser.latent:
+            z, latent = self._run(in_latents(problem, self.denoiser))
+            x_hat = in_pixels(z, problem, self.denoiser, self.options.project != "none")
+        else:
+            x_hat, latent = self._run(problem)
+        self._synchronise()
+        seconds = (time.perf_counter() - start) / len(problem.image)
+        return Solution(x_hat, latent, Cost(self.denoiser.nfe, self.denoiser.nfe_grad, seconds))
+
+    def _run(self, problem: Problem) -> tuple[Tensor, Latent]:
+        image = problem.image.to(self.latent_dtype)
         if problem.task == "reconstruct":
-            x_hat, latent = self.reconstruct(image, problem.source, problem.generators)
-        elif problem.task == "restore":
+            return self.reconstruct(image, problem.source, problem.generators)
+        if problem.task == "restore":
             if problem.measurement is None:
                 raise ValueError("the task restore needs a measurement")
-            x_hat, latent = self.restore(problem.measurement, problem.source, problem.generators)
-        elif problem.task == "edit":
+            return self.restore(problem.measurement, problem.source, problem.generators)
+        if problem.task == "edit":
             if problem.target is None:
                 raise ValueError("the task edit needs a target")
-            x_hat, latent = self.edit(image, problem.source, problem.target, problem.mask, problem.generators)
-        else:
-            raise ValueError(f"task must be reconstruct, restore or edit, got {problem.task!r}")
-        self._synchronise()
-        seconds = (time.perf_counter() - start) / len(image)
-        return Solution(x_hat, latent, Cost(self.denoiser.nfe, self.denoiser.nfe_grad, seconds))
+            return self.edit(image, problem.source, problem.target, problem.mask, problem.generators)
+        raise ValueError(f"task must be reconstruct, restore or edit, got {problem.task!r}")
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":

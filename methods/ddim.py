@@ -12,25 +12,37 @@ from torch import Tensor
 
 from methods import options
 from methods.base import Constrain, Generators, InversionMethod, Latent
-from methods.denoiser import Condition
+from methods.denoiser import Condition, Denoiser
+from methods.paths import Node, TimeGrid
+
+
+def ddim_step(
+    denoiser: Denoiser, z: Tensor, source: Node, target: Node, cond: Condition, told: Node | None = None
+) -> Tensor:
+    """D(z, e(z, told); source -> target); the network is told the source's time unless another."""
+    a, b = denoiser.path.step(source, target)
+    return a * z + b * denoiser.direction(z, told or source, cond)
+
+
+def pivots(denoiser: Denoiser, grid: TimeGrid, x0: Tensor, cond: Condition, target_time: bool = True) -> list[Tensor]:
+    """The latents z_0 = x0, .., z_N of the inversion."""
+    zs = [x0]
+    for k in range(1, grid.steps + 1):
+        told = grid[k] if target_time else grid[k - 1]
+        zs.append(ddim_step(denoiser, zs[-1], grid[k - 1], grid[k], cond, told))
+    return zs
 
 
 class DDIM(InversionMethod):
     Options = options.DDIM
 
     def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
-        target_time = self.options.convention == "target_time"
-        z = x0
-        for k in range(1, self.grid.steps + 1):
-            told = self.grid[k] if target_time else self.grid[k - 1]
-            a, b = self.denoiser.path.step(self.grid[k - 1], self.grid[k])
-            z = a * z + b * self.denoiser.direction(z, told, cond)
-        return Latent({"x_T": z})
+        zs = pivots(self.denoiser, self.grid, x0, cond, self.options.convention == "target_time")
+        return Latent({"x_T": zs[-1]})
 
     def decode(self, latent: Latent, cond: Condition, constrain: Constrain | None = None) -> Tensor:
         z = latent.x_T
         for k in range(self.grid.steps, 0, -1):
-            a, b = self.denoiser.path.step(self.grid[k], self.grid[k - 1])
-            z = a * z + b * self.denoiser.direction(z, self.grid[k], cond)
+            z = ddim_step(self.denoiser, z, self.grid[k], self.grid[k - 1], cond)
             z = constrain(z, self.grid[k - 1]) if constrain else z
         return z

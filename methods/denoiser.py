@@ -19,7 +19,11 @@ Prediction = Literal["eps", "x0", "v", "velocity"]
 
 
 class Backbone(Protocol):
-    """A network: noisy images [B, C, H, W], times [B] (the path's own), embeddings [B, L, D] -> [B, C, H, W]."""
+    """A network: noisy images [B, C, H, W], times [B] (the path's own), embeddings [B, L, D] -> [B, C, H, W].
+
+    Where it works in latents it also has `to_latent(image)` and `to_image(latent)`; where guidance was distilled into
+    it, `distilled = True` and a fourth argument `guidance`; where it knows them, `path` and `prediction`.
+    """
 
     def __call__(self, x: Tensor, t: Tensor, embedding: Tensor) -> Tensor: ...
 
@@ -33,11 +37,13 @@ class Condition:
     """Classifier-free guidance (Ho & Salimans 2022): null + guidance * (caption - null).
 
     guidance 1 is the caption alone and 0 the null condition alone; both cost one evaluation, anything else two.
+    `distilled`: the network was taught to guide itself (Meng et al. 2023; Flux); guidance is an input, one evaluation.
     """
 
     embedding: Tensor
     null: Tensor
     guidance: float = 1.0
+    distilled: bool = False
 
     def at(self, guidance: float) -> Condition:
         return replace(self, guidance=float(guidance))
@@ -52,7 +58,7 @@ class Condition:
 
     @property
     def evaluations(self) -> int:
-        return 1 if self.guidance in (0.0, 1.0) else 2
+        return 1 if self.distilled or self.guidance in (0.0, 1.0) else 2
 
 
 class Denoiser(nn.Module):
@@ -72,6 +78,9 @@ class Denoiser(nn.Module):
         self.backbone = backbone
         self.path = path
         self.prediction = prediction
+        self.distilled: bool = getattr(backbone, "distilled", False)
+        self.latent: bool = hasattr(backbone, "to_latent")
+        """Whether methods work in an autoencoder's latents."""
         self.network_dtype: torch.dtype = next((p.dtype for p in backbone.parameters()), torch.float64)
         self.reset_counters()
 
@@ -82,23 +91,31 @@ class Denoiser(nn.Module):
     def condition(self, captions: list[str], guidance: float = 1.0) -> Condition:
         """Embed captions (one an image) beside the null condition."""
         with torch.no_grad():
-            return Condition(self.backbone.encode(captions), self.backbone.encode([""] * len(captions)), guidance)
+            null = self.backbone.encode([""] * len(captions))
+            return Condition(self.backbone.encode(captions), null, guidance, self.distilled)
 
     def output(self, x: Tensor, t: float, cond: Condition) -> Tensor:
         """The network's own prediction at x [B, C, H, W] and time t, guided, in x's dtype."""
+        if cond.distilled:
+            return self._evaluate(x, t, cond.embedding, guidance=cond.guidance)
         if cond.evaluations == 1:
             return self._evaluate(x, t, cond.embedding if cond.guidance == 1.0 else cond.null)
         both = self._evaluate(torch.cat([x, x]), t, torch.cat([cond.null, cond.embedding]), images=len(x))
         null, caption = both.chunk(2)
         return null + cond.guidance * (caption - null)
 
-    def _evaluate(self, x: Tensor, t: float, embedding: Tensor, images: int | None = None) -> Tensor:
+    def _evaluate(
+        self, x: Tensor, t: float, embedding: Tensor, images: int | None = None, guidance: float | None = None
+    ) -> Tensor:
         evaluations = len(x) // (images or len(x))
         self.nfe += evaluations
         if torch.is_grad_enabled() and (x.requires_grad or embedding.requires_grad):
             self.nfe_grad += evaluations
-        times = torch.full((len(x),), float(t), dtype=self.network_dtype, device=x.device)
-        return self.backbone(x.to(self.network_dtype), times, embedding).to(x.dtype)
+        # Never half precision: bfloat16 knows one timestep in four. A network that rounds them does so itself.
+        precision = torch.promote_types(self.network_dtype, torch.float32)
+        times = torch.full((len(x),), float(t), dtype=precision, device=x.device)
+        told = {} if guidance is None else {"guidance": guidance}
+        return self.backbone(x.to(self.network_dtype), times, embedding, **told).to(x.dtype)
 
     def views(self, x: Tensor, node: Node, cond: Condition) -> tuple[Tensor, Tensor]:
         """(x0, eps) at a level of the grid, from one (guided) evaluation."""

@@ -34,6 +34,11 @@ class Node:
         """The rectified time of this level, sigma / (alpha + sigma), in [0, 1]."""
         return self.sigma / (self.alpha + self.sigma)
 
+    @property
+    def scale(self) -> float:
+        """alpha + sigma: x / scale is the latent in rectified coordinates, (1 - s) x0 + s eps."""
+        return self.alpha + self.sigma
+
 
 @dataclass(frozen=True)
 class TimeGrid:
@@ -83,6 +88,10 @@ class Path(Protocol):
         """A grid of N = steps steps over the whole path."""
         ...
 
+    def node_at(self, s: float) -> Node:
+        """The level of rectified time s in [0, 1], for methods that look between two levels of a grid."""
+        ...
+
     def step(self, source: Node, target: Node) -> tuple[float, float]:
         """(a, b) with x_target = a x_source + b direction: the DDIM map (Song et al. 2021, eq. 12) of this path."""
         ...
@@ -129,6 +138,18 @@ class VariancePreserving:
         abar = float(self.alpha_bar[round(timestep)]) if alpha_bar is None else alpha_bar
         return Node(float(timestep), math.sqrt(abar), math.sqrt(1 - abar))
 
+    def node_at(self, s: float) -> Node:
+        """The continuous timestep t with sigma / (alpha + sigma) = s, by inverting `coefficients` in float64.
+
+        alpha and sigma are exact for s; only the time told to the network is held within 0 .. t_max.
+        """
+        s = _rectified_time(s)
+        norm = math.hypot(1 - s, s)
+        alpha, sigma = (1 - s) / norm, s / norm
+        falling = np.log(self.alpha_bar)
+        time = np.interp(-2 * math.log(max(alpha, 1e-300)), -falling, np.arange(self.timesteps))
+        return Node(float(time), alpha, sigma)
+
     def from_timesteps(self, timesteps: Sequence[int], level0: str = "first") -> TimeGrid:
         """A grid over the given rising timesteps; `level0` = first (alpha_bar[0], as Stable Diffusion's
         set_alpha_to_one=False) or one (alpha_bar = 1: no noise at all)."""
@@ -153,6 +174,8 @@ class VariancePreserving:
             raise ValueError(
                 f"spacing on a variance-preserving path must be leading, leading1, trailing or linspace, got {spacing!r}"
             )
+        if times[-1] >= T:
+            raise ValueError(f"spacing={spacing} with {steps} steps passes the last timestep, {T - 1}")
         return self.from_timesteps([int(t) for t in times], level0)
 
     def step(self, source: Node, target: Node) -> tuple[float, float]:
@@ -174,6 +197,10 @@ class Rectified:
         s = t.to(torch.float64)
         return 1 - s, s
 
+    def node_at(self, s: float) -> Node:
+        s = _rectified_time(s)
+        return Node(s, 1 - s, s)
+
     def from_sigmas(self, sigmas: Sequence[float]) -> TimeGrid:
         """A grid over rising sigmas, the clean end included."""
         return TimeGrid(tuple(Node(float(s), 1 - float(s), float(s)) for s in sigmas))
@@ -194,6 +221,12 @@ class Rectified:
 
     def step(self, source: Node, target: Node) -> tuple[float, float]:
         return 1.0, target.sigma - source.sigma
+
+
+def _rectified_time(s: float) -> float:
+    if not 0 <= s <= 1:
+        raise ValueError(f"a rectified time lies in [0, 1], got {s}")
+    return float(s)
 
 
 def make_path(kind: str, schedule: Schedule = "scaled_linear") -> VariancePreserving | Rectified:

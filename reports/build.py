@@ -215,7 +215,8 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
     tables += (cost_table(spent, results),)
     title = results.manifest.get("title") or results.manifest["name"]
     texts = {
-        "table.md": markdown(tables, title),
+        "table.md": markdown(tables[:-1], title),
+        "costs.md": markdown(tables[-1:], f"{title}: costs"),  # measured, so never the same twice
         "table.csv": csv(summary, results),
         "costs.csv": csv(spent, results),
     }

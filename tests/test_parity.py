@@ -12,10 +12,14 @@ import torch
 from methods import options
 from methods.backbones.analytic import GaussianMixture
 from methods.base import Latent
+from methods.bdia import BDIA
+from methods.belm import OBELM
 from methods.ddim import DDIM
+from methods.ddpm_inversion import DDPMInversion
 from methods.denoiser import Condition, Denoiser
 from methods.edict import EDICT
-from methods.paths import VariancePreserving
+from methods.erddci import ERDDCI
+from methods.paths import Node, TimeGrid, VariancePreserving
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-10
@@ -87,3 +91,76 @@ def test_ddim_pivots(case: int, oracle: tuple[Denoiser, torch.Tensor]) -> None:
         agree(DDIM(denoiser, chosen, grid).invert(x0, condition).x_T, golden["pivots"][level])
     whole = DDIM(denoiser, options.DDIM(steps=meta["steps"], dtype="float64"), grid)
     agree(whole.decode(Latent({"x_T": golden["pivots"][-1]}), condition), golden["ddim_reconstruction_w1"])
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_bdia(case: int, oracle: tuple[Denoiser, torch.Tensor]) -> None:
+    denoiser, x0 = oracle
+    golden, meta = load(f"bdia_{case}")
+    chosen = options.BDIA(steps=meta["steps"], gamma=meta["gamma"], strength=meta["strength"], dtype="float64")
+    method = BDIA(denoiser, chosen, denoiser.path.grid(meta["steps"], "leading", "first"))
+    source = denoiser.condition(["src"], meta["guidance_invert"])
+    latent = method.invert(x0, source)
+    agree(latent.x_T, golden["z_T"])
+    agree(latent.tensors["x_T_minus_1"], golden["z_T_minus_1"])
+    agree(method.decode(latent, source), golden["reconstruction"])
+    reached: list[torch.Tensor] = []
+
+    def watch(z: torch.Tensor, node: Node) -> torch.Tensor:
+        reached.append(z)
+        return z
+
+    agree(method.decode(latent, denoiser.condition(["tgt"], meta["guidance_edit"]), watch), golden["edit_level0"])
+    agree(reached[-2], golden["edit_t0"])
+
+
+@pytest.mark.parametrize("case", range(2))
+def test_obelm(case: int, oracle: tuple[Denoiser, torch.Tensor]) -> None:
+    denoiser, x0 = oracle
+    golden, meta = load(f"obelm_{case}")
+    clean, *noisy = denoiser.path.grid(meta["steps"], "linspace", "one").nodes
+    grid = TimeGrid((Node(meta["first_step_timestep"], clean.alpha, clean.sigma), *noisy))
+    method = OBELM(denoiser, options.OBELM(steps=meta["steps"], dtype="float64"), grid)
+    source = denoiser.condition(["src"], meta["guidance"])
+    latent = method.invert(x0, source)
+    agree(latent.x_T, golden["x_T"])
+    agree(latent.tensors["x_T_minus_1"], golden["x_T_minus_1"])
+    agree(method.decode(latent, source), golden["reconstruction"])
+
+
+@pytest.mark.parametrize("case", range(2))
+def test_erddci(case: int, oracle: tuple[Denoiser, torch.Tensor]) -> None:
+    denoiser, x0 = oracle
+    golden, meta = load(f"erddci_{case}")
+    chosen = options.ERDDCI(steps=meta["steps"], dtype="float64")
+    method = ERDDCI(denoiser, chosen, denoiser.path.grid(meta["steps"], "leading", "first"))
+    latent = method.invert(x0, denoiser.condition(["src"], 1.0))
+    original = latent.tensors[f"o_{meta['steps']}"]
+    agree(latent.x_T, golden["z_T_auxiliary"])
+    agree(original, golden["z_T_original"])
+    decoding = denoiser.condition(["src"], meta["guidance_decode"])
+    x_hat = method.decode(latent, decoding)
+    agree(x_hat, golden["decode_auxiliary"])
+    taught = Latent({**latent.tensors, "x_T": original})
+    agree(method.decode(taught, decoding), golden["decode_original_teacher_forced"])
+    exact = meta["guidance_decode"] == 1.0
+    assert ((x_hat - x0).abs().max().item() < TOLERANCE) == exact, "inverted at w = 1, it is exact at w = 1 alone"
+
+
+def test_ddpm_inversion(oracle: tuple[Denoiser, torch.Tensor]) -> None:
+    denoiser, _ = oracle
+    golden, meta = load("ddpm_inversion")
+    grid = denoiser.path.grid(meta["steps"], "leading1", "first")
+    source = denoiser.condition(["src"], meta["guidance_source"])
+    xs = list(golden["xts"])
+    whole = DDPMInversion(denoiser, options.DDPMInversion(steps=meta["steps"], dtype="float64"), grid)
+    maps = whole.noise_maps([x[None] for x in xs], source)
+    for k in range(2, meta["steps"] + 1):
+        agree(maps.tensors[f"sz_{k}"] / whole.spread(k), golden["zs"][k - 1][None])
+    chosen = options.DDPMInversion(
+        steps=meta["steps"], strength=1 - meta["skip"] / meta["steps"], dtype="float64", zero_last_noise=True
+    )
+    method = DDPMInversion(denoiser, chosen, grid)
+    assert method.grid.steps == meta["steps"] - meta["skip"]
+    latent = method.noise_maps([x[None] for x in xs[: method.grid.steps + 1]], source)
+    agree(method.decode(latent, denoiser.condition(["src"], meta["guidance_edit"])), golden["edit"])

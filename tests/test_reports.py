@@ -206,7 +206,7 @@ def test_all_files(whole: Store) -> None:
     stems = ["curves_psnr", "curves_ssim", "pareto_psnr"]
     stems += [f"grid_{i}_{name}" for i, name in enumerate(CORRUPTIONS, start=1)]
     figures = {f"figures/{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf")}
-    assert set(hashes(out)) == {"table.md", "table.csv", "costs.csv", "index.html", ".inputs"} | figures
+    assert set(hashes(out)) == {"table.md", "table.csv", "costs.md", "costs.csv", "index.html", ".inputs"} | figures
 
 
 def test_rebuild_is_byte_identical_and_needs_no_torch(whole: Store, tmp_path: Path) -> None:

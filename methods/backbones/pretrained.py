@@ -1,0 +1,137 @@
+"""What the adapters of large pretrained models share: loading a diffusers pipeline, its autoencoder, its texts.
+
+An adapter is a backbone over latents z = (E(image) - shift) scale, with E the mode of the autoencoder's posterior (a
+sample would put noise of its own into every comparison). A pipeline is a local folder or a repository of the Hugging
+Face hub that is already in the local cache: a job never downloads.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods.denoiser import Prediction
+from methods.paths import Path as NoisingPath
+
+EXTRA = "inversion-bench[large]"
+
+
+def diffusers() -> Any:
+    """The library, or one line that says how to get it."""
+    try:
+        import diffusers
+        import transformers  # noqa: F401 - diffusers imports without it, and then has no pipelines
+    except ImportError as error:
+        raise ImportError(f"pretrained models need diffusers and transformers: pip install {EXTRA}") from error
+    return diffusers
+
+
+def load_pipeline(
+    kind: str, network: str, pretrained: str, dtype: torch.dtype, absent: tuple[str, ...], **hub: str | None
+) -> Any:
+    """The diffusers pipeline of class `kind`, with `network` and text encoders in `dtype`.
+
+    The autoencoder is float32 at least: half precision overflows in some of them and moves the floor of every error.
+    Parts named in `absent` (safety checker, image encoders) are not loaded. Raises FileNotFoundError if the folder, or
+    the hub's cache, has no such pipeline.
+    """
+    library = diffusers()
+    wide = torch.promote_types(dtype, torch.float32)
+    source = Path(pretrained).expanduser()
+    try:
+        pipeline = getattr(library, kind).from_pretrained(
+            str(source) if source.is_dir() else pretrained,
+            dtype={"default": dtype, network: dtype, "vae": wide},
+            local_files_only=True,
+            **dict.fromkeys(absent),
+            **{key: value for key, value in hub.items() if value is not None},
+        )
+    except OSError as error:
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise FileNotFoundError(
+            f"{pretrained} is neither a pipeline's folder nor in the hub's cache: {reason}"
+        ) from error
+    pipeline.vae.enable_slicing()  # an image at a time: bounded memory, and a batch gives what its images give alone
+    return pipeline
+
+
+class Pretrained(nn.Module):
+    """Base of the adapters: a subclass names its pipeline and writes `encode` and `forward`.
+
+    `path` and `prediction` are those of the weights; a configuration that says otherwise is refused. Arguments:
+    `pretrained` folder or hub id, `dtype` of the network, the hub's `revision` and `variant` (fp16, ...).
+    """
+
+    pipeline_class: ClassVar[str]
+    network: ClassVar[str] = "transformer"
+    """The pipeline's attribute that predicts."""
+    absent: ClassVar[tuple[str, ...]] = ()
+    multiple: int = 1
+    """Latent sides are multiples of this."""
+    distilled: bool = False
+    """Whether guidance is distilled into the network, as an input of `forward`."""
+    path: NoisingPath
+    prediction: Prediction
+
+    def __init__(
+        self, pretrained: str, dtype: str = "float32", revision: str | None = None, variant: str | None = None
+    ) -> None:
+        super().__init__()
+        allowed = ("float16", "bfloat16", "float32", "float64")
+        if dtype not in allowed:
+            raise ValueError(f"dtype must be one of {', '.join(allowed)}, got {dtype!r}")
+        self.pipeline = load_pipeline(
+            self.pipeline_class, self.network, pretrained, getattr(torch, dtype), self.absent,
+            revision=revision, variant=variant,
+        )  # fmt: skip
+        self.net: nn.Module = getattr(self.pipeline, self.network)  # first, so that its dtype is the backbone's
+        self.vae = self.pipeline.vae
+        parts = {name: part for name, part in self.pipeline.components.items() if re.match("text_encoder", name)}
+        self.texts = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    @property
+    def factor(self) -> int:
+        """Image pixels along one side of a latent cell."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def encode(self, captions: list[str]) -> Tensor:
+        """Captions -> one tensor [B, L, D] of all that the network is told of them."""
+        raise NotImplementedError
+
+    def to_latent(self, image: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> latents [B, C, H/f, W/f]. Raises ValueError for sides that do not fit."""
+        side = self.factor * self.multiple
+        if image.shape[2] % side or image.shape[3] % side:
+            raise ValueError(f"image sides must be multiples of {side}, got {image.shape[2]}x{image.shape[3]}")
+        mode = self.vae.encode(image.to(self.vae.dtype)).latent_dist.mode()
+        return (mode - self._shift) * self.vae.config.scaling_factor
+
+    def to_image(self, latent: Tensor) -> Tensor:
+        """Latents -> images, about [-1, 1] (not clipped)."""
+        scaled = latent.to(self.vae.dtype) / self.vae.config.scaling_factor + self._shift
+        return self.vae.decode(scaled, return_dict=False)[0]
+
+    @property
+    def _shift(self) -> float:
+        return self.vae.config.shift_factor or 0.0
+
+
+def pack_text(sequence: Tensor, pooled: Tensor) -> Tensor:
+    """Token embeddings [B, L, D] and a pooled one [B, P] -> [B, 1 + L, max(D, P)]: pooled first, zeros to the right."""
+    width = max(sequence.shape[2], pooled.shape[1])
+    rows = [F.pad(part, (0, width - part.shape[2])) for part in (pooled[:, None].to(sequence), sequence)]
+    return torch.cat(rows, dim=1)
+
+
+def unpack_text(embedding: Tensor, width: int, pooled: int) -> tuple[Tensor, Tensor]:
+    """The inverse: (sequence [B, L, width], pooled [B, pooled])."""
+    return embedding[:, 1:, :width], embedding[:, 0, :pooled]

@@ -1,0 +1,44 @@
+"""Common ground of the rectified-flow solvers: the coordinates in which every path is a straight line.
+
+X = x / (alpha + sigma) = (1 - s) x0 + s eps with s = sigma / (alpha + sigma), hence dX/ds = E[eps - x0 | x] on any
+path: a variance-preserving model is walked by the same solvers, through the denoiser's velocity view.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from methods.base import Constrain, Generators, InversionMethod, Latent
+from methods.denoiser import Condition
+from methods.paths import Node
+
+
+class RectifiedMethod(InversionMethod):
+    """Inverts with `ascend` and decodes with `descend`, which a solver defines in X."""
+
+    def velocity(self, x: Tensor, node: Node, cond: Condition) -> Tensor:
+        """v(X, s) = E[eps - x0 | X], towards noise."""
+        return self.denoiser.velocity(x * node.scale, node, cond)
+
+    def between(self, node: Node, other: Node) -> Node:
+        """The level half way, in s."""
+        return self.denoiser.path.node_at((node.s + other.s) / 2)
+
+    def ascend(self, x: Tensor, cond: Condition) -> Tensor:
+        """X from level 0 to level N."""
+        raise NotImplementedError
+
+    def descend(self, x: Tensor, cond: Condition, constrain: Constrain | None) -> Tensor:
+        """X from level N to level 0, constrained after each step."""
+        raise NotImplementedError
+
+    def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
+        return Latent({"x_T": self.ascend(x0 / self.grid[0].scale, cond) * self.grid[self.grid.steps].scale})
+
+    def decode(self, latent: Latent, cond: Condition, constrain: Constrain | None = None) -> Tensor:
+        return self.descend(latent.x_T / self.grid[self.grid.steps].scale, cond, constrain) * self.grid[0].scale
+
+
+def constrained(x: Tensor, node: Node, constrain: Constrain | None) -> Tensor:
+    """A constraint speaks of the path's own latents: apply it to X there."""
+    return constrain(x * node.scale, node) / node.scale if constrain else x
