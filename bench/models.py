@@ -22,8 +22,8 @@ def build_backbone(config: ModelConfig, weights: bool = True) -> nn.Module:
     """The network alone, with its weights unless they are yet to be made."""
     arguments = dict(config.backbone)
     made = load(config.class_path, "model")
-    if "t_max" in inspect.signature(made).parameters:
-        arguments["t_max"] = make_path(config.path.kind, config.path.schedule).t_max
+    wanted, path = inspect.signature(made).parameters, make_path(config.path.kind, config.path.schedule)
+    arguments |= {name: value for name, value in (("path", path), ("t_max", path.t_max)) if name in wanted}
     try:
         network = made(**arguments)
     except (TypeError, ImportError, FileNotFoundError) as error:

@@ -22,7 +22,9 @@ def fetch(name: str, model: ModelConfig) -> str:
             given = {key: value for key, value in asked.items() if value is not None}
             diffusers().DiffusionPipeline.download(model.pretrained, **given)
     except (ImportError, OSError, ValueError) as error:
-        raise UserError(f"pipeline of model {name}, {model.pretrained}: {str(error) or repr(error)}") from error
+        raise UserError(
+            f"pipeline of model {name}, {model.pretrained}: {str(error.__cause__ or error) or repr(error)}"
+        ) from error
     if why := hub.missing(model.pretrained, model.revision):
         raise UserError(f"pipeline of model {name}: {why}")
     return str(hub.snapshot(model.pretrained, model.revision))

@@ -30,8 +30,10 @@ Generators = Sequence[torch.Generator]
 class Measurement(Protocol):
     """What a restoration is given: y [B, C, H, W] in [-1, 1], and for masks the pixels observed, bool [B, 1, H, W]."""
 
-    y: Tensor
-    known: Tensor | None
+    @property
+    def y(self) -> Tensor: ...
+    @property
+    def known(self) -> Tensor | None: ...
 
     def to(self, device: torch.device | str) -> Measurement: ...
 

@@ -8,7 +8,7 @@ every DDIM-type method runs on flow models and every flow method on diffusion mo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,8 +91,8 @@ class Denoiser(nn.Module):
     def condition(self, captions: list[str], guidance: float = 1.0) -> Condition:
         """Embed captions (one an image) beside the null condition."""
         with torch.no_grad():
-            null = self.backbone.encode([""] * len(captions))
-            return Condition(self.backbone.encode(captions), null, guidance, self.distilled)
+            encode = cast(Backbone, self.backbone).encode
+            return Condition(encode(captions), encode([""] * len(captions)), guidance, self.distilled)
 
     def output(self, x: Tensor, t: float, cond: Condition) -> Tensor:
         """The network's own prediction at x [B, C, H, W] and time t, guided, in x's dtype."""

@@ -23,12 +23,16 @@ from torch import Tensor
 from methods import options
 from methods.base import Constrain, Generators, InversionMethod, Latent
 from methods.ddim import pivots
-from methods.denoiser import Condition
-from methods.paths import Node
+from methods.denoiser import Condition, Denoiser
+from methods.paths import Node, TimeGrid
 
 
 class NegativePrompt(InversionMethod):
     Options = options.NegativePrompt
+
+    def __init__(self, denoiser: Denoiser, options: options.MethodOptions, grid: TimeGrid) -> None:
+        super().__init__(denoiser, options, grid)
+        needs_null(self)
 
     def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
         """Always at w = 1, whatever `cond.guidance`."""
@@ -64,3 +68,12 @@ def shrink(delta: Tensor, prox: str, quantile: float) -> Tensor:
     size = delta.abs()
     th = torch.quantile(size.flatten(1), quantile, dim=1).reshape(-1, *[1] * (delta.dim() - 1))
     return torch.where(size > th, delta, 0.0) if prox == "l0" else delta.sign() * (size - th).clamp(min=0)
+
+
+def needs_null(method: InversionMethod) -> None:
+    """Raises ValueError for a model with distilled guidance: it is never told a null embedding."""
+    if method.denoiser.distilled:
+        raise ValueError(
+            f"{type(method).__name__} replaces the null embedding of classifier-free guidance, "
+            "and this model's guidance is distilled into it: there is none to replace"
+        )

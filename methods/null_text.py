@@ -23,13 +23,19 @@ from torch import Tensor
 from methods import options
 from methods.base import Constrain, Generators, InversionMethod, Latent
 from methods.ddim import ddim_step, pivots
-from methods.denoiser import Condition
+from methods.denoiser import Condition, Denoiser
+from methods.negative_prompt import needs_null
+from methods.paths import TimeGrid
 
 
 class NullText(InversionMethod):
     Options = options.NullText
     needs_grad = True
     nfe_is_exact = False
+
+    def __init__(self, denoiser: Denoiser, options: options.MethodOptions, grid: TimeGrid) -> None:
+        super().__init__(denoiser, options, grid)
+        needs_null(self)
 
     def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
         """`cond.guidance` is the w of the decoding to come; the pivot itself is always at w = 1."""

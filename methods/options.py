@@ -242,7 +242,7 @@ class LatentOptimisation(MethodOptions):
     """Adam on x_T through the decoding (after D-Flow, Ben-Hamu et al. 2024)."""
 
     iterations: int = Field(100, ge=1, le=10_000, description="updates of x_T")
-    learning_rate: float = Field(0.05, gt=0, le=10, description="of Adam, in units of the latent")
+    learning_rate: float = Field(0.1, gt=0, le=10, description="of Adam, in units of the latent")
     init: Literal["noise", "ddim"] = Field("noise", description="start from the noised image or from DDIM inversion")
 
     @property

@@ -73,7 +73,8 @@ class Path(Protocol):
     path, velocity (eps - x0) on the rectified one.
     """
 
-    direction: Direction
+    @property
+    def direction(self) -> Direction: ...
 
     @property
     def t_max(self) -> float:

@@ -22,7 +22,7 @@ from methods.erddci import ERDDCI
 from methods.fireflow import FireFlow
 from methods.fixed_point import FixedPoint
 from methods.latent_optimisation import LatentOptimisation
-from methods.negative_prompt import NegativePrompt
+from methods.negative_prompt import NegativePrompt, shrink
 from methods.null_text import NullText
 from methods.paths import Node, Rectified, TimeGrid, VariancePreserving, make_path
 from methods.rf_inversion import RFInversion
@@ -411,6 +411,135 @@ def test_ddpm_steps_are_the_forward_process_reversed() -> None:
         ours = math.sqrt(clean.sigma**2 - method.spread(k) ** 2) / node.sigma
         assert math.isclose(ours, on_xk, rel_tol=1e-9)
         assert math.isclose(clean.alpha - ours * node.alpha, on_x0, rel_tol=1e-9)
+
+
+# --- fitted and iterated inversions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["vp", "rectified"])
+def test_fitted_null_embeddings_follow_the_pivot(path: str) -> None:
+    """At w > 1 decoding leaves the pivot; the fit draws it back, each image to its own end."""
+    x0, captions = images(3), ["src", "tgt", "src"]
+    method = build("nti", path, inner_steps=30, learning_rate=0.1, early_stop=3e-3)
+    cond = method.denoiser.condition(captions, 2.0)
+    together, latent = method.reconstruct(x0, cond, generators(3))
+    unfitted = Latent({"x_T": latent.x_T, "null_embeddings": torch.zeros_like(latent.tensors["null_embeddings"])})
+    errors = [(x - x0).square().mean().sqrt() for x in (together, method.decode(unfitted, cond))]
+    assert errors[0] < 0.7 * errors[1], errors
+    ends = set()
+    for i in range(3):
+        method.denoiser.reset_counters()
+        alone, state = method.reconstruct(x0[i : i + 1], method.denoiser.condition(captions[i : i + 1], 2.0))
+        ends.add(method.denoiser.nfe)
+        torch.testing.assert_close(alone[0], together[i], atol=1e-8, rtol=0)
+        for key, value in state.tensors.items():
+            torch.testing.assert_close(value[0], latent.tensors[key][i], atol=1e-8, rtol=0)
+    assert len(ends) > 1, "the images are meant to stop at different inner steps"
+
+
+def test_null_text_restores_from_the_empty_caption_at_the_same_guidance() -> None:
+    """Decoded under the null condition, what was fitted to it gives y back better than without the fit."""
+    method = build("nti", "vp", inner_steps=30, learning_rate=0.1, decode="null")
+    y, cond = images(2), method.denoiser.condition(["src", "tgt"], 2.0)
+
+    class Blurred:
+        known = None
+
+        def __init__(self) -> None:
+            self.y = y
+
+        def to(self, device: object) -> Blurred:
+            return self
+
+    x_hat, latent = method.restore(Blurred(), cond)
+    plain = build("ddim", "vp").reconstruct(y, cond.unconditional)
+    torch.testing.assert_close(latent.x_T, plain[1].x_T, rtol=0, atol=1e-12)
+    assert latent.tensors["null_embeddings"].abs().max() > 0
+    assert (x_hat - y).square().mean() < (plain[0] - y).square().mean()
+
+
+@pytest.mark.parametrize("prox", ["npi", "npi-l0", "npi-l1"])
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
+def test_negative_prompts_reconstruct_as_ddim_does_without_guidance(prox: str, guidance: float) -> None:
+    x0, method, ddim = images(2), build(prox, "vp"), build("ddim", "vp")
+    cond = method.denoiser.condition(["src", "tgt"], guidance)
+    expected = ddim.reconstruct(x0, cond.at(1.0))[0]
+    torch.testing.assert_close(method.reconstruct(x0, cond)[0], expected, rtol=0, atol=1e-12)
+
+
+def test_proximal_operators() -> None:
+    """l0 keeps what is above the threshold, l1 draws it in by the threshold; each image has its own."""
+    delta = torch.tensor([[-4.0, 1.0, 2.0, 0.5, 3.0], [40.0, 10.0, -20.0, 5.0, 30.0]])
+    hard = torch.tensor([-4.0, 0.0, 0.0, 0.0, 3.0])
+    soft = torch.tensor([-2.0, 0.0, 0.0, 0.0, 1.0])
+    flip = torch.tensor([-10, 10, -10, 10, 10])
+    assert torch.equal(shrink(delta, "l0", 0.5), torch.stack([hard, hard * flip]))
+    assert torch.equal(shrink(delta, "l1", 0.5), torch.stack([soft, soft * flip]))
+    assert torch.equal(shrink(delta, "l1", 1.0), torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize("path", ["vp", "rectified"])
+def test_fixed_points_converge_to_the_exact_inversion(path: str) -> None:
+    x0 = images(2)
+
+    def error(iterations: int, acceleration: str, guidance: float = 1.0) -> float:
+        method = build("fixed-point", path, 20, iterations=iterations, acceleration=acceleration)
+        return (method.reconstruct(x0, method.denoiser.condition(["src", "tgt"], guidance))[0] - x0).abs().max().item()
+
+    ddim, once = build("ddim", path, 20), build("fixed-point", path, 20, iterations=1)
+    cond = ddim.denoiser.condition(["src", "tgt"])
+    torch.testing.assert_close(once.invert(x0, cond).x_T, ddim.invert(x0, cond).x_T, rtol=0, atol=1e-13)
+    for acceleration in ("none", "averaged", "anderson"):
+        errors = [error(k, acceleration) for k in (1, 3, 10, 50)]
+        assert errors == sorted(errors, reverse=True)
+        assert errors[-1] < 1e-10, (acceleration, errors)
+    assert error(5, "anderson") < 0.1 * error(5, "none")
+    assert error(10, "anderson", 3.0) < 1e-10, "where plain iteration is slow"
+
+
+def test_a_tolerance_ends_each_image_by_itself() -> None:
+    method, x0 = build("fixed-point", "vp", 20, iterations=50, tolerance=1e-6), images(2)
+    cond = method.denoiser.condition(["src", "tgt"])
+    method.denoiser.reset_counters()
+    x_hat, _ = method.reconstruct(x0, cond)
+    assert method.denoiser.nfe < 0.5 * method.expected_nfe(cond, cond)
+    assert (x_hat - x0).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("path", list(PATHS))
+def test_the_adjoint_is_the_gradient_of_the_whole_decoding(path: str) -> None:
+    method, x0 = build("optimisation", path), images(2)
+    cond = method.denoiser.condition(["src", "tgt"], 2.0)
+    x_T = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64).requires_grad_()
+    loss = (method.decode(Latent({"x_T": x_T}), cond) - x0).square().sum()
+    (expected,) = torch.autograd.grad(loss, x_T)
+    torch.testing.assert_close(method.gradient(x_T.detach(), x0, cond), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("path", ["vp", "rectified"])
+def test_optimising_the_latent_matches_the_image(path: str) -> None:
+    x0, errors = images(2), []
+    for iterations in (5, 40):
+        method = build("optimisation-ddim", path, iterations=iterations)
+        x_hat, _ = method.reconstruct(x0, method.denoiser.condition(["src", "tgt"]), generators(2))
+        errors.append((x_hat - x0).square().mean().sqrt().item())
+    assert errors[1] < 0.02, errors
+    assert errors[1] < errors[0]
+
+
+def test_methods_of_the_null_embedding_refuse_what_they_cannot_use() -> None:
+    for cls in (options.NullText, options.NegativePrompt):
+        assert cls(guidance_invert=1.0).guidance_invert == 1.0
+        with pytest.raises(ValueError, match="guidance 1"):
+            cls(guidance_invert=3.0)
+    with pytest.raises(ValueError, match="100 steps"):
+        options.NullText(steps=200)
+    assert options.NullText(steps=200, strength=0.5).steps == 200
+    denoiser = oracle("rectified")
+    denoiser.distilled = True
+    for method in (NullText, NegativePrompt):
+        with pytest.raises(ValueError, match="distilled"):
+            method(denoiser, method.Options(), denoiser.path.grid(20))
 
 
 # --- paths, grids, views ---------------------------------------------------------------------------------------

@@ -17,23 +17,23 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from bench import hub  # noqa: E402
-from bench.config import ModelConfig, PathConfig, compose_config  # noqa: E402
-from bench.errors import UserError  # noqa: E402
-from bench.models import build_denoiser, build_grid  # noqa: E402
-from bench.plan import missing_assets  # noqa: E402
-from methods import options  # noqa: E402
-from methods.backbones.flux import Flux, pack, unpack  # noqa: E402
-from methods.backbones.pretrained import Pretrained, pack_text, unpack_text  # noqa: E402
-from methods.backbones.sd3 import StableDiffusion3  # noqa: E402
-from methods.backbones.stable_diffusion import StableDiffusion  # noqa: E402
-from methods.base import InversionMethod, LatentMeasurement, Problem  # noqa: E402
-from methods.ddim import DDIM  # noqa: E402
-from methods.denoiser import Denoiser  # noqa: E402
-from methods.edict import EDICT  # noqa: E402
-from methods.paths import Node, VariancePreserving  # noqa: E402
-from methods.rf_inversion import RFInversion  # noqa: E402
-from methods.sampling import sample  # noqa: E402
+from bench import hub
+from bench.config import ModelConfig, PathConfig, compose_config
+from bench.errors import UserError
+from bench.models import build_denoiser, build_grid
+from bench.plan import missing_assets
+from methods import options
+from methods.backbones.flux import Flux, pack, unpack
+from methods.backbones.pretrained import Pretrained, pack_text, unpack_text
+from methods.backbones.sd3 import StableDiffusion3
+from methods.backbones.stable_diffusion import StableDiffusion
+from methods.base import InversionMethod, LatentMeasurement, Problem
+from methods.ddim import DDIM
+from methods.denoiser import Denoiser
+from methods.edict import EDICT
+from methods.paths import Node, VariancePreserving
+from methods.rf_inversion import RFInversion
+from methods.sampling import sample
 
 TINY = Path(__file__).parent / "golden" / "tiny"
 SD, FLUX = str(TINY / "tiny_sd"), str(TINY / "tiny_flux")
@@ -162,7 +162,8 @@ def test_the_recorded_latent_is_drawn_around_ours() -> None:
     backbone = Flux(FLUX, "float32").requires_grad_(False)
     spread = backbone.vae.encode(image).latent_dist.std * backbone.vae.config.scaling_factor
     residual = (unpack(arrays["y0_packed"], 8, 8) - backbone.to_latent(image)) / spread
-    assert 0.85 < residual.std() < 1.15 and residual.mean().abs() < 0.15, "the record is a sample of the posterior"
+    assert 0.85 < residual.std() < 1.15, "the record is a sample of the posterior"
+    assert residual.mean().abs() < 0.15
 
 
 # --- the pipelines' own samplers -------------------------------------------------------------------------------
@@ -216,7 +217,8 @@ def test_packing_is_lossless() -> None:
         assert packed.shape == (2, 6, max(s.shape[2], p.shape[1]))
         assert all(torch.equal(a, b) for a, b in zip(unpack_text(packed, s.shape[2], p.shape[1]), (s, p), strict=True))
     z = torch.randn(2, 4, 6, 8)
-    assert pack(z).shape == (2, 12, 16) and torch.equal(unpack(pack(z), 6, 8), z)
+    assert pack(z).shape == (2, 12, 16)
+    assert torch.equal(unpack(pack(z), 6, 8), z)
 
 
 def test_flux_without_distilled_guidance_is_guided_by_two_evaluations(tmp_path: Path) -> None:
@@ -265,7 +267,8 @@ def test_images_enter_and_leave_and_latents_are_inside(model: Denoiser, task: st
     given = problem(model, task)
     method = ddim(model, project="final")
     solution = method.solve(given)
-    assert solution.image.shape == (2, 3, 64, 64) and solution.latent.x_T.shape == (2, 4, 8, 8)
+    assert solution.image.shape == (2, 3, 64, 64)
+    assert solution.latent.x_T.shape == (2, 4, 8, 8)
     assert solution.cost.nfe == 4 * 2 + (4 if task == "edit" and not model.distilled else 0)
     keep = {"restore": given.measurement and given.measurement.known, "edit": given.mask is not None and ~given.mask}
     if task in keep:
@@ -294,13 +297,15 @@ def test_masks_reach_the_latents_cell_by_cell(model: Denoiser) -> None:
     method.solve(problem(model, "edit"))
     expected = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
     expected[..., 1:4, 0:5] = True
-    assert torch.equal(seen["mask"], expected) and torch.equal(seen["known"], ~expected)
+    assert torch.equal(seen["mask"], expected)
+    assert torch.equal(seen["known"], ~expected)
 
 
 def test_the_autoencoder_is_deterministic_and_says_which_sides_it_takes(model: Denoiser) -> None:
     images = torch.rand(1, 3, 32, 48) * 2 - 1
     z = model.backbone.to_latent(images)
-    assert torch.equal(z, model.backbone.to_latent(images)) and z.shape == (1, 4, 4, 6)
+    assert torch.equal(z, model.backbone.to_latent(images))
+    assert z.shape == (1, 4, 4, 6)
     assert model.backbone.to_image(z).shape == images.shape
     with pytest.raises(ValueError, match="multiples of"):
         model.backbone.to_latent(torch.zeros(1, 3, 32, 44))
@@ -312,7 +317,9 @@ def test_gradients_reach_the_embedding(model: Denoiser) -> None:
     null = cond.null.clone().requires_grad_(True)
     model.reset_counters()
     model.output(noise(1), model.path.t_max / 2, cond.__class__(null, cond.null, 1.0, cond.distilled)).sum().backward()
-    assert null.grad is not None and null.grad.abs().max() > 0 and model.nfe_grad == 1
+    assert null.grad is not None
+    assert null.grad.abs().max() > 0
+    assert model.nfe_grad == 1
 
 
 def test_half_precision_networks_are_told_exact_times() -> None:
@@ -321,8 +328,10 @@ def test_half_precision_networks_are_told_exact_times() -> None:
     model = denoiser(backbone)
     backbone.register_forward_pre_hook(lambda module, inputs: told.append(inputs[1]))
     out = model.output(noise(1).double(), 981, model.condition([CAT]))
-    assert out.dtype == torch.float64 and model.network_dtype == torch.bfloat16
-    assert told[0].item() == 981 and backbone.vae.dtype == torch.float32
+    assert out.dtype == torch.float64
+    assert model.network_dtype == torch.bfloat16
+    assert told[0].item() == 981
+    assert backbone.vae.dtype == torch.float32
 
 
 # --- what is refused -------------------------------------------------------------------------------------------
@@ -360,7 +369,8 @@ def test_the_yaml_and_the_weights_must_agree(tmp_path: Path) -> None:
 def test_the_shipped_configurations_build_their_grids() -> None:
     for name in ("sd15", "sd3", "flux"):
         found = compose_config([f"model={name}"], sweep_required=False).model[name]
-        assert build_grid(found, 10).steps == 10 and found.pretrained
+        assert build_grid(found, 10).steps == 10
+        assert found.pretrained
     third = compose_config(["model=sd3"], sweep_required=False).model["sd3"]
     assert build_grid(third, 2)[1].s == pytest.approx(3 * 0.5 / (1 + 2 * 0.5))
 
@@ -385,13 +395,17 @@ def test_the_plan_names_missing_pipelines(tmp_path: Path, monkeypatch: pytest.Mo
     run = compose_config(["sweep=reconstruction", "profile=sd15"])
     (line,) = missing_assets(run)
     name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    assert "pipeline of model sd15" in line and f"{name} is not in the Hugging Face cache" in line
+    assert "pipeline of model sd15" in line
+    assert f"{name} is not in the Hugging Face cache" in line
     repository, commit = tmp_path / f"models--{name.replace('/', '--')}", "0" * 39 + "1"
     shutil.copytree(SD, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    assert not missing_assets(run) and hub.commit(name) == commit
-    assert hub.commit(name, commit) == commit and hub.commit(name, "other") is None and hub.commit(SD) is None
+    assert not missing_assets(run)
+    assert hub.commit(name) == commit
+    assert hub.commit(name, commit) == commit
+    assert hub.commit(name, "other") is None
+    assert hub.commit(SD) is None
     (repository / "snapshots" / commit / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     assert "lacks unet" in missing_assets(run)[0]
     assert "there is no folder" in str(hub.missing(str(tmp_path / "none")))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from methods.backbones.means import VARIANCE, mixture_means
 from methods.paths import Direction, Path
 
 CAPTIONS = {"": 0.0, "src": 1.0, "tgt": -1.0}
@@ -56,3 +57,10 @@ class GaussianMixture(nn.Module):
         if self.prediction == "velocity":
             answer = answer - w @ self.mu - alpha * self.variance * pull
         return answer.reshape(x.shape).to(x.dtype)
+
+
+class SmallMixture(GaussianMixture):
+    """The mixture behind `model=gmm` and `dataset=mixture`: four smooth 3x8x8 images with a little noise."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(torch.from_numpy(mixture_means()), VARIANCE, path)

@@ -55,7 +55,7 @@ class Flux(Pretrained):
         self.tokens = tokens
         config = self.net.config
         self.distilled = bool(config.guidance_embeds)
-        self.widths = (config.joint_attention_dim, config.pooled_projection_dim)
+        self.widths: tuple[int, int] = (config.joint_attention_dim, config.pooled_projection_dim)
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> Tensor:

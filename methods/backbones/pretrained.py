@@ -89,7 +89,7 @@ class Pretrained(nn.Module):
             self.pipeline_class, self.network, pretrained, getattr(torch, dtype), self.absent,
             revision=revision, variant=variant,
         )  # fmt: skip
-        self.net: nn.Module = getattr(self.pipeline, self.network)  # first, so that its dtype is the backbone's
+        self.net: Any = getattr(self.pipeline, self.network)  # first, so that its dtype is the backbone's
         self.vae = self.pipeline.vae
         parts = {name: part for name, part in self.pipeline.components.items() if re.match("text_encoder", name)}
         self.texts = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})

@@ -34,7 +34,7 @@ class StableDiffusion3(Pretrained):
         self.tokens = tokens
         config = self.net.config
         self.multiple = config.patch_size
-        self.widths = (config.joint_attention_dim, config.pooled_projection_dim)
+        self.widths: tuple[int, int] = (config.joint_attention_dim, config.pooled_projection_dim)
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> Tensor:
