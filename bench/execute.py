@@ -118,6 +118,7 @@ class Rows(pl.Callback):
         before = score(tuple(n for n in names if n in ("psnr", "ssim")), _unit(y), truth) if measured else {}
         std, kurtosis = solution.latent.std.tolist(), solution.latent.kurtosis.tolist()
         axes = {k: v for k, v in self.cell.axes.items() if not k.endswith("_title")}
+        error = solution.error.tolist() if solution.error is not None else None
         for i, image_id in enumerate(ids):
             row = {"cell_id": self.cell.id, "image_id": image_id, **axes}
             row |= {name: column[i] for name, column in values.items()}
@@ -131,6 +132,8 @@ class Rows(pl.Callback):
                 "nfe_grad": solution.cost.nfe_grad,
                 "seconds": solution.cost.seconds,
             }
+            if error is not None:
+                row["latent_mse"] = _finite(error[i])
             if measured:
                 m = measured[i]
                 row |= {"y_sha256": m.sha256, "sigma01": m.sigma01, "snr_db": m.snr_db, "details": json.dumps(m.details)}

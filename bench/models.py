@@ -26,7 +26,7 @@ def build_backbone(config: ModelConfig, weights: bool = True) -> nn.Module:
     arguments |= {name: value for name, value in (("path", path), ("t_max", path.t_max)) if name in wanted}
     try:
         network = made(**arguments)
-    except (TypeError, ImportError, FileNotFoundError) as error:
+    except (TypeError, ValueError, ImportError, FileNotFoundError) as error:
         raise UserError(f"model class {config.class_path}: {error}") from error
     if weights and config.weights_file is not None:
         network.load_state_dict(load_file(config.weights_file))

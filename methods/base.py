@@ -108,6 +108,8 @@ class Solution:
     image: Tensor
     latent: Latent
     cost: Cost
+    error: Tensor | None = None
+    """Of a reconstruction: mean squared error [B] in the space that the method works in, unclipped."""
 
 
 @dataclass(frozen=True)
@@ -253,14 +255,15 @@ class InversionMethod(pl.LightningModule):
         self.denoiser.reset_counters()
         self._synchronise()
         start = time.perf_counter()
-        if self.denoiser.latent:
-            z, latent = self._run(in_latents(problem, self.denoiser))
-            x_hat = in_pixels(z, problem, self.denoiser, self.options.project != "none")
-        else:
-            x_hat, latent = self._run(problem)
+        inner = in_latents(problem, self.denoiser) if self.denoiser.latent else problem
+        z, latent = self._run(inner)
+        x_hat = in_pixels(z, problem, self.denoiser, self.options.project != "none") if self.denoiser.latent else z
         self._synchronise()
         seconds = (time.perf_counter() - start) / len(problem.image)
-        return Solution(x_hat, latent, Cost(self.denoiser.nfe, self.denoiser.nfe_grad, seconds))
+        cost = Cost(self.denoiser.nfe, self.denoiser.nfe_grad, seconds)
+        reconstructed = problem.task == "reconstruct"
+        error = (z.double() - inner.image.double()).square().flatten(1).mean(1) if reconstructed else None
+        return Solution(x_hat, latent, cost, error)
 
     def _run(self, problem: Problem) -> tuple[Tensor, Latent]:
         image = problem.image.to(self.latent_dtype)

@@ -17,6 +17,8 @@ class MethodOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     calls_per_step: ClassVar[int] = 1
     """Network calls of one step in either direction, for the plan's prediction and the NFE formula."""
+    refuses: ClassVar[dict[str, str]] = {}
+    """task -> why this method has no answer to it; the plan skips such cells and says so."""
 
     version: int = Field(1, description="raised when the method's numbers change; part of a cell's identity")
     steps: int = Field(20, ge=1, le=1000, description="N, steps of the whole grid")
@@ -28,7 +30,7 @@ class MethodOptions(BaseModel):
     dtype: Literal["float32", "float64"] = Field("float32", description="of the latents; the network keeps its own")
     decode: Literal["caption", "null"] = Field("caption", description="condition under which a restoration is decoded")
     project: Literal["none", "final", "each_step"] = Field(
-        "none", description="re-impose a mask's known pixels: never, on the result, or after every decoding step too"
+        "each_step", description="re-impose a mask's known pixels: never, on the result, or after every decoding step too"
     )
 
 
@@ -122,6 +124,8 @@ class FlowEdit(MethodOptions):
     guidance of the source velocity and `guidance` that of the target velocity.
     """
 
+    refuses: ClassVar[dict[str, str]] = {"reconstruct": "FlowEdit has no inversion, so nothing to reconstruct from"}
+
     steps: int = Field(28, ge=1, le=1000, description="N, steps of the whole grid")
     guidance: float = Field(5.5, ge=0, le=50, description="w of the target's velocity")
     guidance_invert: float | None = Field(1.5, ge=0, le=50, description="w of the source's velocity; None: the same w")
@@ -159,7 +163,7 @@ class ERDDCI(MethodOptions):
 
     calls_per_step: ClassVar[int] = 2
     project: Literal["none", "final"] = Field(
-        "none", description="re-impose a mask's known pixels; never each_step, since no step looks at the decoded chain"
+        "final", description="re-impose a mask's known pixels; never each_step, since no step looks at the decoded chain"
     )
 
 
@@ -202,7 +206,7 @@ class NegativePrompt(MethodOptions):
     """Negative-prompt inversion (Miyake et al. 2023), with proximal guidance (Han et al. 2023; quantile 0.7)."""
 
     prox: Literal["none", "l0", "l1"] = Field(
-        "none", description="what guidance multiplies: the difference of the captions, hard- or soft-thresholded"
+        "final", description="what guidance multiplies: the difference of the captions, hard- or soft-thresholded"
     )
     quantile: float = Field(0.7, ge=0, le=1, description="share of an image's entries below the threshold of prox")
 
