@@ -31,7 +31,9 @@ def _captions(config: ModelConfig, count: int) -> list[str]:
     return [dataset.item(index % len(dataset)).caption for index in range(count)]
 
 
-def draw(config: ModelConfig, captions: list[str], guidance: float, seed: int = 0, steps: int = SAMPLING_STEPS) -> Tensor:
+def draw(
+    config: ModelConfig, captions: list[str], guidance: float, seed: int = 0, steps: int = SAMPLING_STEPS
+) -> Tensor:
     """One sample for each caption: [B, C, H, W] in [-1, 1]."""
     denoiser, grid = build_denoiser(config), build_grid(config, steps)
     noise = torch.randn(len(captions), *config.shape, generator=torch.Generator().manual_seed(seed))
@@ -106,7 +108,13 @@ def _picture(file: Path, curve: list[list[float]], images: Tensor | None) -> Non
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2 if images is not None else 1, figsize=(10, 4.2), squeeze=False, width_ratios=[2, 3][: 1 + (images is not None)])
+    figure, axes = plt.subplots(
+        1,
+        2 if images is not None else 1,
+        figsize=(10, 4.2),
+        squeeze=False,
+        width_ratios=[2, 3][: 1 + (images is not None)],
+    )
     steps, losses = zip(*curve, strict=True)
     axes[0, 0].plot(steps, losses, marker="o", markersize=3, color="#0072B2")
     axes[0, 0].set(xlabel="update", ylabel="held-out loss", yscale="log")
@@ -147,8 +155,8 @@ def _text(facts: dict[str, Any]) -> str:
     if facts.get("agreement"):
         found = facts["agreement"]
         lines.append(
-            f"- judged by `scenes_judge` on {facts['judged_images']} samples for held-out captions ({facts['sampling_steps']} "
-            f"steps, guidance {facts['guidance']:g}): asked colours in {found['color']:.1%}, asked shapes in "
+            f"- judged by `scenes_judge` on {facts['judged_images']} samples for held-out captions "
+            f"({facts['sampling_steps']} steps, guidance {facts['guidance']:g}): asked colours in {found['color']:.1%}, asked shapes in "
             f"{found['shape']:.1%}, colour and shape of every object together in {found['pair']:.1%}, pattern "
             f"{found['pattern']:.1%}, tone {found['tone']:.1%}, letter {found['letter']:.1%}"
         )

@@ -43,7 +43,9 @@ def _denoiser(model: str, device: str) -> Denoiser:
 
 
 def model_config(cell: Cell) -> ModelConfig:
-    return ModelConfig.model_validate({k: v for k, v in cell.spec["model"].items() if k not in ("name", "weights_sha256")})
+    return ModelConfig.model_validate(
+        {k: v for k, v in cell.spec["model"].items() if k not in ("name", "weights_sha256")}
+    )
 
 
 def build_method(cell: Cell, device: str = "cpu") -> InversionMethod:
@@ -85,9 +87,7 @@ def measure(cell: Cell, image_id: str, image: Tensor) -> corruptions.Measurement
     """The measurement of one image [C, H, W] in [-1, 1]: keyed by what is measured, never by who asks."""
     chosen, corruption = cell.spec["corruption"], _corruption(cell)
     assert corruption is not None
-    key = corruptions.Key(
-        cell.spec["dataset"]["name"], image_id, chosen["name"], chosen["severity"], cell.spec["seed"]
-    )
+    key = corruptions.Key(cell.spec["dataset"]["name"], image_id, chosen["name"], chosen["severity"], cell.spec["seed"])
     return corruptions.measure(corruption, image, key)
 
 
@@ -136,7 +136,12 @@ class Rows(pl.Callback):
                 row["latent_mse"] = _finite(error[i])
             if measured:
                 m = measured[i]
-                row |= {"y_sha256": m.sha256, "sigma01": m.sigma01, "snr_db": m.snr_db, "details": json.dumps(m.details)}
+                row |= {
+                    "y_sha256": m.sha256,
+                    "sigma01": m.sigma01,
+                    "snr_db": m.snr_db,
+                    "details": json.dumps(m.details),
+                }
             self.rows.append(row)
         for name, images in zip(self.images, (truth, _unit(y), output), strict=True):
             room = max(0, self.wanted - len(self.images[name]))
@@ -174,7 +179,9 @@ def execute(cell: Cell, batch_size: int, samples: int, device: str = "cpu") -> t
     def batch(indices: list[int]) -> Problem:
         items = [dataset.item(index) for index in indices]
         image = torch.stack([torch.from_numpy(item.image) for item in items]) * 2 - 1
-        measured = [measure(cell, item.id, x) for item, x in zip(items, image, strict=True)] if cell.axes["corruption"] else []
+        measured = (
+            [measure(cell, item.id, x) for item, x in zip(items, image, strict=True)] if cell.axes["corruption"] else []
+        )
         collector.ids.append([item.id for item in items])
         collector.measurements.append(measured)
         return Problem(
@@ -221,7 +228,7 @@ def _weights(model: dict[str, Any]) -> str:
     return str(model["backbone"].get("pretrained") or model["weights"])
 
 
-class quiet_lightning:  # noqa: N801 - reads as a verb
+class quiet_lightning:
     """A Trainer a cell would print its banner and its advice sixty times."""
 
     def __enter__(self) -> None:
@@ -305,12 +312,13 @@ def run_cells(
         except (KeyboardInterrupt, SystemExit, UncompletedJobError):
             raise
         except Exception as error:
+            kind = classify(error)
             failure = {
-                "class": classify(error),
+                "class": kind,
                 "message": f"{type(error).__name__}: {error}",
                 "traceback": traceback.format_exc(),
                 "axes": cell.axes,
                 "provenance": provenance.static(),
             }
             store.write_failure(cell.id, failure)
-            yield cell, failure["class"]
+            yield cell, kind

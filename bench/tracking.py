@@ -76,7 +76,9 @@ def _publish(config: RunConfig, ids: list[str], store: Store) -> str:
         by = ["severity", "steps", "guidance", "seed"]
         for step, (point, cell) in enumerate(rows.groupby(by, dropna=False, sort=True)):
             means = {name: float(value) for name, value in cell[columns].mean().items() if value == value}
-            run.log({**means, **{k: v for k, v in zip(by, map(_plain, point), strict=True) if v is not None}}, step=step)
+            run.log(
+                {**means, **{k: v for k, v in zip(by, map(_plain, point), strict=True) if v is not None}}, step=step
+            )
         run.finish()
     return f"wandb: {len(groups)} runs mirrored {chosen} in {folder / 'wandb'}"
 

@@ -96,7 +96,7 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
         enable_model_summary=False,
         callbacks=[  # a checkpoint follows each held-out loss, so that it holds the whole curve
             EMAWeightAveraging(decay=recipe.ema),
-            ModelCheckpoint(folder, save_last=True, save_on_train_epoch_end=False),
+            ModelCheckpoint(folder, save_last=True, save_on_train_epoch_end=False, enable_version_counter=False),
             TQDMProgressBar(refresh_rate=50),
         ],
     )
@@ -122,7 +122,7 @@ def _module(config: ModelConfig, optimisation: Any) -> Any:
     from methods.training import DenoiserTraining, JudgeTraining
 
     assert config.train is not None
-    network = build_backbone(config, weights=False)
+    network: Any = build_backbone(config, weights=False)
     if config.kind == "judge":
         return JudgeTraining(network, optimisation, seed=config.train.seed)
     denoiser = Denoiser(network, make_path(config.path.kind, config.path.schedule), config.prediction)

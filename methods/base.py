@@ -227,9 +227,7 @@ class InversionMethod(pl.LightningModule):
         edited = self.decode(latent, target)
         return (edited if mask is None else torch.where(mask, edited, x0)), latent
 
-    def restore(
-        self, measurement: Measurement, cond: Condition, generators: Generators = ()
-    ) -> tuple[Tensor, Latent]:
+    def restore(self, measurement: Measurement, cond: Condition, generators: Generators = ()) -> tuple[Tensor, Latent]:
         """Invert y under the null condition up to `strength`; decode under the caption or the null condition."""
         y, known = measurement.y.to(self.latent_dtype), measurement.known
         undescribed = self._undescribed(cond)

@@ -30,7 +30,8 @@ class MethodOptions(BaseModel):
     dtype: Literal["float32", "float64"] = Field("float32", description="of the latents; the network keeps its own")
     decode: Literal["caption", "null"] = Field("caption", description="condition under which a restoration is decoded")
     project: Literal["none", "final", "each_step"] = Field(
-        "each_step", description="re-impose a mask's known pixels: never, on the result, or after every decoding step too"
+        "each_step",
+        description="re-impose a mask's known pixels: never, on the result, or after every decoding step too",
     )
 
 
@@ -163,7 +164,8 @@ class ERDDCI(MethodOptions):
 
     calls_per_step: ClassVar[int] = 2
     project: Literal["none", "final"] = Field(
-        "final", description="re-impose a mask's known pixels; never each_step, since no step looks at the decoded chain"
+        "final",
+        description="re-impose a mask's known pixels; never each_step, since no step looks at the decoded chain",
     )
 
 
@@ -206,7 +208,7 @@ class NegativePrompt(MethodOptions):
     """Negative-prompt inversion (Miyake et al. 2023), with proximal guidance (Han et al. 2023; quantile 0.7)."""
 
     prox: Literal["none", "l0", "l1"] = Field(
-        "final", description="what guidance multiplies: the difference of the captions, hard- or soft-thresholded"
+        "none", description="what guidance multiplies: the difference of the captions, hard- or soft-thresholded"
     )
     quantile: float = Field(0.7, ge=0, le=1, description="share of an image's entries below the threshold of prox")
 

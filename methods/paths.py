@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import numpy as np
@@ -48,7 +49,7 @@ class TimeGrid:
 
     def __post_init__(self) -> None:
         sigmas = [node.sigma / max(node.alpha, 1e-300) for node in self.nodes]
-        if len(self.nodes) < 2 or any(b < a for a, b in zip(sigmas, sigmas[1:], strict=False)):
+        if len(self.nodes) < 2 or any(b < a for a, b in pairwise(sigmas)):
             raise ValueError("a time grid needs two or more levels of rising noise")
 
     @property
@@ -166,15 +167,13 @@ class VariancePreserving:
         if not 1 <= steps <= T:
             raise ValueError(f"steps must lie in 1 .. {T}, got {steps}")
         if spacing in ("leading", "leading1"):
-            times = np.arange(steps) * (T // steps) + (spacing == "leading1")
+            times = np.arange(steps, dtype=np.float64) * (T // steps) + (spacing == "leading1")
         elif spacing == "trailing":
             times = np.round(np.arange(1, steps + 1) * (T / steps)) - 1
         elif spacing == "linspace":
             times = np.linspace(0, T - 1, steps).round()
         else:
-            raise ValueError(
-                f"spacing on a variance-preserving path must be leading, leading1, trailing or linspace, got {spacing!r}"
-            )
+            raise ValueError(f"spacing on this path must be leading, leading1, trailing or linspace, got {spacing!r}")
         if times[-1] >= T:
             raise ValueError(f"spacing={spacing} with {steps} steps passes the last timestep, {T - 1}")
         return self.from_timesteps([int(t) for t in times], level0)

@@ -15,7 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.backbones.attributes import HEADS, AttributeClassifier
 from methods.denoiser import Denoiser
@@ -55,7 +55,7 @@ def keyed_generator(device: torch.device, *key: int) -> torch.Generator:
 class Training(pl.LightningModule):
     """What every training here shares: the optimiser, keyed draws, and the held-out loss curve in the checkpoint."""
 
-    network: nn.Module
+    network: Any
 
     def __init__(self, optimisation: Optimisation, seed: int) -> None:
         super().__init__()
@@ -132,8 +132,8 @@ class DenoiserTraining(Training):
             "velocity": noise - images,
         }[self.denoiser.prediction]
         drop = torch.rand(len(images), generator=rng, device=self.device) < self.caption_dropout * training
-        null = torch.as_tensor(self.network.vocabulary.tokens(""), device=self.device)  # type: ignore[union-attr, operator]
-        embedding = self.network.slots(torch.where(drop[:, None], null, targets))  # type: ignore[operator]
+        null = torch.as_tensor(self.network.vocabulary.tokens(""), device=self.device)
+        embedding = self.network.slots(torch.where(drop[:, None], null, targets))
         return (self.network(alpha * images + sigma * noise, t, embedding) - answer).square().mean()
 
 

@@ -19,14 +19,24 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.store import Store
 from reports.results import METRICS, Metric, MixedMeasurements, Results, check_measurements, load
-from reports.tables import Table, chosen, comparison, cost_table, csv, markdown, print_tables, without_hints
+from reports.tables import (
+    Table,
+    chosen,
+    comparison,
+    cost_table,
+    csv,
+    latent_table,
+    markdown,
+    print_tables,
+    without_hints,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +44,7 @@ if TYPE_CHECKING:
     from reports.figures import Gallery
     from reports.html import Figure
 
-VERSION = 1  # of the reports: raise it when the same rows should give other files
+VERSION = 2  # of the reports: raise it when the same rows should give other files
 KEYS = ("sweep", "store", "out", "metric", "quiet")
 INPUTS = ".inputs"
 
@@ -208,14 +218,20 @@ def _refuse(results: Results, out: Path, inputs: str, error: str) -> Built:
 
 def _build(store: Store, results: Results, lead: Metric | None, out: Path, inputs: str) -> Built:
     from reports.html import page
-    from reports.summary import costs, summarise
+    from reports.summary import costs, entry_costs, summarise
 
-    summary, spent = summarise(results), costs(results)
-    tables = tuple(comparison(metric, summary, results) for metric in results.metrics)
-    tables += (cost_table(spent, results),)
+    summary = summarise(results)
+    spent = entry_costs(results) if results.reconstructs else costs(results)
+    flags: dict[tuple[str, str, str], str] = {}
+    same: tuple[Table, ...] = ()  # the part of the costs that no run changes
+    if results.reconstructs:
+        flags = dict(zip(zip(spent["line"], spent["block"], spent["column"], strict=True), spent["flag"], strict=True))
+        same = (latent_table(spent, results, timed=False),)
+    tables = tuple(comparison(metric, summary, results, flags) for metric in results.metrics)
+    tables += (latent_table(spent, results, timed=True) if results.reconstructs else cost_table(spent, results),)
     title = results.manifest.get("title") or results.manifest["name"]
     texts = {
-        "table.md": markdown(tables[:-1], title),
+        "table.md": markdown((*tables[:-1], *same), title),
         "costs.md": markdown(tables[-1:], f"{title}: costs"),  # measured, so never the same twice
         "table.csv": csv(summary, results),
         "costs.csv": csv(spent, results),
@@ -245,15 +261,18 @@ def _draw(
         return paths[0].read_bytes()
 
     with draw.styled():
+        if results.reconstructs and results.error is not None:
+            shown += _round_trips(results, summary, spent, keep)
         for metric in results.metrics:
-            if not (metric.printed or metric is lead):
+            asked = lead is not None and metric.name == lead.name
+            if not (metric.printed or asked) or (results.reconstructs and metric == results.error):
                 continue
             axis = results.blocks[0].axis
             title = f"{metric.title} against {axis}: mean and 95 % bootstrap band"
             png = keep(f"curves_{metric.name}", draw.curves(metric, summary, results))
             alt = f"{title}; a panel for each of {', '.join(block.title for block in results.blocks)}"
             shown.append(Figure(f"curves-{metric.name}", title, f"{alt}. The numbers are in the table.", png))
-        if lead is not None:
+        if lead is not None and not results.reconstructs:
             title = f"{lead.title} against cost; the grey staircase joins the methods that no other beats in both"
             png = keep(f"pareto_{lead.name}", draw.pareto(lead, summary, spent, results))
             shown.append(Figure("pareto", title, f"{title}. The numbers are in the tables.", png))
@@ -264,6 +283,35 @@ def _draw(
                 stem = f"grid_{number + 1}_{_file_name(block.key)}"
                 keep(stem, draw.image_grid(own[draw.middle(block.axis, list(own))]))
     return shown, galleries, names
+
+
+def _round_trips(
+    results: Results, summary: pd.DataFrame, spent: pd.DataFrame, keep: Callable[[str, Any], bytes]
+) -> list[Figure]:
+    """Error against steps and against evaluations, and the scale of the latents."""
+    from reports import figures as draw
+    from reports.html import Figure
+
+    error, axis = results.error, results.blocks[0].axis
+    assert error is not None
+    panels = f"a panel for each of {', '.join(block.title for block in results.blocks)}"
+    drawn = [
+        (
+            f"curves_{error.name}",
+            f"Round-trip error against {axis}; in grey the slopes of a first (1/N) and of a second order method (1/N²)",
+            draw.round_trip(error, summary, spent, results, "steps"),
+        ),
+        (
+            f"work_{error.name}",
+            f"Round-trip error against network evaluations, a line through a method's {axis}",
+            draw.round_trip(error, summary, spent, results, "nfe"),
+        ),
+        ("latent_std", f"Scale of the latent against {axis}; 1 is the prior's", draw.latent_scale(spent, results)),
+    ]
+    return [
+        Figure(name.replace("_", "-"), title, f"{title}; {panels}. The numbers are in the tables.", keep(name, figure))
+        for name, title, figure in drawn
+    ]
 
 
 def _galleries(store: Store, results: Results, lead: Metric | None) -> list[Gallery]:

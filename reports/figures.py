@@ -18,7 +18,7 @@ import numpy as np
 
 from bench.store import Store
 from reports.results import Block, Line, Metric, Results
-from reports.summary import INPUT, INPUT_TITLE
+from reports.summary import EXPLODED, INPUT, INPUT_TITLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,9 @@ STYLE = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "inversion-bench",
 }
+MANY = 8  # lines, from which on bands are left out and panels grow
 ROWS = 4  # images of a grid
+METHODS_A_BAND = 8  # of an image grid; more wrap into a further band below
 TILE = 96  # pixels of a tile, at least
 
 
@@ -95,16 +97,28 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def _grid(panels: int, width: float, height: float, most: int = 4) -> tuple[Figure, list[Axes]]:
+def _grid(
+    panels: int, width: float, height: float, labels: Sequence[str] = (), most: int = 4
+) -> tuple[Figure, list[Axes]]:
+    """Panels with room below for a legend of `labels`. Many lines get larger panels, two a row."""
     from matplotlib.figure import Figure
 
+    if len(labels) > MANY:
+        width, height, most = max(width, 4.9), max(height, 3.5), 2
     columns = min(panels, most)
     rows = math.ceil(panels / columns)
-    figure = Figure(figsize=(max(width * columns, 4.5), height * rows + 0.7), layout="constrained")
+    wide = max(width * columns, 4.5)
+    legend = 0.3 + 0.19 * math.ceil(len(labels) / _legend_columns(wide, labels))
+    figure = Figure(figsize=(wide, height * rows + legend), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for spare in axes[panels:]:
         spare.set_axis_off()
     return figure, axes[:panels]
+
+
+def _legend_columns(width: float, labels: Sequence[str]) -> int:
+    """How many entries stand side by side in `width` inches: a handle, a gap and the longest label."""
+    return max(1, int(width / (0.62 + 0.078 * max(map(len, labels), default=1))))
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
@@ -113,17 +127,17 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
-        columns = max(1, min(len(handles), int(figure.get_figwidth() // 2.3)))
+        columns = min(len(handles), _legend_columns(figure.get_figwidth(), list(handles)))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=2.6)
 
 
 def curves(metric: Metric, summary: pd.DataFrame, results: Results) -> Figure:
     """The metric against severity (or steps): a panel a block, a line a method with its 95 % band, the input dashed."""
     chosen = summary[(summary["metric"] == metric.name) & np.isfinite(summary["mean"])]
-    figure, axes = _grid(len(results.blocks), 3.0, 2.7)
-    style = looks(results.lines)
-    band = 0.15 if len(results.lines) <= 5 else 0.07
     names = [*((line.key, line.title) for line in results.lines), (INPUT, INPUT_TITLE)]
+    figure, axes = _grid(len(results.blocks), 3.0, 2.7, [title for _, title in names])
+    style = looks(results.lines)
+    band = 0.15 if len(results.lines) <= 5 else 0.07 if len(results.lines) <= MANY else 0.0
     for panel, block in zip(axes, results.blocks, strict=True):
         part = chosen[chosen["block"] == block.key]
         for key, title in names:
@@ -137,17 +151,9 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results) -> Figure:
                 panel.plot(x, whole["mean"], color=INPUT_COLOUR, linestyle="--", linewidth=1.3, label=title, zorder=1.5)
                 continue
             look = style[key]
-            panel.fill_between(x, whole["low"], whole["high"], color=look.color, alpha=band, linewidth=0)
-            panel.plot(
-                x,
-                whole["mean"],
-                color=look.color,
-                marker=look.marker,
-                linestyle=look.linestyle,
-                markeredgecolor="white",
-                markeredgewidth=0.6,
-                label=title,
-            )
+            if band:
+                panel.fill_between(x, whole["low"], whole["high"], color=look.color, alpha=band, linewidth=0)
+            _draw_line(panel, x, whole["mean"], look, title)
         panel.set_title(block.title)
         panel.locator_params(axis="y", nbins=6)
         panel.set_xlabel(block.axis)
@@ -158,6 +164,157 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results) -> Figure:
     axes[0].set_ylabel(metric.axis)
     _legend(figure, axes)
     return figure
+
+
+def _draw_line(panel: Axes, x: Any, y: Any, look: Look, title: str) -> None:
+    panel.plot(
+        x,
+        y,
+        color=look.color,
+        marker=look.marker,
+        linestyle=look.linestyle,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        label=title,
+    )
+
+
+# --- round trips ---------------------------------------------------------------------------------------------------
+
+EXACT = 1e-6  # rms in [-1, 1]: below it an error is that of the arithmetic (float32 images round at 3e-8)
+
+
+def round_trip(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, results: Results, against: str) -> Figure:
+    """Root mean squared error of the round trip, log-log, a panel a block, a line a method through its columns.
+
+    `against`: "steps" with the slopes of first and second order in grey, or "nfe". Methods whose error is that of the
+    arithmetic lie side by side in a strip at the bottom: how far below it they are, the table says.
+    """
+    chosen = summary[(summary["metric"] == metric.name) & (summary["line"] != INPUT) & np.isfinite(summary["mean"])]
+    evaluations = costs.set_index(["line", "block", "column"])["nfe"]
+    style = looks(results.lines)
+    figure, axes = _grid(len(results.blocks), 3.4, 3.2, [line.title for line in results.lines])
+    for panel, block in zip(axes, results.blocks, strict=True):
+        part = chosen[chosen["block"] == block.key]
+        rms = np.sqrt(part["mean"].to_numpy(dtype=float))
+        inexact = rms[rms > EXACT]
+        floor = 10.0 ** math.floor(math.log10(inexact.min() / 2)) if len(inexact) else EXACT
+        exact = [line.key for line in results.lines if (part.loc[part["line"] == line.key, "mean"] <= EXACT**2).any()]
+        heights = dict(zip(exact, floor * 10.0 ** -np.linspace(0.15, 0.85, max(2, len(exact))), strict=False))
+        xs: list[float] = []
+        for line in results.lines:
+            points = part[part["line"] == line.key]
+            if points.empty:
+                continue
+            # A gap in the line where a cell is missing; a column that is no number has no place on the axis.
+            whole = points.set_index("column")["mean"].reindex(block.columns)
+            x = np.array(
+                [
+                    evaluations.get((line.key, block.key, c), math.nan) if against == "nfe" else _number(c)
+                    for c in block.columns
+                ]
+            )
+            y = np.sqrt(whole.to_numpy(dtype=float))
+            y = np.where(y <= EXACT, heights.get(line.key, floor), y)
+            _draw_line(panel, x, y, style[line.key], line.title)
+            xs += [float(v) for v in x[np.isfinite(x) & np.isfinite(y)] if v > 0]
+        panel.set_title(block.title)
+        panel.set_xlabel("NFE an image" if against == "nfe" else block.axis)
+        if not xs:
+            continue
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        _plain_ticks(panel, xs)
+        if exact:
+            panel.axhspan(floor / 10, floor, color="#EEEEEE", zorder=0.5, linewidth=0)
+            panel.text(
+                0.99, floor / 1.12, f"exact to rounding (below {EXACT:.0e})",
+                transform=panel.get_yaxis_transform(), ha="right", va="top", fontsize=6.5, color="#666666",
+            )  # fmt: skip
+            _decades(panel, floor)
+        if against == "steps" and len(inexact) and max(xs) > min(xs):
+            _slopes(panel, min(xs), max(xs), 1.4 * float(inexact.max()))
+        top = 3 * float(inexact.max()) if len(inexact) else floor * 10
+        panel.set_ylim(floor / 10 if exact else floor, top)
+    axes[0].set_ylabel(f"rms error ({'latent' if metric.name == 'latent_mse' else 'image'})")
+    _legend(figure, axes)
+    return figure
+
+
+def _slopes(panel: Axes, first: float, last: float, start: float) -> None:
+    """1/N and 1/N² from one point above all errors."""
+    x = np.array([first, last])
+    for order, name in ((1, "1/N"), (2, "1/N²")):
+        y = start * (x / first) ** -order
+        panel.plot(x, y, color="#9A9A9A", linewidth=1.1, linestyle=(0, (4, 2)), zorder=1.2)
+        panel.annotate(
+            name, (x[1], y[1]), xytext=(3, 0), textcoords="offset points",
+            fontsize=7.5, color="#666666", va="center", annotation_clip=False,
+        )  # fmt: skip
+
+
+def _decades(panel: Axes, floor: float) -> None:
+    """No tick inside the strip, whose heights mean nothing."""
+    from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, NullLocator
+
+    plain = LogFormatterSciNotation()
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value) if value > 0.99 * floor else ""))
+
+
+def latent_scale(costs: pd.DataFrame, results: Results) -> Figure:
+    """The latent's standard deviation against the columns, log: 1 is the prior's, beyond 3 the latent has exploded."""
+    style = looks(results.lines)
+    figure, axes = _grid(len(results.blocks), 3.4, 2.8, [line.title for line in results.lines])
+    for panel, block in zip(axes, results.blocks, strict=True):
+        part = costs[(costs["block"] == block.key) & np.isfinite(costs["latent_std"]) & (costs["latent_std"] > 0)]
+        known: list[float] = []
+        for line in results.lines:
+            points = part[part["line"] == line.key]
+            if points.empty:
+                continue
+            y = points.set_index("column")["latent_std"].reindex(block.columns).to_numpy(dtype=float)
+            _draw_line(panel, [_number(c) for c in block.columns], y, style[line.key], line.title)
+            known += y[np.isfinite(y)].tolist()
+        panel.set_title(block.title)
+        panel.set_xlabel(block.axis)
+        if not known:
+            continue
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        _plain_ticks(panel, [x for x in map(_number, block.columns) if x > 0])
+        low, high = min(0.25, min(known) / 1.3), max(4.0, max(known) * 1.3)
+        panel.axhline(1, color="#9A9A9A", linewidth=1.1, linestyle=(0, (4, 2)), zorder=1.2)
+        panel.axhspan(EXPLODED, high, color="#FBE3E0", zorder=0.5, linewidth=0)
+        panel.axhspan(low, 1 / EXPLODED, color="#E3ECF7", zorder=0.5, linewidth=0)
+        for height, va, word in ((EXPLODED * 1.05, "bottom", "exploded"), (1 / EXPLODED / 1.05, "top", "collapsed")):
+            panel.text(
+                0.01, height, word, transform=panel.get_yaxis_transform(), va=va, fontsize=6.5, color="#666666"
+            )  # fmt: skip
+        panel.set_ylim(low, high)
+        if high / low < 300:
+            _plain_y_ticks(panel)
+    axes[0].set_ylabel("std of the latent")
+    _legend(figure, axes)
+    return figure
+
+
+def _plain_y_ticks(panel: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    panel.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_locator(NullLocator())
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+# --- quality against cost ------------------------------------------------------------------------------------------
 
 
 def shared_columns(metric: Metric, summary: pd.DataFrame) -> tuple[pd.DataFrame, int, int]:
@@ -179,7 +336,7 @@ def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, results: 
     means = shared.groupby("line", sort=False)["mean"].mean()
     table = costs.set_index("line")
     style = looks(results.lines)
-    figure, axes = _grid(2, 4.2, 3.2)
+    figure, axes = _grid(2, 4.2, 3.2, [line.title for line in results.lines])
     for panel, (cost, label) in zip(axes, (("nfe", "NFE an image"), ("seconds", "seconds an image")), strict=True):
         points = []
         for line in results.lines:
@@ -288,11 +445,12 @@ def gallery(
             value = scores.get((cell, name), (math.nan, math.nan))[0]
             row.append(Picture(_rgb(samples["output"][places[cell][name]]), _caption(metric, value)))
         rows.append(tuple(row))
-    heads = ("truth", *(("input y",) if "input" in reference else ()), *(line.title for line, _, _ in kept))
+    heads = (TRUTH, *((MEASURED,) if "input" in reference else ()), *(line.title for line, _, _ in kept))
     return Gallery(block, column, heads, tuple(ids), tuple(rows))
 
 
 MISSING_CAPTION = "no image"
+TRUTH, MEASURED = "truth", "input y"
 
 
 def score_index(results: Results, metric: Metric | None) -> dict[tuple[str, str], tuple[float, float]]:
@@ -333,27 +491,37 @@ def image_grid(shown: Gallery) -> Figure:
     largest = max(p.image.shape[0] for row in shown.pictures for p in row if p.image is not None)
     side = largest * max(1, math.ceil(TILE / largest)) if largest < 256 else 256
     gap, foot = side // 12, side // 5
-    rows, columns = len(shown.pictures), len(shown.heads)
-    canvas = np.full((rows * (side + foot), columns * (side + gap) - gap, 3), 255, dtype=np.uint8)
-    for r, row in enumerate(shown.pictures):
-        for c, picture in enumerate(row):
-            y, x = r * (side + foot), c * (side + gap)
-            tile = np.full((side, side, 3), 238, np.uint8) if picture.image is None else enlarge(picture.image, side)
-            canvas[y : y + side, x : x + side] = tile
     inch = 0.95 / side  # a tile is .95 inch wide on paper, whatever its pixels
     heads = [textwrap.wrap(title, 15, max_lines=3, placeholder="…") for title in shown.heads]
-    head, border = 0.36 + 0.13 * max(map(len, heads)), 0.12
+    lines = max(map(len, heads))
+    bands = wrapped(shown)
+    rows, columns = len(shown.pictures), max(map(len, bands))
+    above = math.ceil((0.13 * lines + 0.08) / inch)  # pixels of the heads over a further band
+    tall = rows * (side + foot) + above
+    canvas = np.full((len(bands) * tall - above, columns * (side + gap) - gap, 3), 255, dtype=np.uint8)
+    placed = [
+        (b * tall + r * (side + foot), c * (side + gap), row[column])
+        for b, band in enumerate(bands)
+        for r, row in enumerate(shown.pictures)
+        for c, column in enumerate(band)
+    ]
+    for y, x, picture in placed:
+        tile = np.full((side, side, 3), 238, np.uint8) if picture.image is None else enlarge(picture.image, side)
+        canvas[y : y + side, x : x + side] = tile
+    head, border = 0.36 + 0.13 * lines, 0.12
     width, height = canvas.shape[1] * inch + 2 * border, canvas.shape[0] * inch + head + border
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((border / width, border / height, 1 - 2 * border / width, canvas.shape[0] * inch / height))
-    axes.imshow(canvas, interpolation="nearest", aspect="auto")
+    axes.imshow(canvas, interpolation="none", aspect="auto")  # none: the PDF takes the bitmap as it is
     axes.set_axis_off()
-    for c, words in enumerate(heads):
-        axes.text(c * (side + gap) + side / 2, -side / 14, "\n".join(words), ha="center", va="bottom", fontsize=7.5)
-    for r, row in enumerate(shown.pictures):
-        for c, picture in enumerate(row):
-            left, base = c * (side + gap) + side / 2, r * (side + foot) + side
-            inside = picture.image is None
+    for b, band in enumerate(bands):
+        for c, column in enumerate(band):
+            words = "\n".join(heads[column])
+            x, y = c * (side + gap) + side / 2, b * tall - side / 14
+            axes.text(x, y, words, ha="center", va="bottom", fontsize=7.5)
+    for y, x, picture in placed:
+        if picture.caption:
+            left, base, inside = x + side / 2, y + side, picture.image is None
             axes.text(
                 left,
                 base - side / 2 if inside else base + foot * 0.12,
@@ -366,6 +534,15 @@ def image_grid(shown: Gallery) -> Figure:
     title = f"{shown.block.title}, {shown.block.axis} {shown.column}"
     figure.text(border / width, 1 - 0.06 / height, title, fontsize=9.5, va="top")
     return figure
+
+
+def wrapped(shown: Gallery) -> list[list[int]]:
+    """The columns of each band of a grid: at most METHODS_A_BAND methods, evenly, after the truth and the input."""
+    lead = sum(head in (TRUTH, MEASURED) for head in shown.heads[:2])
+    methods = list(range(lead, len(shown.heads)))
+    bands = max(1, math.ceil(len(methods) / METHODS_A_BAND))
+    size = math.ceil(len(methods) / bands)
+    return [[*range(lead), *methods[i * size : (i + 1) * size]] for i in range(bands)]
 
 
 def middle(axis: str, columns: Sequence[str]) -> str:

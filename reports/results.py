@@ -1,15 +1,15 @@
 """A sweep as the reports see it: which entries its tables have, and the rows that fill them.
 
 A table's lines are methods (times whatever else varies within a method), its columns are severities, and it has one
-block of columns a corruption; a sweep without corruptions has steps for columns and one block a guidance scale. A
-manifest may say otherwise with `"layout": {"block": AXIS, "column": AXIS}`.
+block of columns a corruption; a sweep without corruptions has steps for columns and one block a model and guidance
+scale. A manifest may say otherwise with `"layout": {"block": AXIS, "column": AXIS}`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ class Metric:
     higher_is_better: bool
     digits: str
     printed: bool = True  # in the terminal, where no metric is asked for
+    floor: float = 0.0  # differences below it are rounding: they rank nobody
 
     @property
     def heading(self) -> str:
@@ -53,8 +54,8 @@ METRICS = {
         Metric("psnr", "PSNR", "dB", True, ".2f"),
         Metric("ssim", "SSIM", "", True, ".3f"),
         Metric("lpips", "LPIPS", "", False, ".3f"),
-        Metric("mse", "MSE", "", False, ".2e", printed=False),
-        Metric("latent_mse", "latent MSE", "", False, ".2e"),
+        Metric("mse", "MSE", "", False, ".1e", printed=False, floor=1e-14),  # of float32 images in [0, 1]
+        Metric("latent_mse", "latent MSE", "", False, ".1e", floor=1e-24),  # of float64 latents in [-1, 1]
     )
 }
 
@@ -71,13 +72,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Block:
-    """Columns under one heading: the values of `axis` at one value of `over`."""
+    """Columns under one heading: the values of `axis` at one value of `over`, or at one of each of `places`."""
 
     key: str
     title: str
     over: str
     axis: str
     columns: tuple[str, ...]
+    places: tuple[tuple[str, str], ...] = ()  # (axis, value), where a block is more than one value of `over`
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,26 @@ class Results:
     failures: Mapping[str, Mapping[str, Any]]
     records: Mapping[str, Mapping[str, Any]]
 
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the sweep inverts and decodes clean images, where latents matter as much as errors."""
+        return self.manifest.get("task") == "reconstruct"
+
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
-        """The metrics that any row has a value for."""
-        return tuple(metric for metric in METRICS.values() if self.has(metric.name))
+        """The metrics that any row has a value for. A round trip prints PSNR and its error, in its own space if known."""
+        found = tuple(metric for metric in METRICS.values() if self.has(metric.name))
+        if not self.reconstructs:
+            return found
+        error = self.error
+        return tuple(
+            replace(m, printed=m.name == "psnr" or (error is not None and m.name == error.name)) for m in found
+        )
+
+    @property
+    def error(self) -> Metric | None:
+        """The squared error of a round trip: between latents, unclipped, if the rows have it; else between images."""
+        return next((METRICS[name] for name in ("latent_mse", "mse") if self.has(name)), None)
 
     def has(self, name: str) -> bool:
         return name in self.rows and bool(self.rows[name].notna().any())
@@ -164,11 +182,15 @@ def arrange(
     listed: list[Axes] = [cell["axes"] for cell in manifest["cells"]]
     block_axis, column_axis = _layout(manifest, listed)
     datasets = {words(axes.get("dataset")) for axes in listed}
-    varying = _varying(listed, {"method", "corruption", "severity", "seed", "dataset", "task", block_axis, column_axis})
+    placed = {"method", "corruption", "severity", "seed", "dataset", "task", block_axis, column_axis}
+    # A round trip's error is of one model: models stand in blocks of their own, where a restoration compares them.
+    by_model = manifest.get("task") == "reconstruct" and len({words(axes.get("model")) for axes in listed}) > 1
+    varying = _varying(listed, placed | ({"model"} if by_model else set()))
     cells: list[Cell] = []
     lines: dict[str, Line] = {}
     titles: dict[str, str] = {}
     columns: dict[str, set[str]] = {}
+    places: dict[str, tuple[tuple[str, str], ...]] = {}
     for entry, axes in zip(manifest["cells"], listed, strict=True):
         method = str(axes["method"])
         tail = "".join(
@@ -177,18 +199,25 @@ def arrange(
         )
         line = Line(method + tail, str(axes.get("method_title") or method) + tail, method, axes)
         value = words(axes.get(block_axis))
-        place = f" · {words(axes.get('dataset'))}" if len(datasets) > 1 else ""
+        where = [name for name, several in (("model", by_model), ("dataset", len(datasets) > 1)) if several]
+        named = [(name, words(axes.get(name))) for name in where if name != block_axis]
+        place = "".join(f" · {word}" for _, word in named)
         block = value + place
+        places[block] = (*named, (block_axis, value)) if named else ()
         title = axes.get(f"{block_axis}_title") or (value if block_axis == "corruption" else f"{block_axis} {value}")
         lines.setdefault(line.key, line)
-        titles.setdefault(block, str(title) + place)
+        titles.setdefault(block, str(title) + place if not by_model else f"{place.removeprefix(' · ')} · {title}")
         column = words(axes.get(column_axis))
         columns.setdefault(block, set()).add(column)
         cells.append(Cell(entry["id"], (line.key, block, column), axes, status.get(entry["id"], "missing")))
-    blocks = tuple(
-        Block(key, title, block_axis, column_axis, _column_order(columns[key])) for key, title in titles.items()
-    )
-    return tuple(cells), tuple(sorted(lines.values(), key=_method_order(lines))), blocks
+    blocks = [
+        Block(key, title, block_axis, column_axis, _column_order(columns[key]), places[key])
+        for key, title in titles.items()
+    ]
+    if by_model:  # a model's guidance scales stand together, models as the manifest first names them
+        models = list(dict.fromkeys(dict(block.places).get("model") for block in blocks))
+        blocks.sort(key=lambda block: models.index(dict(block.places).get("model")))
+    return tuple(cells), tuple(sorted(lines.values(), key=_method_order(lines))), tuple(blocks)
 
 
 def _method_order(lines: Mapping[str, Line]) -> Any:

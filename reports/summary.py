@@ -43,7 +43,8 @@ def summarise(results: Results) -> pd.DataFrame:
                     record = _entry(metric, line, block, column, cells, rows, shared, results.failures)
                     entries.append(record)
                     if rows is not None and not record["partial"] and record["n"]:
-                        images[line.key] = _by_image(rows[metric.name], rows["image_id"])
+                        by_image = _by_image(rows[metric.name], rows["image_id"])
+                        images[line.key] = {name: _above_floor(metric, value) for name, value in by_image.items()}
                 _rank(metric, entries, images)
                 records.extend(entries)
     return pd.DataFrame.from_records(records, columns=COLUMNS)
@@ -83,6 +84,10 @@ def _by_image(values: pd.Series, images: pd.Series) -> dict[str, float]:
     names = images[known].to_numpy(dtype=str)
     means = cluster_means(values[known].to_numpy(dtype=float), names)
     return dict(zip(sorted(set(names.tolist())), means.tolist(), strict=True))
+
+
+def _above_floor(metric: Metric, value: float) -> float:
+    return max(value, metric.floor) if metric.floor else value
 
 
 def _input(metric: Metric, rows: pd.DataFrame, block: Block, column: str) -> list[dict[str, Any]]:
@@ -179,11 +184,45 @@ def costs(results: Results) -> pd.DataFrame:
         record["model"] = words_of(cell.axes.get("model") for cell in results.cells if cell.key[0] == line.key)
         for name in COSTS:
             record[name] = float(rows[name].astype(float).mean()) if name in rows and len(rows) else math.nan
-        std = record["latent_std"]
-        record["flag"] = "latent exploded" if std > EXPLODED else "latent collapsed" if std < 1 / EXPLODED else ""
+        flag = latent_flag(rows)
+        record["flag"] = f"latent {flag}" if flag else ""
         cells = [cell for cell in results.cells if cell.key[0] == line.key]
         record |= {"cells": len(cells), "cells_done": sum(c.status == "done" for c in cells), "n_values": len(rows)}
         records.append(record)
+    return pd.DataFrame.from_records(records)
+
+
+def latent_flag(rows: pd.DataFrame) -> str:
+    """exploded or collapsed where the latents have left the scale of their prior; a latent not finite has exploded."""
+    if "latent_std" not in rows or not len(rows):
+        return ""
+    std = rows["latent_std"].astype(float)
+    if std.mean() > EXPLODED or (std.notna().any() and std.isna().any()):
+        return "exploded"
+    return "collapsed" if std.mean() < 1 / EXPLODED else ""
+
+
+def entry_costs(results: Results) -> pd.DataFrame:
+    """A line a (line, block, column): the same means as `costs`, where they depend on the steps."""
+    import pandas as pd
+
+    records: list[dict[str, Any]] = []
+    by_entry = dict(iter(results.rows.groupby(["line", "block", "column"], sort=False)))
+    for block in results.blocks:
+        for line in results.lines:
+            for column in block.columns:
+                cells = results.by_key.get((line.key, block.key, column))
+                if cells is None:
+                    continue
+                rows = by_entry.get((line.key, block.key, column), results.rows.iloc[:0])
+                record: dict[str, Any] = {"line": line.key, "title": line.title, "method": line.method}
+                record |= {"block": block.key, "axis": block.axis, "column": column}
+                for name in COSTS:
+                    known = name in rows and len(rows)
+                    record[name] = float(rows[name].astype(float).mean()) if known else math.nan
+                record["flag"] = latent_flag(rows)
+                record |= {"cells": len(cells), "cells_done": sum(c.status == "done" for c in cells)}
+                records.append(record | {"n_values": len(rows)})
     return pd.DataFrame.from_records(records)
 
 

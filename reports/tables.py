@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MISSING = "–"
 DAGGER = "†"
+EXPLODED_SIGN = "‡"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Row:
     title: str
     entries: tuple[Entry, ...]
     reference: bool = False  # the input: shown, never ranked
+    printed: bool = True  # in the terminal
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,12 @@ class Table:
                 group["title"],
                 tuple(group["columns"]),
                 tuple(
-                    Row(row["title"], tuple(Entry(**entry) for entry in row["entries"]), row["reference"])
+                    Row(
+                        row["title"],
+                        tuple(Entry(**entry) for entry in row["entries"]),
+                        row["reference"],
+                        row["printed"],
+                    )
                     for row in group["rows"]
                 ),
                 group["corner"],
@@ -85,12 +92,18 @@ class Table:
 # --- building ------------------------------------------------------------------------------------------------------
 
 
-def comparison(metric: Metric, summary: pd.DataFrame, results: Results) -> Table:
-    """The table of one metric: a group a block, methods as rows, severities (or steps) as columns."""
-    entries = {
-        (record["line"], record["block"], record["column"]): _entry(metric, record)
-        for record in summary[summary["metric"] == metric.name].to_dict("records")
-    }
+def comparison(
+    metric: Metric, summary: pd.DataFrame, results: Results, flags: Mapping[tuple[str, str, str], str] | None = None
+) -> Table:
+    """The table of one metric: a group a block, methods as rows, severities (or steps) as columns.
+
+    `flags`: (line, block, column) -> what is wrong with its latents; a perfect round trip would hide it.
+    """
+    flags = flags or {}
+    entries = {}
+    for record in summary[summary["metric"] == metric.name].to_dict("records"):
+        key = (record["line"], record["block"], record["column"])
+        entries[key] = _flagged(_entry(metric, record), flags.get(key, ""))
     titles = [(INPUT, _input_title(summary)), *((line.key, line.title) for line in results.lines)]
     groups = []
     for block in results.blocks:
@@ -102,7 +115,16 @@ def comparison(metric: Metric, summary: pd.DataFrame, results: Results) -> Table
                 rows.append(Row(title, tuple(entry or blank for entry in found), line == INPUT))
         groups.append(Group(block.title, block.columns, tuple(rows), block.axis))
     chosen = summary[summary["metric"] == metric.name]
-    return Table(metric.name, metric.heading, tuple(groups), _notes(metric, chosen, results), metric.printed)
+    notes = _notes(metric, chosen, results)
+    if any(flags.values()):
+        notes += (f"{EXPLODED_SIGN} the latent exploded or collapsed (see Latents), however exact its round trip.",)
+    return Table(metric.name, metric.heading, tuple(groups), notes, metric.printed)
+
+
+def _flagged(entry: Entry, flag: str) -> Entry:
+    if not flag or not entry.n:
+        return entry
+    return replace(entry, text=entry.text + EXPLODED_SIGN, hint=f"{entry.hint}; latent {flag}")
 
 
 def _input_title(summary: pd.DataFrame) -> str:
@@ -122,8 +144,8 @@ def _entry(metric: Metric, record: Mapping[Any, Any]) -> Entry:
             return Entry("failed (numerical)", mark="failed", hint="no image came back finite")
         return Entry(MISSING, mark="missing", hint="not run yet")
     mean, low, high = record["mean"], record["low"], record["high"]
-    text = format(mean, metric.digits) if math.isfinite(mean) else "∞"
-    if math.isfinite(high - low):
+    text = ("0" if mean == 0 else format(mean, metric.digits)) if math.isfinite(mean) else "∞"
+    if math.isfinite(high - low) and not (mean == low == high == 0):
         text += f" ±{format((high - low) / 2, metric.digits)}"
     text += DAGGER if record["partial"] else ""
     mark = "input" if record["line"] == INPUT else record["mark"]
@@ -155,9 +177,20 @@ def _notes(metric: Metric, summary: pd.DataFrame, results: Results) -> tuple[str
     ]
     if summary["partial"].any():
         notes.append(f"{DAGGER} part of the cells, seeds or images is missing or not finite: shown, not ranked.")
+    if results.reconstructs and metric.name in FLOORS:
+        notes.append(FLOORS[metric.name])
     if (unfinished := int(summary["n_numerical"].sum())) > 0:
-        notes.append(f"{unfinished} restored images were not finite and have no {metric.title}.")
+        made = "reconstructed" if results.reconstructs else "restored"
+        notes.append(f"{unfinished} {made} images were not finite and have no {metric.title}.")
     return tuple(notes)
+
+
+FLOORS = {
+    "psnr": "PSNR ends at 100 dB, the value of equal images.",
+    "mse": "MSE is of images clipped to [0, 1] and kept in float32: an exact round trip is 0 or rounding, below 1e-14.",
+    "latent_mse": "Latent MSE is of the decoded against the given input of the model, unclipped, in float64 and at the "
+    "scale [-1, 1]; below 1e-24 it is rounding and ranks nobody.",
+}  # fmt: skip
 
 
 def absent(results: Results) -> list[str]:
@@ -199,12 +232,64 @@ def cost_table(costs: pd.DataFrame, results: Results) -> Table:
         "Flag: latent exploded where the latent's standard deviation is above 3, collapsed where it is below 1/3.",
         *absent(results),
     ]
+    notes += _machines(results)
+    return Table("costs", "Costs", (Group("", columns, tuple(rows), "method"),), tuple(notes))
+
+
+LATENT_COLUMNS = (
+    ("latent_std", "latent std", ".3g"),
+    ("latent_kurtosis", "kurtosis", ".3g"),
+    ("state_bytes", "state", "bytes"),
+    ("nfe", "NFE", ".4g"),
+    ("nfe_grad", "grad", ".4g"),
+)
+TIMED_COLUMNS = (("seconds", "s/image", ".3g"), ("peak_mib", "peak MiB", ".4g"))
+
+
+def latent_table(costs: pd.DataFrame, results: Results, timed: bool) -> Table:
+    """A group a block, a row a method and column: its latents' scale and shape and what they cost.
+
+    `costs` as `entry_costs` gives them. Without `timed` it holds only what is the same in every run. The terminal
+    shows a method's last column and whatever is flagged.
+    """
+    shown = [c for c in LATENT_COLUMNS if c[0] != "nfe_grad" or costs["nfe_grad"].gt(0).any()]
+    shown += TIMED_COLUMNS if timed else ()
+    groups = []
+    for block in results.blocks:
+        part = costs[costs["block"] == block.key].to_dict("records")
+        last = {record["line"]: record["column"] for record in part if record["n_values"]}
+        rows = []
+        for record in part:
+            entries = [Entry(record["column"], _number(record["column"]))]
+            entries += [_cost(record[name], digits) for name, _, digits in shown]
+            entries.append(Entry(record["flag"], mark="failed" if record["flag"] else ""))
+            brief = bool(record["flag"]) or last.get(record["line"], block.columns[-1]) == record["column"]
+            rows.append(Row(record["title"], tuple(entries), printed=brief))
+        columns = (block.axis, *(title for _, title, _ in shown), "flag")
+        groups.append(Group(block.title, columns, tuple(rows), "method"))
+    notes = [
+        "Means over images. Latent std and kurtosis: 1 and 3 for Gaussian noise; flag: exploded where the std is above "
+        "3 or not finite, collapsed where it is below 1/3. State: what a decode needs besides the model. NFE: network "
+        "evaluations an image, guidance counts two; grad: those with a backward pass.",
+        *absent(results),
+    ]
+    if not timed:
+        return Table("latents", "Latents", tuple(groups), tuple(notes))
+    return Table("costs", "Latents and cost", tuple(groups), (*notes, *_machines(results)))
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _machines(results: Results) -> list[str]:
     machines = sorted({_machine(record) for record in results.records.values()})
     if len(machines) > 1:
-        notes.append(f"Timed on {len(machines)} kinds of machine ({'; '.join(machines)}): seconds do not compare.")
-    elif machines:
-        notes.append(f"Timed on {machines[0]}.")
-    return Table("costs", "Costs", (Group("", columns, tuple(rows), "method"),), tuple(notes))
+        return [f"Timed on {len(machines)} kinds of machine ({'; '.join(machines)}): seconds do not compare."]
+    return [f"Timed on {machines[0]}."] if machines else []
 
 
 def _machine(record: Mapping[str, Any]) -> str:
@@ -261,16 +346,22 @@ def print_table(table: Table, console: Console) -> None:
     signs = {} if console.is_terminal else {"best": "*", "second": "_"}
     first = max((len(row.title) for group in table.groups for row in group.rows), default=0)
     console.print(Text(f"\n{table.title}", style="bold"))
+    if any(not row.printed for group in table.groups for row in group.rows):
+        console.print(Text("the last column of every method and what is flagged; the page has them all", style="dim"))
     for group in table.groups:
         grid = Grid(title=group.title or None, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD)
         grid.add_column(group.corner, min_width=min(first, 40), overflow="fold")
         for column in group.columns:
             grid.add_column(column, justify="right", min_width=width, overflow="fold")
+        above = ""
         for row in group.rows:
+            if not row.printed:
+                continue
             entries = [
                 Text(signs.get(entry.mark, "") + entry.text, style=styles.get(entry.mark, "")) for entry in row.entries
             ]
-            grid.add_row(Text(row.title, style="dim" if row.reference else ""), *entries)
+            grid.add_row(Text(row.title if row.title != above else "", style="dim" if row.reference else ""), *entries)
+            above = row.title
         console.print(grid)
 
 
@@ -306,6 +397,15 @@ def chosen(tables: Sequence[Table], metric: str | None) -> list[Table]:
 def csv(frame: pd.DataFrame, results: Results) -> str:
     """Full precision: the shortest decimal that reads back as the same number. Axes go by their own names."""
     names = {"block": results.blocks[0].over, "column": results.blocks[0].axis} if results.blocks else {}
+    places = {block.key: dict(block.places) for block in results.blocks if block.places}
+    if places and "block" in frame:
+        keys, frame = frame["block"], frame.copy()
+        for position, name in enumerate(next(iter(places.values()))):
+            values = [places[key][name] for key in keys]
+            if name == names["block"]:
+                frame["block"] = values
+            else:
+                frame.insert(list(frame.columns).index("block") + position, name, values)
     return frame.drop(columns="axis", errors="ignore").rename(columns=names).to_csv(index=False, lineterminator="\n")
 
 

@@ -85,7 +85,9 @@ def build(name: str, path: str, steps: int = 10, **changes: object) -> Inversion
 
 def images(count: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Samples of the mixture: off its support the probability flow is stiff and no solver is to blame."""
-    draws = [torch.randn(SHAPE, generator=torch.Generator().manual_seed(100 + i), dtype=torch.float64) for i in range(count)]
+    draws = [
+        torch.randn(SHAPE, generator=torch.Generator().manual_seed(100 + i), dtype=torch.float64) for i in range(count)
+    ]
     return torch.stack([MEANS[i % 4].reshape(SHAPE) + VARIANCE**0.5 * z for i, z in enumerate(draws)]).to(dtype)
 
 

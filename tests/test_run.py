@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -61,7 +62,9 @@ def test_every_method_gets_the_same_measurements(undisturbed: Path) -> None:
 def test_provenance_is_complete(undisturbed: Path) -> None:
     store = Store(undisturbed)
     record = store.record(min(store.done()))
-    assert {"git_sha", "packages", "host", "weights", "seconds", "started", "torch_threads"} <= set(record["provenance"])
+    assert {"git_sha", "packages", "host", "weights", "seconds", "started", "torch_threads"} <= set(
+        record["provenance"]
+    )
     assert all(record["provenance"]["weights"].values())
     assert record["config"]["method"]["options"]["steps"] == 4
 
@@ -86,7 +89,9 @@ def test_batches_and_workers_change_no_measurement(undisturbed: Path, tmp_path: 
 def test_a_killed_run_goes_on_and_ends_in_the_same_table(undisturbed: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     for seconds_after_first in (0.2, 1.0):
-        process = subprocess.Popen(command(results, "launcher=local", "launcher.workers=2"), cwd=ROOT, start_new_session=True)
+        process = subprocess.Popen(
+            command(results, "launcher=local", "launcher.workers=2"), cwd=ROOT, start_new_session=True
+        )
         before = len(Store(results).done())
         deadline = time.monotonic() + 120
         while len(Store(results).done()) <= before and process.poll() is None and time.monotonic() < deadline:
@@ -97,7 +102,9 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_table(undisturbed: Path, tmp_
         _end_workers(results)
     done = len(Store(results).done())
     assert 2 <= done < 60
-    finished = subprocess.run(command(results, "launcher=local", "launcher.workers=2"), cwd=ROOT, capture_output=True, text=True, check=False)
+    finished = subprocess.run(
+        command(results, "launcher=local", "launcher.workers=2"), cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert finished.returncode == 0, finished.stderr
     assert f"{60 - done} cells computed" in finished.stdout
     pd.testing.assert_frame_equal(science(results), science(undisturbed))
@@ -108,10 +115,8 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_table(undisturbed: Path, tmp_
 
 def _end_workers(results: Path) -> None:
     for file in results.glob("jobs/*/claims/worker-*"):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(int(file.name.removeprefix("worker-")), signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def test_workers_stop_when_their_driver_is_gone(tmp_path: Path) -> None:

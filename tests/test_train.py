@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -39,7 +40,13 @@ def test_train_resume_and_card(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["model=digits_vp", "model=digits_rf"], ["model=nothing"], [*TINY, "train.images=5000"], [*TINY, "train.lr=1"]],
+    [
+        [],
+        ["model=digits_vp", "model=digits_rf"],
+        ["model=nothing"],
+        [*TINY, "train.images=5000"],
+        [*TINY, "train.lr=1"],
+    ],
 )
 def test_mistakes_are_named(arguments: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
@@ -51,7 +58,7 @@ def test_the_schedule_rises_and_falls() -> None:
     plan = Optimisation(steps=1000, warmup=100)
     factors = [plan.factor(step) for step in range(1001)]
     assert factors[0] == pytest.approx(0.01) and max(factors) <= 1 and factors[1000] == pytest.approx(0, abs=1e-12)
-    assert all(b >= a for a, b in zip(factors[:90], factors[1:91], strict=True))
+    assert all(b >= a for a, b in itertools.pairwise(factors[:91]))
 
 
 def test_keyed_draws_do_not_depend_on_history() -> None:

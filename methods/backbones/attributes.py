@@ -29,7 +29,7 @@ def attributes(caption: str) -> dict[str, Tensor]:
     if match is None:
         raise ValueError(f"not a scene's caption: {caption!r}")
     color1, shape1, color2, shape2, pattern, tone, letter = match.groups()
-    stated = {
+    stated: dict[str, set[object]] = {
         "color": {color1, color2},
         "shape": {shape1, shape2},
         "pair": {(color1, shape1), (color2, shape2)},

@@ -42,9 +42,16 @@ class Vocabulary:
         return tokens
 
     def _complaint(self, caption: str) -> str:
-        known = {word for options in self.words for word in options} | set(
-            "a and on with the letter background digit".split()
-        )
+        known = {word for options in self.words for word in options} | {
+            "a",
+            "and",
+            "on",
+            "with",
+            "the",
+            "letter",
+            "background",
+            "digit",
+        }
         for word in caption.split():
             if word not in known:
                 near = difflib.get_close_matches(word, sorted(known), n=1)
