@@ -23,6 +23,14 @@ from methods.sampling import sample
 
 SAMPLING_STEPS = 50
 JUDGED = 512
+ASKED = {
+    "color": "asked colours",
+    "shape": "asked shapes",
+    "pair": "colour and shape of every object together",
+    "pattern": "background pattern",
+    "tone": "background tone",
+    "letter": "letter",
+}
 
 
 def _captions(config: ModelConfig, count: int) -> list[str]:
@@ -154,11 +162,10 @@ def _text(facts: dict[str, Any]) -> str:
     ]
     if facts.get("agreement"):
         found = facts["agreement"]
+        shares = ", ".join(f"{what} {found[head]:.1%}" for head, what in ASKED.items())
+        how = f"{facts['sampling_steps']} steps, guidance {facts['guidance']:g}"
         lines.append(
-            f"- judged by `scenes_judge` on {facts['judged_images']} samples for held-out captions "
-            f"({facts['sampling_steps']} steps, guidance {facts['guidance']:g}): asked colours in {found['color']:.1%}, asked shapes in "
-            f"{found['shape']:.1%}, colour and shape of every object together in {found['pair']:.1%}, pattern "
-            f"{found['pattern']:.1%}, tone {found['tone']:.1%}, letter {found['letter']:.1%}"
+            f"- {facts['judged_images']} samples for held-out captions ({how}), judged by `scenes_judge`: {shares}"
         )
     if facts.get("accuracy"):
         shares = ", ".join(f"{head} {share:.1%}" for head, share in facts["accuracy"].items())

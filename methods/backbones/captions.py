@@ -11,6 +11,10 @@ import re
 from dataclasses import dataclass
 
 
+GLUE = frozenset("a and on with the letter background digit".split())
+"""Words that every caption may hold and that say nothing."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """`words[i]` are the symbols that slot i can hold (besides absent); `pattern` has one named group a slot."""
@@ -42,16 +46,7 @@ class Vocabulary:
         return tokens
 
     def _complaint(self, caption: str) -> str:
-        known = {word for options in self.words for word in options} | {
-            "a",
-            "and",
-            "on",
-            "with",
-            "the",
-            "letter",
-            "background",
-            "digit",
-        }
+        known = GLUE | {word for options in self.words for word in options}
         for word in caption.split():
             if word not in known:
                 near = difflib.get_close_matches(word, sorted(known), n=1)
