@@ -255,17 +255,18 @@ def _draw(
     names: list[str] = []
     shown: list[Figure] = []
 
-    def keep(stem: str, figure: Any) -> bytes:
-        paths = draw.save(figure, folder / stem)
+    def keep(stem: str, figure: Any, vector: bool = True) -> bytes:
+        paths = draw.save(figure, folder / stem, vector)
         names.extend(f"figures/{path.name}" for path in paths)
         return paths[0].read_bytes()
 
     with draw.styled():
-        if results.reconstructs and results.error is not None:
+        # An error on a logarithmic scale says more of a round trip than its PSNR does.
+        round_trip = results.reconstructs and results.error is not None
+        if round_trip:
             shown += _round_trips(results, summary, spent, keep)
         for metric in results.metrics:
-            asked = lead is not None and metric.name == lead.name
-            if not (metric.printed or asked) or (results.reconstructs and metric == results.error):
+            if round_trip or not (metric.printed or metric is lead):
                 continue
             axis = results.blocks[0].axis
             title = f"{metric.title} against {axis}: mean and 95 % bootstrap band"
@@ -281,7 +282,7 @@ def _draw(
             own = {shown.column: shown for shown in galleries if shown.block.key == block.key}
             if own:
                 stem = f"grid_{number + 1}_{_file_name(block.key)}"
-                keep(stem, draw.image_grid(own[draw.middle(block.axis, list(own))]))
+                keep(stem, draw.image_grid(own[draw.middle(block.axis, list(own))]), vector=False)
     return shown, galleries, names
 
 

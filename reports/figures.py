@@ -1,4 +1,4 @@
-"""The figures, as PNG and PDF: curves against the columns' axis, quality against cost, and grids of images.
+"""The figures: curves against the columns' axis and quality against cost as PNG and PDF, grids of images as PNG.
 
 Colours are Okabe & Ito's (2008), told apart by every kind of colour vision; a method's colour, marker and line follow
 from its place in the sorted names, so that it looks the same in every figure of a report. Files carry no dates and no
@@ -88,10 +88,12 @@ def styled() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """stem.png and stem.pdf, without dates."""
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf")]
+def save(figure: Figure, stem: Path, vector: bool = True) -> list[Path]:
+    """stem.png and, unless the figure is a bitmap itself, stem.pdf; without dates."""
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in (("png", "pdf") if vector else ("png",))]
     figure.savefig(paths[0], metadata={"Software": None})
+    if not vector:
+        return paths
     figure.set_layout_engine("none")  # keep what was laid out: the PDF need not lay it out again
     figure.savefig(paths[1], metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return paths
@@ -181,7 +183,7 @@ def _draw_line(panel: Axes, x: Any, y: Any, look: Look, title: str) -> None:
 
 # --- round trips ---------------------------------------------------------------------------------------------------
 
-EXACT = 1e-6  # rms in [-1, 1]: below it an error is that of the arithmetic (float32 images round at 3e-8)
+EXACT = {"latent_mse": 1e-9, "mse": 1e-6}  # rms below which an error is the arithmetic's: float64, float32 images
 
 
 def round_trip(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, results: Results, against: str) -> Figure:
@@ -192,14 +194,14 @@ def round_trip(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, resul
     """
     chosen = summary[(summary["metric"] == metric.name) & (summary["line"] != INPUT) & np.isfinite(summary["mean"])]
     evaluations = costs.set_index(["line", "block", "column"])["nfe"]
-    style = looks(results.lines)
+    style, rounding = looks(results.lines), EXACT[metric.name]
     figure, axes = _grid(len(results.blocks), 3.4, 3.2, [line.title for line in results.lines])
     for panel, block in zip(axes, results.blocks, strict=True):
         part = chosen[chosen["block"] == block.key]
         rms = np.sqrt(part["mean"].to_numpy(dtype=float))
-        inexact = rms[rms > EXACT]
-        floor = 10.0 ** math.floor(math.log10(inexact.min() / 2)) if len(inexact) else EXACT
-        exact = [line.key for line in results.lines if (part.loc[part["line"] == line.key, "mean"] <= EXACT**2).any()]
+        inexact = rms[rms > rounding]
+        floor = 10.0 ** math.floor(math.log10(inexact.min() / 2)) if len(inexact) else rounding
+        exact = [line.key for line in results.lines if (part.loc[part["line"] == line.key, "mean"] <= rounding**2).any()]
         heights = dict(zip(exact, floor * 10.0 ** -np.linspace(0.15, 0.85, max(2, len(exact))), strict=False))
         xs: list[float] = []
         for line in results.lines:
@@ -215,7 +217,7 @@ def round_trip(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, resul
                 ]
             )
             y = np.sqrt(whole.to_numpy(dtype=float))
-            y = np.where(y <= EXACT, heights.get(line.key, floor), y)
+            y = np.where(y <= rounding, heights.get(line.key, floor), y)
             _draw_line(panel, x, y, style[line.key], line.title)
             xs += [float(v) for v in x[np.isfinite(x) & np.isfinite(y)] if v > 0]
         panel.set_title(block.title)
@@ -228,8 +230,8 @@ def round_trip(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, resul
         if exact:
             panel.axhspan(floor / 10, floor, color="#EEEEEE", zorder=0.5, linewidth=0)
             panel.text(
-                0.99, floor / 1.12, f"exact to rounding (below {EXACT:.0e})",
-                transform=panel.get_yaxis_transform(), ha="right", va="top", fontsize=6.5, color="#666666",
+                0.01, floor * 1.1, f"exact to rounding (below {rounding:.0e})",
+                transform=panel.get_yaxis_transform(), va="bottom", fontsize=6.5, color="#666666",
             )  # fmt: skip
             _decades(panel, floor)
         if against == "steps" and len(inexact) and max(xs) > min(xs):
@@ -430,12 +432,13 @@ def gallery(
     places = {cell: {str(name): i for i, name in enumerate(samples["ids"])} for cell, samples in filled}
     ids = [name for name in places[filled[0][0]] if all(name in place for place in places.values())][:ROWS]
     source, reference = filled[0]
+    measured = "input" in reference and not results.reconstructs  # a round trip's input is the truth
     rows = []
     for name in ids:
         i = places[source][name]
         truth = _rgb(reference["truth"][i])
         row = [Picture(truth, "")]
-        if "input" in reference:
+        if measured:
             value = scores.get((source, name), (math.nan, math.nan))[1]
             row.append(Picture(_rgb(reference["input"][i]), _caption(metric, value)))
         for _, cell, samples in kept:
@@ -445,7 +448,7 @@ def gallery(
             value = scores.get((cell, name), (math.nan, math.nan))[0]
             row.append(Picture(_rgb(samples["output"][places[cell][name]]), _caption(metric, value)))
         rows.append(tuple(row))
-    heads = (TRUTH, *((MEASURED,) if "input" in reference else ()), *(line.title for line, _, _ in kept))
+    heads = (TRUTH, *((MEASURED,) if measured else ()), *(line.title for line, _, _ in kept))
     return Gallery(block, column, heads, tuple(ids), tuple(rows))
 
 
@@ -512,7 +515,7 @@ def image_grid(shown: Gallery) -> Figure:
     width, height = canvas.shape[1] * inch + 2 * border, canvas.shape[0] * inch + head + border
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((border / width, border / height, 1 - 2 * border / width, canvas.shape[0] * inch / height))
-    axes.imshow(canvas, interpolation="none", aspect="auto")  # none: the PDF takes the bitmap as it is
+    axes.imshow(canvas, interpolation="none", aspect="auto")
     axes.set_axis_off()
     for b, band in enumerate(bands):
         for c, column in enumerate(band):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 BUDGET = 5_000_000  # bytes of sample images in the page, before base64 adds a third
+MANY = 6  # methods, from which on the page has a filter
 JPEG_BYTES = 0.6  # a pixel, at quality 85 and at its worst; for photographs too large to be embedded as they are
 
 
@@ -44,20 +45,28 @@ def _uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
+def _png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=False, compress_level=9)
+    return buffer.getvalue()
+
+
 def encoder(galleries: Iterable[Gallery]) -> Any:
     """array -> data URI: the image as it is (PNG) while all of them fit the budget, else smaller (JPEG)."""
     from PIL import Image
 
     images = [p.image for g in galleries for row in g.pictures for p in row if p.image is not None]
-    whole = sum(image.size for image in images) <= BUDGET
+    files = {id(image): _png(image) for image in images} if sum(i.size for i in images) <= 3 * BUDGET else {}
+    whole = bool(files) and sum(map(len, files.values())) <= BUDGET
     side = max(32, int(math.sqrt(BUDGET / JPEG_BYTES / max(1, len(images)))))
 
     def encode(image: np.ndarray) -> str:
+        if whole:
+            return _uri(files[id(image)], "png")
         buffer = io.BytesIO()
         picture = Image.fromarray(image)
-        if whole:
-            picture.save(buffer, "PNG", optimize=False, compress_level=9)
-            return _uri(buffer.getvalue(), "png")
         picture.thumbnail((side, side))
         picture.save(buffer, "JPEG", quality=85)
         return _uri(buffer.getvalue(), "jpeg")
@@ -80,10 +89,19 @@ def gallery_panels(galleries: Sequence[Gallery]) -> list[dict[str, Any]]:
                 source = None if picture.image is None else encode(picture.image)
                 row.append({"src": source, "alt": alt, "caption": picture.caption})
             rows.append(row)
-        entry["panels"].append({"column": shown.column, "heads": shown.heads, "rows": rows})
+        strips = [(head, [row[i] for row in rows]) for i, head in enumerate(shown.heads)]
+        entry["panels"].append({"column": shown.column, "strips": strips})
     for entry in blocks.values():
         entry["open"] = middle(entry["block"].axis, [panel["column"] for panel in entry["panels"]])
     return list(blocks.values())
+
+
+def by_reason(skipped: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """What the plan skipped: (reason, the places it holds for), reasons in the plan's order."""
+    reasons: dict[str, list[str]] = {}
+    for skip in skipped:
+        reasons.setdefault(skip.get("reason", ""), []).append(describe(skip.get("axes") or {}))
+    return list(reasons.items())
 
 
 def provenance(results: Results) -> list[tuple[str, list[str]]]:
@@ -150,6 +168,7 @@ def page(
         missing=[(cell.id, places[cell.id]) for cell in missing],
         failures=[(i, places[i], failure) for i, failure in results.failures.items()],
         unavailable=sorted((results.manifest.get("unavailable") or {}).items()),
-        skipped=[(describe(s.get("axes") or {}), s.get("reason", "")) for s in results.manifest.get("skipped") or []],
+        skipped=by_reason(results.manifest.get("skipped") or []),
+        filter=[line.title for line in results.lines] if len(results.lines) > MANY else [],
         provenance=provenance(results),
     )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from reports.results import Block, Cell, Line, Metric, Results
 from reports.statistics import bootstrap, cluster_means, holm, paired_difference
@@ -27,8 +31,11 @@ def summarise(results: Results) -> pd.DataFrame:
     import pandas as pd
 
     records: list[dict[str, Any]] = []
-    by_entry = dict(iter(results.rows.groupby(["line", "block", "column"], sort=False)))
+    by_entry = {
+        key: _part(rows, results.metrics) for key, rows in results.rows.groupby(["line", "block", "column"], sort=False)
+    }
     by_column = dict(iter(results.rows.groupby(["block", "column"], sort=False)))
+    images_of = {key: rows["image_id"].nunique() for key, rows in by_column.items()}
     for metric in results.metrics:
         for block in results.blocks:
             for column in block.columns:
@@ -39,15 +46,35 @@ def summarise(results: Results) -> pd.DataFrame:
                     cells = results.by_key.get((line.key, block.key, column))
                     if cells is None:
                         continue
-                    rows = by_entry.get((line.key, block.key, column))
-                    record = _entry(metric, line, block, column, cells, rows, shared, results.failures)
+                    part = by_entry.get((line.key, block.key, column))
+                    expected = images_of.get((block.key, column), 0)
+                    record = _entry(metric, line, block, column, cells, part, expected, results.failures)
                     entries.append(record)
-                    if rows is not None and not record["partial"] and record["n"]:
-                        by_image = _by_image(rows[metric.name], rows["image_id"])
+                    if part is not None and not record["partial"] and record["n"]:
+                        by_image = _by_image(part.values[metric.name], part.images)
                         images[line.key] = {name: _above_floor(metric, value) for name, value in by_image.items()}
                 _rank(metric, entries, images)
                 records.extend(entries)
     return pd.DataFrame.from_records(records, columns=COLUMNS)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of one entry as arrays [N]: pandas is slow at thousands of small frames."""
+
+    images: npt.NDArray[Any]
+    values: Mapping[str, npt.NDArray[np.float64]]
+    seeds: int
+    numerical: int
+
+
+def _part(rows: pd.DataFrame, metrics: Sequence[Metric]) -> _Part:
+    return _Part(
+        rows["image_id"].to_numpy(dtype=str),
+        {metric.name: rows[metric.name].to_numpy(dtype=float) for metric in metrics},
+        rows["seed"].nunique(dropna=False),
+        int((rows["outcome"] != "ok").sum()) if "outcome" in rows else 0,
+    )
 
 
 COLUMNS = [
@@ -72,17 +99,17 @@ def _blank(metric: Metric, block: Block, column: str) -> dict[str, Any]:
     }
 
 
-def _mean(values: pd.Series, images: pd.Series) -> dict[str, Any]:
-    interval = bootstrap(values.to_numpy(dtype=float), images.to_numpy(dtype=str))
-    count = int(values.notna().sum())
+def _mean(values: npt.NDArray[np.float64], images: npt.NDArray[Any]) -> dict[str, Any]:
+    interval = bootstrap(values, images)
+    count = int((~np.isnan(values)).sum())
     return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n, "n_values": count}
 
 
-def _by_image(values: pd.Series, images: pd.Series) -> dict[str, float]:
+def _by_image(values: npt.NDArray[np.float64], images: npt.NDArray[Any]) -> dict[str, float]:
     """Image -> mean over its seeds."""
-    known = values.notna()
-    names = images[known].to_numpy(dtype=str)
-    means = cluster_means(values[known].to_numpy(dtype=float), names)
+    known = ~np.isnan(values)
+    names = images[known]
+    means = cluster_means(values[known], names)
     return dict(zip(sorted(set(names.tolist())), means.tolist(), strict=True))
 
 
@@ -96,7 +123,9 @@ def _input(metric: Metric, rows: pd.DataFrame, block: Block, column: str) -> lis
     if name not in rows or not rows[name].notna().any():
         return []
     once = rows[rows[name].notna()].drop_duplicates(["image_id", "seed"])
-    entry = _blank(metric, block, column) | _mean(once[name], once["image_id"])
+    entry = _blank(metric, block, column) | _mean(
+        once[name].to_numpy(dtype=float), once["image_id"].to_numpy(dtype=str)
+    )
     return [entry | {"line": INPUT, "title": INPUT_TITLE, "method": INPUT, "cells": 0, "cells_done": 0}]
 
 
@@ -106,8 +135,8 @@ def _entry(
     block: Block,
     column: str,
     cells: list[Cell],
-    rows: pd.DataFrame | None,
-    shared: pd.DataFrame | None,
+    part: _Part | None,
+    expected: int,
     failures: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     failed = [cell.id for cell in cells if cell.status == "failed"]
@@ -126,16 +155,13 @@ def _entry(
         "n": 0,
         "n_values": 0,
     }
-    if rows is None or shared is None or metric.name not in rows:
+    if part is None:
         return entry
-    values = rows[metric.name]
-    seeds = rows["seed"].nunique(dropna=False)
     # Images that any method has at this column are what this one should have too, for each of its seeds.
-    whole = shared["image_id"].nunique() * seeds
-    numerical = int((rows["outcome"] != "ok").sum()) if "outcome" in rows else 0
-    entry |= _mean(values, rows["image_id"])
+    whole = expected * part.seeds
+    entry |= _mean(part.values[metric.name], part.images)
     partial = entry["n"] > 0 and (done < len(cells) or entry["n_values"] < whole)
-    return entry | {"n_numerical": numerical, "partial": bool(partial)}
+    return entry | {"n_numerical": part.numerical, "partial": bool(partial)}
 
 
 def _rank(metric: Metric, entries: list[dict[str, Any]], images: Mapping[str, dict[str, float]]) -> None:

@@ -204,8 +204,8 @@ def gaps(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_all_files(whole: Store) -> None:
     out = whole.root / "reports" / "corruptions"
     stems = ["curves_psnr", "curves_ssim", "pareto_psnr"]
-    stems += [f"grid_{i}_{name}" for i, name in enumerate(CORRUPTIONS, start=1)]
     figures = {f"figures/{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf")}
+    figures |= {f"figures/grid_{i}_{name}.png" for i, name in enumerate(CORRUPTIONS, start=1)}
     assert set(hashes(out)) == {"table.md", "table.csv", "costs.md", "costs.csv", "index.html", ".inputs"} | figures
 
 
@@ -400,7 +400,7 @@ def test_large_images_stay_within_the_budget() -> None:
     row = tuple(Picture(noise, "") for _ in range(9))
     shown = [Gallery(block, c, tuple("abcdefghi"), tuple("wxyz"), (row,) * 4) for c in block.columns]
     panels = gallery_panels(shown)[0]["panels"]
-    assert sum(len(cell["src"]) for panel in panels for line in panel["rows"] for cell in line) < 9_000_000
+    assert sum(len(cell["src"]) for panel in panels for _, strip in panel["strips"] for cell in strip) < 9_000_000
 
 
 def test_cost_flags(whole: Store) -> None:
@@ -446,3 +446,73 @@ def test_reconstruction_sweep_and_an_empty_one(tmp_path: Path, capsys: pytest.Ca
     assert "∞" in printed
     assert (tmp_path / "reports" / "reconstruction" / "figures" / "curves_latent_mse.png").is_file()
     assert not list((tmp_path / "reports" / "reconstruction" / "figures").glob("grid*"))
+
+
+def test_round_trips_of_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A block a model, an exploded latent flagged beside its perfect error, one line for what the plan skipped."""
+    store = Store(tmp_path)
+    cells: list[dict[str, Any]] = [
+        {
+            "id": f"{method}-{model}-{steps}",
+            "axes": {
+                "method": method, "method_title": METHODS[method], "model": model, "dataset": dataset,
+                "task": "reconstruct", "corruption": None, "severity": None, "steps": steps, "guidance": 1.0, "seed": 0,
+            },
+        }
+        for method in METHODS for model, dataset in (("gmm", "mixture"), ("scenes_vp", "scenes")) for steps in (10, 100)
+    ]  # fmt: skip
+    skipped = [{"axes": {"method": m, "dataset": "scenes"}, "reason": "model gmm takes 3x8x8"} for m in METHODS]
+    manifest = {"title": "Round trip", "task": "reconstruct", "cells": cells, "skipped": skipped}
+    store.write_manifest("reconstruction", manifest)
+    for cell in cells:
+        axes = cell["axes"]
+        exploded = axes["method"] == "edict" and axes["steps"] == 100
+        error = {"ddim": 1 / axes["steps"], "edict": 1e-14, "injective": axes["steps"] ** -2.0}[axes["method"]]
+        rows = [
+            {
+                "cell_id": cell["id"], "image_id": f"{i}", "seed": 0, "outcome": "ok", "psnr": 40.0, "ssim": 0.9,
+                "mse": 0.0, "latent_mse": error**2 * (1 + i / 10), "y_sha256": None, "nfe": 2 * axes["steps"],
+                "nfe_grad": 0, "latent_std": 250.0 if exploded else 1.0, "latent_kurtosis": 3.0, "state_bytes": 768,
+                "seconds": 0.1, "peak_mib": 1.0,
+            }
+            for i in range(8)
+        ]  # fmt: skip
+        store.write(cell["id"], rows, {"config": axes, "provenance": {}})
+    assert main(["sweep=reconstruction", f"store={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 120
+    assert "gmm · mixture · guidance 1" in printed
+    assert "EDICT · gmm" not in printed
+    assert re.search(r"1\.4e-28 ±\S+‡", printed)
+    assert re.search(r"EDICT +100 +250 +3 +768 B +200 .*exploded", printed)
+    out = tmp_path / "reports" / "reconstruction"
+    science = (out / "table.md").read_text()
+    assert "exploded" in science
+    assert "s/image" not in science
+    assert "s/image" in (out / "costs.md").read_text()
+    table = pd.read_csv(out / "costs.csv").set_index(["method", "model", "dataset", "steps"]).sort_index()
+    assert table.loc[("edict", "gmm", "mixture", 100), "flag"].item() == "exploded"
+    assert set(pd.read_csv(out / "table.csv").columns) >= {"model", "dataset", "guidance", "steps"}
+    assert (out / "index.html").read_text().count("model gmm takes 3x8x8 (3 combinations)") == 1
+    names = {path.stem for path in (out / "figures").iterdir()}
+    assert names == {"curves_latent_mse", "work_latent_mse", "latent_std"}
+
+
+def test_rounding_ranks_nobody(tmp_path: Path) -> None:
+    """Two round trips exact in float64 are equally good, whichever has the smaller rounding error."""
+    from reports.results import METRICS
+    from reports.summary import _above_floor
+
+    assert _above_floor(METRICS["latent_mse"], 1e-30) == _above_floor(METRICS["latent_mse"], 1e-26)
+    assert _above_floor(METRICS["psnr"], -3.0) == -3.0
+
+
+def test_many_methods_wrap() -> None:
+    from reports.figures import METHODS_A_BAND, Gallery, wrapped
+    from reports.results import Block
+
+    block = Block("blur", "blur", "corruption", "severity", ("1",))
+    heads = ("truth", "input y", *(f"method {i}" for i in range(20)))
+    bands = wrapped(Gallery(block, "1", heads, (), ()))
+    assert all(band[:2] == [0, 1] and len(band) <= METHODS_A_BAND + 2 for band in bands)
+    assert [column for band in bands for column in band[2:]] == list(range(2, 22))

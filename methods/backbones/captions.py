@@ -10,8 +10,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
-
-GLUE = frozenset("a and on with the letter background digit".split())
+GLUE = frozenset(["a", "and", "on", "with", "the", "letter", "background", "digit"])
 """Words that every caption may hold and that say nothing."""
 
 
