@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,8 +141,8 @@ def show(outlook: Outlook, console: Console) -> None:
         table.add_row(*group, values, *(str(n) for n in (len(cells), found.count("done"), found.count("missing"), bad)))
     console.print(table)
     console.print(summary(outlook), highlight=False, soft_wrap=True)
-    for skip in outlook.expansion.skipped:
-        console.print(f"skipped {skip.axes['method']} on {skip.axes['model']}: {skip.reason}", highlight=False)
+    for reason, count in Counter(skip.reason for skip in outlook.expansion.skipped).items():
+        console.print(f"skipped {count} combinations: {reason}", highlight=False, soft_wrap=True)
     for name, reason in outlook.expansion.unavailable.items():
         console.print(f"unavailable {name}: {reason}", highlight=False, soft_wrap=True)
     for asset in outlook.missing_assets:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class MethodOptions(BaseModel):
     """Common to every method. `steps` and `guidance` are axes of a sweep; a cell sets them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
     calls_per_step: ClassVar[int] = 1
     """Network calls of one step in either direction, for the plan's prediction and the NFE formula."""
     refuses: ClassVar[dict[str, str]] = {}

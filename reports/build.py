@@ -278,7 +278,7 @@ def _draw(
             png = keep(f"pareto_{lead.name}", draw.pareto(lead, summary, spent, results))
             shown.append(Figure("pareto", title, f"{title}. The numbers are in the tables.", png))
         galleries = _galleries(store, results, lead)
-        for number, block in enumerate(results.blocks):
+        for number, block in enumerate(() if round_trip else results.blocks):  # copies of the truth: the page has them
             own = {shown.column: shown for shown in galleries if shown.block.key == block.key}
             if own:
                 stem = f"grid_{number + 1}_{_file_name(block.key)}"

@@ -201,7 +201,9 @@ def round_trip(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, resul
         rms = np.sqrt(part["mean"].to_numpy(dtype=float))
         inexact = rms[rms > rounding]
         floor = 10.0 ** math.floor(math.log10(inexact.min() / 2)) if len(inexact) else rounding
-        exact = [line.key for line in results.lines if (part.loc[part["line"] == line.key, "mean"] <= rounding**2).any()]
+        exact = [
+            line.key for line in results.lines if (part.loc[part["line"] == line.key, "mean"] <= rounding**2).any()
+        ]
         heights = dict(zip(exact, floor * 10.0 ** -np.linspace(0.15, 0.85, max(2, len(exact))), strict=False))
         xs: list[float] = []
         for line in results.lines:

@@ -111,7 +111,7 @@ class Results:
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
-        """The metrics that any row has a value for. A round trip prints PSNR and its error, in its own space if known."""
+        """The metrics that any row has a value for. Of a round trip PSNR and `error` are printed."""
         found = tuple(metric for metric in METRICS.values() if self.has(metric.name))
         if not self.reconstructs:
             return found

@@ -210,7 +210,8 @@ def costs(results: Results) -> pd.DataFrame:
         record["model"] = words_of(cell.axes.get("model") for cell in results.cells if cell.key[0] == line.key)
         for name in COSTS:
             record[name] = float(rows[name].astype(float).mean()) if name in rows and len(rows) else math.nan
-        flag = latent_flag(rows)
+        std = record["latent_std"]
+        flag = latent_flag(std, 0 if math.isnan(std) else int(rows["latent_std"].isna().sum()))
         record["flag"] = f"latent {flag}" if flag else ""
         cells = [cell for cell in results.cells if cell.key[0] == line.key]
         record |= {"cells": len(cells), "cells_done": sum(c.status == "done" for c in cells), "n_values": len(rows)}
@@ -218,37 +219,36 @@ def costs(results: Results) -> pd.DataFrame:
     return pd.DataFrame.from_records(records)
 
 
-def latent_flag(rows: pd.DataFrame) -> str:
-    """exploded or collapsed where the latents have left the scale of their prior; a latent not finite has exploded."""
-    if "latent_std" not in rows or not len(rows):
+def latent_flag(std: float, lost: int) -> str:
+    """exploded or collapsed where latents have left the scale of their prior: their mean std, and how many have none
+    because they were not finite."""
+    if math.isnan(std):
         return ""
-    std = rows["latent_std"].astype(float)
-    if std.mean() > EXPLODED or (std.notna().any() and std.isna().any()):
-        return "exploded"
-    return "collapsed" if std.mean() < 1 / EXPLODED else ""
+    return "exploded" if std > EXPLODED or lost else "collapsed" if std < 1 / EXPLODED else ""
 
 
 def entry_costs(results: Results) -> pd.DataFrame:
     """A line a (line, block, column): the same means as `costs`, where they depend on the steps."""
     import pandas as pd
 
+    numbers = results.rows.reindex(columns=list(COSTS)).astype(float)
+    groups = numbers.groupby([results.rows[name] for name in ("line", "block", "column")], sort=False)
+    means = {key: dict(row) for key, row in groups.mean().iterrows()}
+    sizes, known = groups.size().to_dict(), groups["latent_std"].count().to_dict()
+    blank = dict.fromkeys(COSTS, math.nan)
     records: list[dict[str, Any]] = []
-    by_entry = dict(iter(results.rows.groupby(["line", "block", "column"], sort=False)))
     for block in results.blocks:
         for line in results.lines:
             for column in block.columns:
-                cells = results.by_key.get((line.key, block.key, column))
+                key = (line.key, block.key, column)
+                cells = results.by_key.get(key)
                 if cells is None:
                     continue
-                rows = by_entry.get((line.key, block.key, column), results.rows.iloc[:0])
                 record: dict[str, Any] = {"line": line.key, "title": line.title, "method": line.method}
-                record |= {"block": block.key, "axis": block.axis, "column": column}
-                for name in COSTS:
-                    known = name in rows and len(rows)
-                    record[name] = float(rows[name].astype(float).mean()) if known else math.nan
-                record["flag"] = latent_flag(rows)
+                record |= {"block": block.key, "axis": block.axis, "column": column, **means.get(key, blank)}
+                record["flag"] = latent_flag(record["latent_std"], sizes.get(key, 0) - known.get(key, 0))
                 record |= {"cells": len(cells), "cells_done": sum(c.status == "done" for c in cells)}
-                records.append(record | {"n_values": len(rows)})
+                records.append(record | {"n_values": sizes.get(key, 0)})
     return pd.DataFrame.from_records(records)
 
 
