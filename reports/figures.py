@@ -522,14 +522,14 @@ def image_grid(shown: Gallery) -> Figure:
     for b, band in enumerate(bands):
         for c, column in enumerate(band):
             words = "\n".join(heads[column])
-            x, y = c * (side + gap) + side / 2, b * tall - side / 14
-            axes.text(x, y, words, ha="center", va="bottom", fontsize=7.5)
+            left, base = c * (side + gap) + side / 2, b * tall - side / 14
+            axes.text(left, base, words, ha="center", va="bottom", fontsize=7.5)
     for y, x, picture in placed:
         if picture.caption:
-            left, base, inside = x + side / 2, y + side, picture.image is None
+            inside = picture.image is None
             axes.text(
-                left,
-                base - side / 2 if inside else base + foot * 0.12,
+                x + side / 2,
+                y + side / 2 if inside else y + side + foot * 0.12,
                 picture.caption,
                 ha="center",
                 va="center" if inside else "top",

@@ -18,7 +18,7 @@ from bench.metrics import VERSIONS
 
 def mse(x: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error [B], float64."""
-    return (x.clamp(0, 1).double() - truth.double()).square().flatten(1).mean(1)
+    return (x.clamp(0, 1).double() - truth.clamp(0, 1).double()).square().flatten(1).mean(1)
 
 
 def psnr(x: Tensor, truth: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def psnr(x: Tensor, truth: Tensor) -> Tensor:
 def ssim(x: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity [B]."""
     values = structural_similarity_index_measure(
-        x.clamp(0, 1).double(), truth.double(), data_range=1.0, kernel_size=11, sigma=1.5, reduction="none"
+        x.clamp(0, 1).double(), truth.clamp(0, 1).double(), data_range=1.0, kernel_size=11, sigma=1.5, reduction="none"
     )
     return values.reshape(len(x))  # type: ignore[union-attr]
 
