@@ -1,9 +1,10 @@
 """Training of a conditional denoiser: regression on the network's own view, with condition dropout and EMA weights.
 
 Loss: E |F(x_t, t, c) - target|^2 where the target is the declared prediction (v of Salimans & Ho 2022 on the
-variance-preserving path, velocity of Liu et al. 2023 on the rectified one). Times are uniform on the former; on the
-latter nine in ten are logit-normal (Esser et al. 2024, section 3.1) and the rest uniform, so that both ends of the
-path, where inversion starts and stops, are seen too. A caption is dropped with probability `caption_dropout`.
+variance-preserving path, velocity of Liu et al. 2023 on the rectified one). Nine in ten times are logit-normal in the
+rectified time s = sigma / (alpha + sigma) (Esser et al. 2024, section 3.1), where an image's shapes are decided; the
+rest are uniform in s, so that both ends of the path, where inversion starts and stops, are seen too. A caption is
+dropped with probability `caption_dropout`.
 """
 
 from __future__ import annotations
@@ -115,11 +116,17 @@ class DenoiserTraining(Training):
         self.caption_dropout = caption_dropout
 
     def times(self, count: int, rng: torch.Generator) -> Tensor:
-        u = torch.rand(count, generator=rng, device=self.device)
-        if isinstance(self.denoiser.path, Rectified):
-            normal = torch.randn(count, generator=rng, device=self.device).sigmoid()
-            return torch.where(torch.rand(count, generator=rng, device=self.device) < 0.1, u, normal)
-        return u * self.denoiser.path.t_max
+        """Nine in ten logit-normal in the rectified time s, the rest uniform, as times of the model's own path."""
+        uniform = torch.rand(count, generator=rng, device=self.device)
+        normal = torch.randn(count, generator=rng, device=self.device).sigmoid()
+        s = torch.where(torch.rand(count, generator=rng, device=self.device) < 0.1, uniform, normal)
+        path = self.denoiser.path
+        if isinstance(path, Rectified):
+            return s
+        grid = torch.arange(path.t_max + 1, device=self.device)
+        alpha, sigma = path.coefficients(grid)
+        above = torch.searchsorted((sigma / (alpha + sigma)).to(s.dtype), s).clamp(max=len(grid) - 1)
+        return (above - torch.rand(count, generator=rng, device=self.device)).clamp(min=0)
 
     def loss(self, images: Tensor, targets: Tensor, rng: torch.Generator, training: bool) -> Tensor:
         t = self.times(len(images), rng)
