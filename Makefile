@@ -1,22 +1,25 @@
-# make demo: virtual environment, install, run the corruption sweep.   make test: all checks.
+# make demo: virtual environment, install, run the corruption sweep.   make test: lint, types and all tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint clean
+.PHONY: demo test lint clean
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e .
 	touch $@
 
-install: $(VENV)/installed
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -e '.[dev,large]'
+	touch $@
 
-demo: install
+demo: $(VENV)/installed
 	$(BIN)/python -m bench.run sweep=corruptions
 
-lint: install
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
