@@ -112,6 +112,7 @@ class TrainConfig(Strict):
     seed: int = Field(0, ge=0)
     validate_every: int = Field(500, ge=1, description="updates between two checkpoints and held-out losses")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
+    init: str | None = Field(None, description="weights to start from: zoo:NAME or a path; None: random")
     compile: bool = Field(False, description="torch.compile the network: slower to start, then faster")
 
 

@@ -122,7 +122,10 @@ def _module(config: ModelConfig, optimisation: Any) -> Any:
     from methods.training import DenoiserTraining, JudgeTraining
 
     assert config.train is not None
-    network: Any = build_backbone(config, weights=False)
+    start = config.model_copy(update={"weights": config.train.init})
+    if start.weights_file is not None and not start.weights_file.is_file():
+        raise UserError(f"train.init={config.train.init!r}: there is no file {start.weights_file}")
+    network: Any = build_backbone(start, weights=config.train.init is not None)
     if config.kind == "judge":
         return JudgeTraining(network, optimisation, seed=config.train.seed)
     denoiser = Denoiser(network, make_path(config.path.kind, config.path.schedule), config.prediction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -100,13 +101,15 @@ def test_the_zoo_is_what_its_cards_say(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["scenes_vp", "scenes_rf"])
 def test_samples_carry_what_their_captions_ask(name: str) -> None:
-    """The card's figures hold again on a smaller draw: 95 % of colours, 90 % of shapes."""
-    facts = json.loads((ZOO / f"{name}.json").read_text())
-    assert facts["agreement"]["color"] >= 0.95 and facts["agreement"]["shape"] >= 0.90
+    """The card's figures hold again on a smaller draw, within its sampling error."""
+    facts = json.loads((ZOO / f"{name}.json").read_text())["agreement"]
     config = compose_config([f"model={name}"], sweep_required=False).model[name]
     captions = cards._captions(config, 64)
     found = cards.judge(cards.draw(config, captions, config.guidance, seed=5, steps=25), captions, ZOO)
-    assert found is not None and found["color"] >= 0.9 and found["shape"] >= 0.8
+    assert found is not None
+    for head in ("color", "shape"):
+        spread = math.sqrt(facts[head] * (1 - facts[head]) / 64)
+        assert found[head] > facts[head] - 4 * spread - 0.02, f"{head}: the card says {facts[head]}, found {found[head]}"
 
 
 @pytest.mark.parametrize("name", ["digits_vp", "digits_rf"])
