@@ -109,7 +109,9 @@ def test_samples_carry_what_their_captions_ask(name: str) -> None:
     assert found is not None
     for head in ("color", "shape"):
         spread = math.sqrt(facts[head] * (1 - facts[head]) / 64)
-        assert found[head] > facts[head] - 4 * spread - 0.02, f"{head}: the card says {facts[head]}, found {found[head]}"
+        assert found[head] > facts[head] - 4 * spread - 0.02, (
+            f"{head}: the card says {facts[head]}, found {found[head]}"
+        )
 
 
 @pytest.mark.parametrize("name", ["digits_vp", "digits_rf"])
