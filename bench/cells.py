@@ -236,7 +236,7 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
     if corruption_axes["corruption"]:
         axes["corruption_title"] = config.corruption[point["corruption"]].title or point["corruption"]
     dataset = _dataset(point["dataset"], data.class_path, data.split, json.dumps(data.options, sort_keys=True))
-    reason = _mismatch(point, model, dataset, config.images) or options.refuses.get(config.task)
+    reason = _mismatch(point, model, dataset, config.images) or getattr(options, "refuses", {}).get(config.task)
     if reason:
         return Skip(axes, reason)
     return Cell(_identify(axes, spec), axes, spec, _evaluations(options) * config.images)

@@ -477,7 +477,15 @@ def test_32_bit_pixels_are_refused(tmp_path: Path) -> None:
 
 
 def plan(*overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench.plan", "sweep=reconstruction", "tracker=none", *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.plan",
+        "sweep=reconstruction",
+        "model=scenes_vp",
+        "tracker=none",
+        *overrides,
+    ]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
