@@ -19,7 +19,15 @@ from bench.plan import look
 from bench.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["sweep=corruptions", "profile=digits", "steps=4", "images=5", "samples=1", "tracker=none"]
+SMALL = [
+    "sweep=corruptions",
+    "method=ddim,edict,rf_inversion",
+    "profile=digits",
+    "steps=4",
+    "images=5",
+    "samples=1",
+    "tracker=none",
+]
 SCIENCE_EXCEPT = ("seconds", "peak_mib")  # measured, not computed
 
 
