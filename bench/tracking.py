@@ -1,6 +1,6 @@
 """Writes the Weights & Biases mirror of the store: one run a cell, and one for the sweep (see bench.mirror).
 
-While a sweep runs, a process of its own mirrors each cell after it has ended, at the lowest priority: nothing of wandb
+While a sweep runs, a process of its own mirrors each cell after it has ended, at a low priority: nothing of wandb
 is in the process that computes or launches, so it is in no timed region, and whatever happens to it costs the sweep
 nothing. What it did not get done, `python -m bench.publish sweep=NAME` does from the store.
 
@@ -433,7 +433,7 @@ class Companion:
 def follow(order: str) -> int:
     """The companion's own life: mirror cells as they appear in the store, and when told so all that is missing."""
     given = json.loads(order)
-    os.nice(19)  # a timed region on the same cores shall not notice
+    os.nice(10)  # a timed region on the same cores shall hardly notice
     talk = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever wandb or its service prints
     tracker = TrackerConfig.model_validate(given["tracker"])
@@ -442,7 +442,10 @@ def follow(order: str) -> int:
         print("wandb: disabled", file=talk)
         return 0
     mirror = Mirror(Store(given["store"]), given["sweep"], tracker, chosen)
-    seen, in_a_row = mirror.store.done(), 0
+    seen: set[str] = set()
+    with contextlib.suppress(Exception):
+        seen = {mark.record for mark in mirror.present()}
+    in_a_row = 0
     while not select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
         ids = {cell["id"] for cell in mirror.store.manifest(mirror.sweep)["cells"]}
         for cell_id in sorted((ids & mirror.store.done()) - seen):
