@@ -4,6 +4,7 @@
     a cell    rows.parquet, cell.json, samples.npz as files; axes and options as config; means as summary; images
     a failed cell               failure.json; its run has failed too, with exit code 1
     the sweep                   sweep.json (the manifest); tables, figures and the page of its report
+    a training                  history.jsonl, and its curves as history; the group is `training`
 
 The files are the store's own, so that tables built from a mirror are those of the store. A run is complete when its
 mark says of what it is the mirror: beside the log of an offline run (written after it has ended), and in the summary.
@@ -24,6 +25,9 @@ MARK = "mirror"
 CELL_FILES = ("rows.parquet", "cell.json", "samples.npz")
 FAILURE_FILE = "failure.json"
 SWEEP_FILE = "sweep.json"
+TRAINING = "training"
+HISTORY_FILE = "history.jsonl"
+RECIPE_FILE = "recipe.json"
 COMPLETE = ("finished", "failed")
 """States of a run that has ended by itself; a failed cell's run fails."""
 
@@ -55,6 +59,19 @@ def digest(*contents: bytes) -> str:
     for content in contents:
         total.update(len(content).to_bytes(8, "little") + content)
     return total.hexdigest()
+
+
+def curves(file: Path) -> dict[int, dict[str, float]]:
+    """Update -> what was logged at it. A training that went back to a checkpoint has logged some twice: the last
+    counts."""
+    found: dict[int, dict[str, float]] = {}
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        try:
+            content = json.loads(line)
+        except ValueError:  # the line that a killed run was at
+            continue
+        found[content["step"]] = found.get(content["step"], {}) | {k: v for k, v in content.items() if k != "step"}
+    return dict(sorted(found.items()))
 
 
 def offline_runs(folder: Path) -> Iterator[tuple[Mark, Path]]:

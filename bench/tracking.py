@@ -30,7 +30,20 @@ from urllib.parse import urlsplit
 
 from bench.config import TrackerConfig
 from bench.errors import UserError
-from bench.mirror import CELL_FILES, FAILURE_FILE, MARK, SWEEP_FILE, Mark, digest, offline_runs, server_runs
+from bench.mirror import (
+    CELL_FILES,
+    FAILURE_FILE,
+    HISTORY_FILE,
+    MARK,
+    RECIPE_FILE,
+    SWEEP_FILE,
+    TRAINING,
+    Mark,
+    curves,
+    digest,
+    offline_runs,
+    server_runs,
+)
 from bench.store import Store
 
 QUIET = {
@@ -206,7 +219,9 @@ class Mirror:
         config: Mapping[str, Any],
         files: Mapping[str, Path],
         exit_code: int = 0,
+        final: Callable[[], Mark] | None = None,
     ) -> Iterator[Any]:
+        """A run that holds what the block logs, the files, and at its end the mark (`final`, if it changes)."""
         import wandb
 
         tags = [str(axes[key]) for key in ("task", "model", "dataset") if axes.get(key)]
@@ -230,6 +245,7 @@ class Mirror:
             if self.folder not in place.parents:  # wandb goes elsewhere, with a warning, where it cannot write
                 raise OSError(f"wandb does not write into {self.folder} but into {place}")
             yield run
+            mark = final() if final else mark
             for file_name, source in files.items():
                 if source.is_file():
                     target = Path(run.dir, file_name)
@@ -246,6 +262,43 @@ class Mirror:
             raise TimeoutError(f"{server()} did not take the run within {FINISH_SECONDS} s")
         self.url = run.url or ""
         _mark_complete(place, mark)
+
+
+class TrainingMirror(Mirror):
+    """The mirror of one training: OUT/NAME holds its curves and its recipe."""
+
+    def __init__(self, out: Path, name: str, tracker: TrackerConfig, mode: str) -> None:
+        super().__init__(Store(out), TRAINING, tracker, mode)
+        self.name = name
+
+    def wanted(self) -> list[Mark]:
+        return [self._now()]
+
+    def _now(self) -> Mark:
+        recipe, history = (self.store.root / self.name / file for file in (RECIPE_FILE, HISTORY_FILE))
+        fixed = {key: value for key, value in json.loads(recipe.read_text()).items() if key != "steps"}
+        record = f"{self.name}-{digest(json.dumps(fixed, sort_keys=True).encode())[:8]}"
+        return Mark(TRAINING, TRAINING, record, digest(history.read_bytes() if history.is_file() else b""))
+
+    def write(self, mark: Mark, ended: Callable[[], bool] = lambda: True) -> None:
+        """Log the curves, and go on as they grow until `ended`. An update is logged when a later one is there: it may
+        have been written in two lines, the loss and the held-out loss."""
+        folder = self.store.root / self.name
+        recipe = json.loads((folder / RECIPE_FILE).read_text())
+        axes = {"task": "train", "model": self.name, "dataset": recipe.get("dataset")}
+        files = {HISTORY_FILE: folder / HISTORY_FILE, RECIPE_FILE: folder / RECIPE_FILE}
+        with self._run(mark, f"train {self.name}", axes, {**axes, **recipe}, files, final=self._now) as run:
+            logged = run.step - 1  # of a run that is resumed
+            while True:
+                last = ended()
+                steps = curves(folder / HISTORY_FILE)
+                for step in list(steps) if last else list(steps)[:-1]:
+                    if step > logged:
+                        run.log(steps[step], step=step)
+                        logged = step
+                if last:
+                    break
+        self.known.add(mark.run_id)
 
 
 def settings() -> Any:
@@ -324,11 +377,12 @@ class Outcome:
     where: str
     error: str = ""
 
-    def line(self, sweep: str) -> str:
+    def line(self, publish: str) -> str:
+        """What a user should know; `publish` is the command that makes what is left."""
         if self.left:
             return (
                 f"wandb: {self.left} of {self.wanted} runs are not mirrored ({self.error or 'reason unknown'}); "
-                f"python -m bench.publish sweep={sweep} completes it"
+                f"{publish} completes it"
             )
         return f"wandb: {self.wanted} runs {self.where}, {self.made} of them new"
 
@@ -378,14 +432,15 @@ def restart() -> None:
 class Companion:
     """The process that mirrors a running sweep: it watches the store and needs to be told of the end alone."""
 
-    def __init__(self, store: Path, sweep: str, tracker: TrackerConfig) -> None:
+    def __init__(self, store: Path, sweep: str, tracker: TrackerConfig, training: bool = False) -> None:
+        """`sweep` in `store`, or the training of that name in the folder `store`."""
         root = Path(__file__).resolve().parent.parent
         path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        order = json.dumps({"store": str(store.resolve()), "sweep": sweep, "tracker": tracker.model_dump()})
-        self.sweep = sweep
+        order = {"store": str(store.resolve()), "name": sweep, "tracker": tracker.model_dump(), "training": training}
+        self.publish = publish_command(sweep, training)
         self.lines: queue.Queue[str] = queue.Queue()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.tracking", order],
+            [sys.executable, "-m", "bench.tracking", json.dumps(order)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -418,7 +473,7 @@ class Companion:
         self.stop()
         if last.startswith("wandb: "):
             return last
-        return f"wandb: the mirror stopped; python -m bench.publish sweep={self.sweep} completes it"
+        return f"wandb: the mirror stopped; {self.publish} completes it"
 
     def stop(self) -> None:
         """End it and wandb's service, whatever they are at."""
@@ -441,15 +496,36 @@ def follow(order: str) -> int:
     if chosen == "disabled":
         print("wandb: disabled", file=talk)
         return 0
-    mirror = Mirror(Store(given["store"]), given["sweep"], tracker, chosen)
+    if given["training"]:
+        training = TrainingMirror(Path(given["store"]), given["name"], tracker, chosen)
+        with contextlib.suppress(Exception):  # the last pass tries again
+            training.present()
+            training.write(training.wanted()[0], ended=lambda: _told(POLL_SECONDS))
+        mirror: Mirror = training
+    else:
+        mirror = Mirror(Store(given["store"]), given["name"], tracker, chosen)
+        _follow_cells(mirror)
+    if sys.stdin.readline() != COMPLETE_NOW:
+        return 1  # the sweep has died; what is missing stays so until somebody publishes
+    outcome = complete(mirror, lambda text: print(text, file=talk))
+    print(outcome.line(publish_command(given["name"], given["training"])), file=talk)
+    return 0
+
+
+def _told(seconds: float) -> bool:
+    """Whether there is a word from the sweep, or none to come; waits for it."""
+    return bool(select.select([sys.stdin], [], [], seconds)[0])
+
+
+def _follow_cells(mirror: Mirror) -> None:
     seen: set[str] = set()
     with contextlib.suppress(Exception):
         seen = {mark.record for mark in mirror.present()}
     in_a_row = 0
-    while not select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
+    while not _told(POLL_SECONDS):
         ids = {cell["id"] for cell in mirror.store.manifest(mirror.sweep)["cells"]}
         for cell_id in sorted((ids & mirror.store.done()) - seen):
-            if in_a_row == GIVE_UP_AFTER or select.select([sys.stdin], [], [], 0)[0]:
+            if in_a_row == GIVE_UP_AFTER or _told(0):
                 break
             seen.add(cell_id)
             try:
@@ -458,10 +534,11 @@ def follow(order: str) -> int:
             except Exception:  # the last pass tries again
                 in_a_row += 1
                 restart()
-    if sys.stdin.readline() != COMPLETE_NOW:
-        return 1  # the sweep has died; what is missing stays so until somebody publishes
-    print(complete(mirror, lambda text: print(text, file=talk)).line(mirror.sweep), file=talk)
-    return 0
+
+
+def publish_command(name: str, training: bool = False) -> str:
+    """What a user types to complete a mirror."""
+    return f"python -m bench.publish {'train' if training else 'sweep'}={name}"
 
 
 def require_login() -> None:

@@ -182,6 +182,44 @@ def test_tables_from_every_source_are_the_same_bytes(server: Server, published: 
     assert report(tmp_path / "nothing", tmp_path / "c", variables, "source=wandb") == first
 
 
+# --- dashboard and training ------------------------------------------------------------------------------------------
+
+
+def test_the_dashboard_is_made_once(server: Server, published: Store, tmp_path: Path) -> None:
+    views = {view["type"]: view for view in server.views.values()}
+    assert len(server.views) == 2 and set(views) == {"project-view", "runs"}
+    summary = server.runs["toy"].summary
+    assert summary["view_url"].startswith("http") and summary["report_url"].startswith("http")
+    saved = views["project-view"]["spec"]
+    for word in ("psnr", "ssim", "latent_std", "nfe", "severity", "images", '"toy"'):
+        assert (word in saved and word in views["runs"]["spec"]) or word == "latent_std", word
+    printed = python(["bench.publish", "sweep=toy", f"results={published.root}"], environment(server, tmp_path))
+    assert summary["view_url"] in printed and len(server.views) == 2
+
+
+def test_a_training_has_its_curves(server: Server, tmp_path: Path) -> None:
+    folder = tmp_path / "train" / "small"
+    folder.mkdir(parents=True)
+    (folder / "recipe.json").write_text(json.dumps({"dataset": "digits", "learning_rate": 1e-3, "steps": 60}))
+    lines = [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 9.0}, {"step": 20, "loss": 2.0}, {"step": 20, "held": 2.5}]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "lo'
+    (folder / "history.jsonl").write_text(text)  # it went back to a checkpoint, and was killed in mid-line
+    command = ["bench.publish", "train=small", f"out={tmp_path / 'train'}"]
+    assert "1 runs at" in python(command, environment(server, tmp_path))
+    (run,) = (run for run in server.runs.values() if run.group == "training")
+    assert run.name.startswith("training-small-") and run.job_type == "train"
+    assert run.config["learning_rate"]["value"] == 1e-3
+
+    def logged() -> list[dict[str, float]]:
+        return [{key: value for key, value in line.items() if not key.startswith(("_r", "_t"))} for line in run.history]
+
+    assert logged() == [{"_step": 10, "loss": 3.0}, {"_step": 20, "loss": 2.0, "held": 2.5}]
+    (folder / "history.jsonl").write_text(text + "\n" + json.dumps({"step": 40, "loss": 1.0}) + "\n")
+    python(command, environment(server, tmp_path))
+    assert logged()[2:] == [{"_step": 40, "loss": 1.0}] and run.state == "finished"
+    assert run.files["history.jsonl"] == (folder / "history.jsonl").read_bytes()
+
+
 # --- what dies -------------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +276,9 @@ def test_cells_are_mirrored_while_the_sweep_runs_and_a_dead_service_is_replaced(
     try:
         write_cell(store, "ddim", 1)
         wait_for(lambda: mirrored(store.root) == {cell_id("ddim", 1)}, "the first cell's run")
-        for pid in processes(companion.process.pid, "wandb-core"):
+        service = processes(companion.process.pid, "wandb-core")
+        assert service
+        for pid in service:
             os.kill(pid, signal.SIGKILL)
         for place in (("ddim", 3), ("edict", 1), ("edict", 3)):
             write_cell(store, *place)
