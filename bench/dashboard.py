@@ -87,16 +87,14 @@ def view(what: Shown) -> ws.Workspace:
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-    lead = what.quality[:1]
+    costs = [*_clouds(what.quality[:1], [wr.SummaryMetric(name) for name in what.costs]), *_bars(what.costs)]
     sections = [
         ws.Section(
             "Quality",
             [*_bars(what.quality), *_clouds(what.quality, [wr.Config(what.axis)])],
             is_open=True,
         ),
-        ws.Section(
-            "Cost", [*_clouds(lead, [wr.SummaryMetric(n) for n in what.costs]), *_bars(what.costs)], is_open=True
-        ),
+        ws.Section("Cost", costs, is_open=True),
         ws.Section("Latents", _bars(what.latents)),
         ws.Section("Images", [wr.MediaBrowser(title="truth, input, output", media_keys=["images"], num_columns=3)]),
     ]
@@ -137,7 +135,7 @@ def report(what: Shown) -> wr.Report:
             wr.TableOfContents(),
             wr.H1("Tables"),
             wr.P("Computed from the rows of all images; intervals and marks as in the page below."),
-            grid(whole, [wr.WeavePanelSummaryTable("table"), wr.WeavePanelSummaryTable("costs")]),
+            grid(whole, [wr.WeavePanelSummaryTable(table_name=name) for name in ("table", "costs")]),
             wr.H1("Quality"),
             grid(cells, [*_bars(what.quality), *_clouds(what.quality, [wr.Config(what.axis)])]),
             wr.H1("Cost"),
@@ -164,11 +162,9 @@ def ensure(mirror: Mirror) -> str:
     entity = mirror.tracker.entity or api.default_entity
     run = api.run(f"{entity}/{mirror.tracker.project}/{mirror.wanted()[-1].run_id}")
     known = {name: run.summary.get(name) for name in LINKS}
-    if not all(known.values()):
-        what = shown(mirror, entity)
-        for name, make in zip(LINKS, (view, report), strict=True):
-            if not known[name]:
-                known[name] = make(what).save().url
-                run.summary[name] = known[name]
-        run.summary.update()
+    what = shown(mirror, entity)
+    for name, make in zip(LINKS, (view, report), strict=True):
+        if not known[name]:
+            run.summary[name] = known[name] = make(what).save().url
+            run.summary.update()
     return f"dashboard: {known['view_url']} and {known['report_url']}"

@@ -83,8 +83,8 @@ def offline_runs(folder: Path) -> Iterator[tuple[Mark, Path]]:
             found.append((content["time"], str(path), Mark(**content[MARK])))
         except (OSError, ValueError, KeyError, TypeError):  # one that is being written, or is not ours
             continue
-    for _, path, mark in sorted(found, key=lambda entry: entry[:2]):
-        yield mark, Path(path).parent / "files"
+    for _, place, mark in sorted(found, key=lambda entry: entry[:2]):
+        yield mark, Path(place).parent / "files"
 
 
 def mark_of(run: Any) -> Mark | None:

@@ -3,8 +3,9 @@
 A training's curves: `python -m bench.publish train=NAME [out=DIR]`.
 
 Makes the runs that are missing, from the store alone, and nothing twice: a run's id follows from what it mirrors; and
-for a sweep on a server its dashboard (bench.dashboard). Goes to the server where you are logged in; `tracker.mode=offline` writes run folders to RESULTS/wandb, which
-`wandb sync --yes RESULTS/wandb/offline-run-*` can upload from a machine with a network.
+for a sweep on a server its dashboard (bench.dashboard). Goes to the server where you are logged in;
+`tracker.mode=offline` writes run folders to RESULTS/wandb, which `wandb sync --yes RESULTS/wandb/offline-run-*` can
+upload from a machine with a network.
 """
 
 from __future__ import annotations

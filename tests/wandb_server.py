@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -101,7 +102,8 @@ class Server:
         name = v.get("name") or str(v["id"]).removeprefix("id-")
         new = name not in self.runs
         run = self.runs.setdefault(name, Run(v.get("project") or "", name, created=len(self.runs)))
-        run.state = "running"
+        if v.get("name"):  # by its id a run is only edited
+            run.state = "running"
         run.group, run.job_type = v.get("groupName") or run.group, v.get("jobType") or run.job_type
         run.display_name, run.tags = v.get("displayName") or run.display_name, v.get("tags") or run.tags
         run.config |= json.loads(v.get("config") or "{}")
@@ -258,12 +260,20 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that is killed resets its connection: no reason for a traceback."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextlib.contextmanager
 def serve() -> Iterator[Server]:
     """A server in a thread of this process, until the end of the block."""
     server = Server()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server))
-    http.daemon_threads = True
+    http = _Http(("127.0.0.1", 0), _handler(server))
     server.url = f"http://127.0.0.1:{http.server_address[1]}"
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
