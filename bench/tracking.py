@@ -288,7 +288,7 @@ class TrainingMirror(Mirror):
         axes = {"task": "train", "model": self.name, "dataset": recipe.get("dataset")}
         files = {HISTORY_FILE: folder / HISTORY_FILE, RECIPE_FILE: folder / RECIPE_FILE}
         with self._run(mark, f"train {self.name}", axes, {**axes, **recipe}, files, final=self._now) as run:
-            logged = run.step - 1  # of a run that is resumed
+            logged = run.starting_step - 1  # what a run that is resumed has already
             while True:
                 last = ended()
                 steps = curves(folder / HISTORY_FILE)

@@ -24,6 +24,7 @@ from bench.errors import UserError
 from bench.mirror import Mark, offline_runs
 from bench.store import Store
 from bench.tracking import Companion
+from reports import build
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("ddim", "edict")
@@ -105,9 +106,8 @@ def python(arguments: Sequence[str], variables: dict[str, str], code: int = 0) -
     return ended.stdout + ended.stderr
 
 
-def report(root: Path, out: Path, variables: dict[str, str], *more: str) -> dict[str, bytes]:
-    python(["reports.build", "sweep=toy", f"store={root}", f"out={out}", "quiet=true", *more], variables)
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def published(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Store
     """A store whose mirror is on the server and in offline folders, after its report was built."""
     home = tmp_path_factory.mktemp("published")
     store = make_store(home / "results")
-    report(store.root, store.root / "reports" / "toy", environment(None, home))
+    assert build.main(["sweep=toy", f"store={store.root}", "quiet=true"]) == 0
     online = python(["bench.publish", "sweep=toy", f"results={store.root}"], environment(server, home))
     assert "5 runs at http" in online and "5 of them new" in online
     offline = ["bench.publish", "sweep=toy", f"results={store.root}", "tracker.mode=offline"]
@@ -173,13 +173,30 @@ def test_no_telemetry_leaves(server: Server, published: Store) -> None:
 
 
 def test_tables_from_every_source_are_the_same_bytes(server: Server, published: Store, tmp_path: Path) -> None:
-    variables = environment(server, tmp_path)
-    first = report(published.root, tmp_path / "a", variables)
+    first = contents(published.root / "reports" / "toy")
     assert {"table.md", "table.csv", "costs.csv", "index.html"} < set(first)
-    alone = tmp_path / "elsewhere"
+    alone = tmp_path / "alone"
     shutil.copytree(published.root / "wandb", alone / "wandb", ignore=shutil.ignore_patterns("run-*"))
-    assert report(alone, tmp_path / "b", variables, "source=files") == first
-    assert report(tmp_path / "nothing", tmp_path / "c", variables, "source=wandb") == first
+    assert build.main(["sweep=toy", f"store={alone}", "source=files", "quiet=true"]) == 0
+    assert contents(alone / "reports" / "toy") == first
+    nothing = tmp_path / "nothing"
+    python(["reports.build", "sweep=toy", f"store={nothing}", "source=wandb"], environment(server, tmp_path))
+    assert contents(nothing / "reports" / "toy") == first
+
+
+def test_a_cell_that_failed_and_is_done_later_keeps_its_run(server: Server, published: Store, tmp_path: Path) -> None:
+    before = server.operations.count("UpsertBucket")
+    write_cell(published, "edict", 3)
+    command = ["bench.publish", "sweep=toy", f"results={published.root}"]
+    assert "5 runs at" in python(command, environment(server, tmp_path))
+    run = server.runs["toy-edict-blur-s3-toy"]
+    assert run.state == "finished" and run.summary["outcome"] == "done" and "rows.parquet" in run.files
+    assert len(run.history) == 1 and server.operations.count("UpsertBucket") - before <= 2
+    (mark,) = (mark for mark, _ in offline_runs(published.root / "wandb") if mark.run_id == run.name)
+    assert mark.kind == "failure"  # the offline mirror is another one
+    python([*command, "tracker.mode=offline"], environment(server, tmp_path))
+    (mark,) = (mark for mark, _ in offline_runs(published.root / "wandb") if mark.run_id == run.name)
+    assert mark.kind == "cell"
 
 
 # --- dashboard and training ------------------------------------------------------------------------------------------
@@ -307,7 +324,8 @@ def test_what_a_dead_mirror_left_is_published(tmp_path: Path, nobody: dict[str, 
 def test_a_sweep_does_not_notice_that_its_mirror_died(tmp_path: Path) -> None:
     variables, results = environment(None, tmp_path), tmp_path / "results"
     command = [sys.executable, "-m", "bench.run", "sweep=corruptions", "profile=digits", "method=ddim", "steps=2"]
-    command += ["corruption=block_mask", "severity=1,3", "images=2", "launcher=debug", f"results={results}"]
+    command += ["corruption=block_mask", "severity=1,3", "images=2", "launcher=debug", "report=false"]
+    command += [f"results={results}"]
     running = subprocess.Popen(
         command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -322,10 +340,10 @@ def test_a_sweep_does_not_notice_that_its_mirror_died(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_gone_costs_one_line(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "results")
+    store = unmirrored(tmp_path / "results")
     gone = environment(None, tmp_path) | {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY}
     command = ["bench.publish", "sweep=toy", f"results={store.root}"]
-    assert "5 runs in" in python(command, gone)  # a node without a network
+    assert "1 runs in" in python(command, gone)  # a node without a network
     assert "does not answer" in python([*command, "tracker.mode=online"], gone, code=2)
     error = python(["reports.build", "sweep=toy", f"store={store.root}", "source=wandb"], gone, code=2)
     assert error.count("\n") == 1 and "W&B cannot be read" in error

@@ -119,7 +119,7 @@ class Server:
                 "eventsLineCount": 0,
                 "historyTail": json.dumps([json.dumps(line) for line in run.history[-1:]]),
                 "eventsTail": "[]",
-                "wandbConfig": "{}",
+                "wandbConfig": '{"t": 1}',  # it has been started by a client
             }
         return {"model": {"id": "p", "name": v["project"], "entity": {"id": "e", "name": ENTITY}, "bucket": bucket}}
 
