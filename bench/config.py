@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bench.errors import UserError, nearest, unknown
+from bench.mirror import PROJECT
 
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 GROUPS = ("sweep", "profile", "method", "model", "dataset", "corruption", "launcher", "tracker")
@@ -199,7 +200,7 @@ class TrackerConfig(Strict):
 
     kind: Literal["wandb", "none"] = "none"
     mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online only if logged in")
-    project: str = "inversion-bench"
+    project: str = PROJECT
     entity: str | None = None
 
 

@@ -1,12 +1,14 @@
 """Rebuild a sweep's tables, figures and page from the store.
 
-    python -m reports.build sweep=corruptions [store=results] [out=DIR] [metric=psnr] [quiet=true]
+    python -m reports.build sweep=corruptions [store=results] [out=DIR] [metric=psnr] [quiet=true] [source=wandb]
 
 sweep   a sweep that has run into the store
 store   the results folder (default: results)
 out     where to write (default: STORE/reports/SWEEP)
 metric  the metric of the printed table, the cost figure and the image captions (default: psnr, and all tables printed)
 quiet   true prints the path of the page alone
+source  store (default) | wandb: the mirror on a W&B server | files: the offline run folders in STORE/wandb
+project, entity  of source=wandb (default: inversion-bench, and the entity of your login)
 
 Exit code 0; 1 if cells that would be compared measured different inputs (the page says which); 2 for a mistake in
 the arguments. Nothing is redrawn while the store holds what it held at the last build.
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.mirror import PROJECT
 from bench.store import Store
 from reports.results import METRICS, Metric, MixedMeasurements, Results, check_measurements, load
 from reports.tables import (
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
     from reports.html import Figure
 
 VERSION = 2  # of the reports: raise it when the same rows should give other files
-KEYS = ("sweep", "store", "out", "metric", "quiet")
+KEYS = ("sweep", "store", "out", "metric", "quiet", "source", "project", "entity")
 INPUTS = ".inputs"
 
 
@@ -86,6 +89,8 @@ def parse(arguments: Sequence[str]) -> Options:
             raise UsageError(f"argument {argument!r} has no value; write {key}=VALUE")
         given[key] = value
     root = Path(given.get("store", "results"))
+    out = Path(given["out"]) if "out" in given else root / "reports" / given.get("sweep", "")
+    root = _mirrored(given, root)
     stores = _stores_beside(root)
     if not (root / "sweeps").is_dir():
         raise UsageError(
@@ -98,10 +103,27 @@ def parse(arguments: Sequence[str]) -> Options:
     sweep = _one_of("sweep", given["sweep"], sweeps)
     metric = _one_of("metric", given["metric"], tuple(METRICS)) if "metric" in given else None
     quiet = _one_of("quiet", given.get("quiet", "false").lower(), ("true", "false")) == "true"
-    out = Path(given["out"]) if "out" in given else root / "reports" / sweep
     if out.exists() and not out.is_dir():
         raise UsageError(f"out={out} is a file; give a folder")
     return Options(sweep, root, out, metric, quiet)
+
+
+def _mirrored(given: Mapping[str, str], root: Path) -> Path:
+    """The store itself, or the one put together from its mirror."""
+    source = _one_of("source", given.get("source", "store"), ("store", "wandb", "files"))
+    if source == "store":
+        return root
+    if "sweep" not in given:
+        raise UsageError(f"no sweep given; source={source} needs sweep=NAME")
+    from reports.sources import NoMirror, from_files, from_server
+
+    place = root / "mirrored" / source
+    try:
+        if source == "files":
+            return from_files(root / "wandb", given["sweep"], place).root
+        return from_server(given.get("project", PROJECT), given.get("entity"), given["sweep"], place).root
+    except NoMirror as error:
+        raise UsageError(str(error)) from error
 
 
 def _stores_beside(root: Path) -> list[str]:
