@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from reports.statistics import Array, bootstrap, holm, interval, paired_difference, rank
+from reports.statistics import Array, bootstrap, interval, rank
 
 Draw = Callable[[np.random.Generator, int], Array]
 
