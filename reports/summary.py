@@ -38,7 +38,7 @@ def summarise(results: Results) -> pd.DataFrame:
             for column in block.columns:
                 here = rows.columns.get((block.key, column))
                 entries = [] if here is None else _input(metric, rows, here, block, column)
-                expected = 0 if here is None else len(np.unique(rows.images[here]))
+                expected = 0 if here is None else rows.expected(metric, here)
                 for line in results.lines:
                     cells = results.by_key.get((line.key, block.key, column))
                     if cells is not None:
@@ -71,6 +71,12 @@ class _Rows:
             rows = self.results.rows
             self.known[name] = rows[name].to_numpy(dtype=float) if name in rows else np.full(len(rows), np.nan)
         return self.known[name]
+
+    def expected(self, metric: Metric, here: npt.NDArray[np.int64]) -> int:
+        """How many images should have a value at a column: those that any method has or lost there. The others have
+        none by their nature, as an edit of the whole image has nothing outside it."""
+        due = self.numerical[here] | (bool(metric.extractor) or ~np.isnan(self.values(metric.name)[here]))
+        return len(np.unique(self.images[here][due]))
 
     def distance(self, metric: Metric, cells: Sequence[Cell]) -> tuple[float, int]:
         """A distance between sets over all finite images of cells, and how many they are. Every truth counts once."""

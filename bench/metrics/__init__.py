@@ -9,6 +9,7 @@ A metric whose weights are not on disk is unavailable, with the reason; no other
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Pretrained:
     @property
     def missing(self) -> bool:
         folder = hub.snapshot(self.name)
-        return folder is None or not (folder / "config.json").is_file()
+        return folder is None or not all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,9 @@ def available(names: Sequence[str], task: str = "restore") -> tuple[tuple[str, .
         metric = CATALOGUE[name]
         if task not in metric.tasks:
             raise UserError(f"metric {name} has no meaning for task={task}; only for {', '.join(metric.tasks)}")
-        if metric.needs is not None and metric.needs.missing:
+        if isinstance(metric.needs, Pretrained) and importlib.util.find_spec("transformers") is None:
+            missing[name] = f"{name} needs transformers (pip install inversion-bench[large])"
+        elif metric.needs is not None and metric.needs.missing:
             remedy = f", run bench.prefetch metric={metric.prefetch}" if metric.prefetch else " are not in methods/zoo"
             missing[name] = f"{metric.needs.what}{remedy}"
     return tuple(name for name in names if name not in missing), missing

@@ -98,9 +98,11 @@ def _attributes(e: Edited) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def verdict(e: Edited) -> Tensor:
-    """1 where every attribute that the edit changes is as asked, else 0: [B]."""
+    """1 where every attribute that the edit changes is as asked, else 0: [B]; nan where the captions state the same
+    attributes (one of two red circles removed), since the classifier does not count."""
     present, source, target = _attributes(e)
-    return ((present == target) | (source == target)).all(1).double()
+    unchanged = source == target
+    return torch.where(unchanged.all(1), torch.nan, ((present == target) | unchanged).all(1).double())
 
 
 def kept(e: Edited) -> Tensor:

@@ -1,8 +1,8 @@
 """Metrics of one image against another, one number an image.
 
 Images are [B, C, H, W] in [0, 1]; values outside are clipped first, as a viewer would. SSIM is torchmetrics' (Wang et
-al. 2004): Gaussian window of 11 pixels, sigma 1.5, data range 1, k = (0.01, 0.03), mean over the channels and over
-the pixels whose window lies inside the image. PSNR has peak 1 and is taken an image: a table's is a mean of decibels.
+al. 2004): Gaussian window of 11 pixels, sigma 1.5, data range 1, k = (0.01, 0.03), reflected borders, mean over
+pixels and channels. PSNR has peak 1 and is taken an image: a table's is a mean of decibels.
 """
 
 from __future__ import annotations
@@ -38,22 +38,17 @@ def l2(x: Tensor, truth: Tensor) -> Tensor:
 
 
 def ssim(x: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity [B]: the mean of `ssim_map` where its window lies inside the image."""
-    values, _ = _ssim(x, truth)
-    return values.reshape(len(x))
+    """Structural similarity [B]."""
+    return ssim_map(x, truth).flatten(1).mean(1)
 
 
 def ssim_map(x: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity at every pixel [B, C, H, W], float64, with reflected borders."""
-    return _ssim(x, truth)[1]
-
-
-def _ssim(x: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    found = structural_similarity_index_measure(
+    """Structural similarity at every pixel [B, C, H, W], float64."""
+    _, full = structural_similarity_index_measure(
         x.clamp(0, 1).double(), truth.clamp(0, 1).double(), data_range=1.0, kernel_size=11, sigma=1.5,
         reduction="none", return_full_image=True,
     )  # fmt: skip
-    return found[0], found[1]
+    return full.reshape(x.shape)
 
 
 @cache
