@@ -98,7 +98,7 @@ def test_equal_singular_values_do_not_stop_the_search() -> None:
 
 def test_the_divergence_integral_is_the_trace() -> None:
     A, flow = linear(4)
-    z = draw(2, 8)
+    z = draw(2, 4)
     exact = divergence_integral(flow, z)
     close(exact.mean, A.trace(), 1e-9)
     assert not exact.standard_error.any()
@@ -152,10 +152,6 @@ def test_the_flow_of_a_mixture_carries_its_density_to_the_normal_one() -> None:
     values, found = torch.linalg.svdvals(J), singular_values(flow, z, iterations=4)
     close(found.largest, values[:, 0], 1e-8)
     close(found.smallest, values[:, -1], 1e-8)
-    coarse = Flow(flow.field, [0, 0.2, 0.5, 1])
-    pairs = adversarial_pair_ratios(coarse, z, 1e-3, updates=12)
-    ordinary = random_pair_ratios(coarse, z, 1e-3, pairs=3)
-    assert (pairs.smallest < ordinary.amin(1)).all() and (pairs.largest > ordinary.amax(1)).all()
 
 
 # --- pairs, round trips, stability ---------------------------------------------------------------------------------
