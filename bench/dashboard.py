@@ -4,7 +4,7 @@ user's own: what is there already is left as it is. Needs the extra `dashboard` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ def shown(mirror: Mirror, entity: str) -> Shown:
     )
 
 
-def _bars(names: Sequence[str]) -> list[wr.BarPlot]:
+def _bars(names: Sequence[str]) -> list[Any]:
     import wandb_workspaces.reports.v2 as wr
 
     return [
@@ -72,7 +72,7 @@ def _bars(names: Sequence[str]) -> list[wr.BarPlot]:
     ]
 
 
-def _clouds(names: Sequence[str], across: Sequence[wr.SummaryMetric | wr.Config]) -> list[wr.ScatterPlot]:
+def _clouds(names: Sequence[str], across: Sequence[wr.SummaryMetric | wr.Config]) -> list[Any]:
     import wandb_workspaces.reports.v2 as wr
 
     return [
@@ -87,7 +87,7 @@ def view(what: Shown) -> ws.Workspace:
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-    costs = [*_clouds(what.quality[:1], [wr.SummaryMetric(name) for name in what.costs]), *_bars(what.costs)]
+    costs: list[Any] = [*_clouds(what.quality[:1], [wr.SummaryMetric(name) for name in what.costs]), *_bars(what.costs)]
     sections = [
         ws.Section(
             "Quality",
@@ -159,11 +159,12 @@ def ensure(mirror: Mirror) -> str:
     import wandb
 
     api = wandb.Api(timeout=30)
-    entity = mirror.tracker.entity or api.default_entity
+    entity = str(mirror.tracker.entity or api.default_entity)
     run = api.run(f"{entity}/{mirror.tracker.project}/{mirror.wanted()[-1].run_id}")
     known = {name: run.summary.get(name) for name in LINKS}
     what = shown(mirror, entity)
-    for name, make in zip(LINKS, (view, report), strict=True):
+    makers: tuple[Callable[[Shown], Any], ...] = (view, report)
+    for name, make in zip(LINKS, makers, strict=True):
         if not known[name]:
             run.summary[name] = known[name] = make(what).save().url
             run.summary.update()

@@ -359,7 +359,8 @@ def _mark_complete(place: Path, mark: Mark) -> None:
     temporary = place / f".{MARK}.json"
     temporary.write_text(json.dumps(content))
     os.replace(temporary, place / f"{MARK}.json")
-    for folder in place.parent.glob(f"offline-run-*-{mark.run_id}"):
+    older = place.parent.glob(f"offline-run-*-{mark.run_id}") if place.name.startswith("offline-") else ()
+    for folder in older:
         if folder != place and folder.name.split("-", 3)[3] == mark.run_id:
             shutil.rmtree(folder, ignore_errors=True)
 
