@@ -41,10 +41,11 @@ from reports.tables import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from reports.figures import Gallery
+    from reports.drawing import Cast
     from reports.html import Figure
+    from reports.images import Gallery
 
-VERSION = 2  # of the reports: raise it when the same rows should give other files
+VERSION = 3  # of the reports: raise it when the same rows should give other files
 KEYS = ("sweep", "store", "out", "metric", "quiet")
 INPUTS = ".inputs"
 
@@ -247,76 +248,127 @@ def _draw(
     store: Store, results: Results, lead: Metric | None, summary: pd.DataFrame, spent: pd.DataFrame, out: Path
 ) -> tuple[list[Figure], list[Gallery], list[str]]:
     """The figures as files; those of the page, its sample images, and the names written."""
-    from reports import figures as draw
-    from reports.html import Figure
+    from reports import drawing
+    from reports.images import image_grid, middle
 
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     names: list[str] = []
-    shown: list[Figure] = []
 
     def keep(stem: str, figure: Any, vector: bool = True) -> bytes:
-        paths = draw.save(figure, folder / stem, vector)
+        paths = drawing.save(figure, folder / stem, vector)
         names.extend(f"figures/{path.name}" for path in paths)
         return paths[0].read_bytes()
 
-    with draw.styled():
-        # An error on a logarithmic scale says more of a round trip than its PSNR does.
-        round_trip = results.reconstructs and results.error is not None
-        if round_trip:
-            shown += _round_trips(results, summary, spent, keep)
-        for metric in results.metrics:
-            if round_trip or not (metric.printed or metric is lead):
-                continue
-            axis = results.blocks[0].axis
-            title = f"{metric.title} against {axis}: mean and 95 % bootstrap band"
-            png = keep(f"curves_{metric.name}", draw.curves(metric, summary, results))
-            alt = f"{title}; a panel for each of {', '.join(block.title for block in results.blocks)}"
-            shown.append(Figure(f"curves-{metric.name}", title, f"{alt}. The numbers are in the table.", png))
-        if lead is not None and not results.reconstructs:
-            title = f"{lead.title} against cost; the grey staircase joins the methods that no other beats in both"
-            png = keep(f"pareto_{lead.name}", draw.pareto(lead, summary, spent, results))
-            shown.append(Figure("pareto", title, f"{title}. The numbers are in the tables.", png))
+    with drawing.styled():
         galleries = _galleries(store, results, lead)
-        for number, block in enumerate(() if round_trip else results.blocks):  # copies of the truth: the page has them
+        # An error on a logarithmic scale says more of a round trip than its PSNR does.
+        if results.reconstructs and results.error is not None:
+            return _round_trips(results, summary, spent, keep), galleries, names
+        cast = drawing.cast(results, lead, summary)
+        shown = _comparisons(results, lead, summary, spent, cast, keep)
+        for number, block in enumerate(results.blocks):
             own = {shown.column: shown for shown in galleries if shown.block.key == block.key}
             if own:
                 stem = f"grid_{number + 1}_{_file_name(block.key)}"
-                keep(stem, draw.image_grid(own[draw.middle(block.axis, list(own))]), vector=False)
+                keep(stem, image_grid(own[middle(block.axis, list(own))], cast), vector=False)
     return shown, galleries, names
+
+
+def _figure(name: str, title: str, png: bytes, results: Results, panels: bool = True) -> Figure:
+    """A figure of the page; its words for those who do not see it name its panels."""
+    from reports.html import Figure
+
+    named = f"; a panel for each of {', '.join(block.title for block in results.blocks)}" if panels else ""
+    return Figure(name.replace("_", "-"), title, f"{title}{named}. The numbers are in the tables.", png)
+
+
+def _comparisons(
+    results: Results, lead: Metric | None, summary: pd.DataFrame, spent: pd.DataFrame, cast: Cast,
+    keep: Callable[[str, Any], bytes],
+) -> list[Figure]:  # fmt: skip
+    """Curves of every printed metric; of the first one also quality against cost, profiles and image by image."""
+    from reports import figures as draw
+
+    rule = f" ({cast.rule})" if cast.rule else ""
+    shown = []
+    for metric in results.metrics:
+        if not (metric.printed or metric is lead):
+            continue
+        name, title = f"curves_{metric.name}", f"{metric.title} against {results.blocks[0].axis}: mean"
+        title += f" and 95 % bootstrap band{rule}"
+        shown.append(_figure(name, title, keep(name, draw.curves(metric, summary, results, cast)), results))
+    if lead is None or results.reconstructs:
+        return shown
+    title = f"{lead.title} against cost{rule}; the grey staircase joins the methods that no other beats in both"
+    pareto = keep(f"pareto_{lead.name}", draw.pareto(lead, summary, spent, cast))
+    shown.append(_figure("pareto", title, pareto, results, panels=False))
+    scores = draw.by_image(lead, results)
+    if scores.empty:
+        return shown
+    more = "at least" if lead.higher_is_better else "at most"
+    title = f"Performance profiles: share of images with {more} this {lead.title}, all columns together{rule}"
+    profiles = keep(f"profiles_{lead.name}", draw.profiles(lead, scores, results, cast))
+    shown.append(_figure("profiles", title, profiles, results))
+    if len(cast.titles) > 1:
+        leader = cast.titles[cast.leads[0]]
+        title = f"Image by image: {lead.title} of {leader} against its best rival; a point an image and column"
+        png = keep(f"scatter_{lead.name}", draw.scatter(lead, scores, summary, results, cast))
+        shown.append(_figure("scatter", title, png, results))
+    return shown
 
 
 def _round_trips(
     results: Results, summary: pd.DataFrame, spent: pd.DataFrame, keep: Callable[[str, Any], bytes]
 ) -> list[Figure]:
-    """Error against steps and against evaluations, and the scale of the latents."""
-    from reports import figures as draw
-    from reports.html import Figure
+    """Error against steps and against evaluations, the scale of the latents, and what theory says of them."""
+    from reports import theory
+    from reports.drawing import cast as cast_of
 
     error, axis = results.error, results.blocks[0].axis
     assert error is not None
-    panels = f"a panel for each of {', '.join(block.title for block in results.blocks)}"
-    drawn = [
+    cast = cast_of(results, error, summary)
+    drawn = []
+    if any(len(block.columns) > 1 for block in results.blocks):
+        drawn = [
+            (
+                f"curves_{error.name}",
+                f"Round-trip error against {axis}; in grey the slopes of a first (1/N) and of a second order method "
+                "(1/N²), beside each method the order seen between its last two points",
+                theory.round_trip(error, summary, spent, results, cast, "steps"),
+            ),
+            (
+                f"work_{error.name}",
+                f"Round-trip error against network evaluations, a line through a method's {axis}",
+                theory.round_trip(error, summary, spent, results, cast, "nfe"),
+            ),
+            (
+                "latent_std",
+                f"Scale of the latent against {axis}; 1 is the prior's",
+                theory.latent_scale(spent, results, cast),
+            ),
+        ]
+    shown = [_figure(name, title, keep(name, figure), results) for name, title, figure in drawn]
+    for name, title, extra in (
         (
-            f"curves_{error.name}",
-            f"Round-trip error against {axis}; in grey the slopes of a first (1/N) and of a second order method (1/N²)",
-            draw.round_trip(error, summary, spent, results, "steps"),
+            "growth",
+            "Parasitic growth of the latent behind a perfect round trip: EDICT's p⁻²ᴺ and BDIA's γ⁻ᴺ",
+            theory.growth(spent, results, cast),
         ),
         (
-            f"work_{error.name}",
-            f"Round-trip error against network evaluations, a line through a method's {axis}",
-            draw.round_trip(error, summary, spent, results, "nfe"),
+            "marginals",
+            "Marginals of RF-Inversion by its ODEs and its SDEs: one and the same at 0 and at 1 alone "
+            "(Theorems 3.4 and 3.5)",
+            theory.marginals(results),
         ),
-        ("latent_std", f"Scale of the latent against {axis}; 1 is the prior's", draw.latent_scale(spent, results)),
-    ]
-    return [
-        Figure(name.replace("_", "-"), title, f"{title}; {panels}. The numbers are in the tables.", keep(name, figure))
-        for name, title, figure in drawn
-    ]
+    ):
+        if extra is not None:
+            shown.append(_figure(name, title, keep(name, extra), results, panels=False))
+    return shown
 
 
 def _galleries(store: Store, results: Results, lead: Metric | None) -> list[Gallery]:
-    from reports.figures import gallery, score_index
+    from reports.images import gallery, score_index
 
     scores = score_index(results, lead)
     found = (
