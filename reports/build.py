@@ -327,7 +327,7 @@ def _round_trips(
 
     error, axis = results.error, results.blocks[0].axis
     assert error is not None
-    cast = cast_of(results, error, summary)
+    cast = cast_of(results, error, summary, theory.exact(error, summary))
     drawn = []
     if any(len(block.columns) > 1 for block in results.blocks):
         drawn = [
@@ -352,7 +352,9 @@ def _round_trips(
     for name, title, extra in (
         (
             "growth",
-            "Parasitic growth of the latent behind a perfect round trip: EDICT's p⁻²ᴺ and BDIA's γ⁻ᴺ",
+            "Parasitic growth of the latent behind a perfect round trip: EDICT's p⁻²ᴺ and BDIA's γ⁻ᴺ, in grey through "
+            "the last point. What grows starts smaller where steps are finer, so the growth seen from one number of "
+            "steps to the next stays a little below the law's",
             theory.growth(spent, results, cast),
         ),
         (
@@ -368,9 +370,9 @@ def _round_trips(
 
 
 def _galleries(store: Store, results: Results, lead: Metric | None) -> list[Gallery]:
-    from reports.images import gallery, score_index
+    from reports.images import gallery, scores_of
 
-    scores = score_index(results, lead)
+    scores = scores_of(results, lead)
     found = (
         gallery(store, results, block, column, lead, scores) for block in results.blocks for column in block.columns
     )

@@ -10,7 +10,7 @@ same bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,17 +75,22 @@ def standing(metric: Metric, summary: pd.DataFrame) -> list[str]:
     return ranks.groupby(known["line"], sort=False).mean().sort_values(kind="stable").index.astype(str).tolist()
 
 
-def cast(results: Results, metric: Metric | None, summary: pd.DataFrame) -> Cast:
-    """Looks by standing in `metric`: the sweep's highlighted methods first, then the best, twins after their first."""
+def cast(results: Results, metric: Metric | None, summary: pd.DataFrame, last: Collection[str] = ()) -> Cast:
+    """Looks by standing in `metric`: the sweep's highlighted methods first, then the best, twins after their first.
+
+    Lines in `last` (those a figure does not draw) come after all others.
+    """
     order = standing(metric, summary) if metric is not None else []
     titles = {line.key: line.title for line in results.lines}
     order += [key for key in titles if key not in order]
+    order.sort(key=lambda key: key in last)
     named = set(results.manifest.get("highlight") or ())
     highlighted = [line.key for line in results.lines if line.method in named]
     rest = [key for key in order if key not in highlighted]
     twins = _twins(metric, summary, [*highlighted, *rest])
     leaders = [key for key in rest if key not in twins][:BEST]
-    order = [*highlighted, *leaders, *(key for key in rest if key not in leaders)]
+    follow = sorted((key for key in rest if key not in leaders), key=lambda key: (key in last, key in twins))
+    order = [*highlighted, *leaders, *follow]
     size = len(PALETTE)
     looks = {
         key: Look(PALETTE[i % size], MARKERS[(i + i // size) % len(MARKERS)], DASHES[i // size % len(DASHES)])
@@ -101,6 +106,8 @@ def _twins(metric: Metric | None, summary: pd.DataFrame, order: Sequence[str]) -
         return set()
     chosen = summary[(summary["metric"] == metric.name) & summary["line"].isin(order) & np.isfinite(summary["mean"])]
     means = chosen.pivot(index=["block", "column"], columns="line", values="mean")
+    if metric.digits.endswith("e"):  # an error over many powers of ten
+        means = np.log10(means.clip(lower=metric.floor or 1e-30))
     spread = float(np.nanmax(means.to_numpy()) - np.nanmin(means.to_numpy())) if means.size else 0.0
     kept: list[str] = []
     for key in (key for key in order if key in means):

@@ -208,7 +208,11 @@ def _free_place(
 
 def by_image(metric: Metric, results: Results) -> pd.DataFrame:
     """The metric of every image, its seeds averaged: index (line, block, column, image), one column `value`."""
+    import pandas as pd
+
     places = ["line", "block", "column", "image_id"]
+    if metric.name not in results.rows:
+        return pd.DataFrame(columns=[*places, "value"])
     rows = results.rows.loc[results.rows[metric.name].notna(), [*places, metric.name]]
     means = rows.groupby(places, sort=False, observed=True)[metric.name].mean()
     return means.astype(float).rename("value").reset_index()
@@ -262,14 +266,16 @@ def _solved(values: Images, levels: Images, higher: bool) -> npt.NDArray[np.bool
 
 
 def _profile_band(solved: npt.NDArray[np.bool_], images: npt.NDArray[Any]) -> tuple[Images, Images]:
+    """[levels] each: the ends of the 95 % interval; images are drawn with replacement, a few draws at a time."""
     names, index = np.unique(images, return_inverse=True)
     totals = np.zeros((len(names), solved.shape[1]))
     np.add.at(totals, index, solved)
-    sizes = np.bincount(index)
-    rng = np.random.default_rng(0)
-    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
-    shares = (weights @ totals) / (weights @ sizes)[:, None]
-    low, high = np.quantile(shares, [0.025, 0.975], axis=0)
+    sizes, n, rng = np.bincount(index), len(names), np.random.default_rng(0)
+    chunk, shares = max(1, 1_000_000 // n), []
+    for start in range(0, DRAWS, chunk):
+        weights = rng.multinomial(n, np.full(n, 1 / n), size=min(chunk, DRAWS - start))
+        shares.append((weights @ totals) / (weights @ sizes)[:, None])
+    low, high = np.quantile(np.concatenate(shares), [0.025, 0.975], axis=0)
     return low, high
 
 

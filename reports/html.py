@@ -50,7 +50,7 @@ class Figure:
 
         buffer = io.BytesIO()
         drawing = Image.open(io.BytesIO(self.png)).convert("RGB")
-        drawing.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "PNG", compress_level=9)
+        drawing.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, "PNG")
         return _uri(min(buffer.getvalue(), self.png, key=len), "png")
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ TILE = 96  # pixels of a tile of the grid, at least
 ZOOM = 3  # the inset shows a window of this part of the side
 FRAME = (214, 40, 40)  # of the window, in the tile and around the inset
 TRUTH, MEASURED, NO_IMAGE = "truth", "input y", "no image"
+UNKNOWN = (math.nan, math.nan)
+Scores = Callable[[str], Mapping[str, tuple[float, float]]]
 RULE = "by the mean of all methods' {metric} on the {n} images kept"
 
 
@@ -48,12 +50,9 @@ class Gallery:
 
 
 def gallery(
-    store: Store, results: Results, block: Block, column: str, metric: Metric | None, scores: Mapping[Any, Any]
+    store: Store, results: Results, block: Block, column: str, metric: Metric | None, scores: Scores
 ) -> Gallery | None:
-    """The images that every finished method of this column kept. None where no cell kept any.
-
-    `scores`: (cell, image) -> (value, value of the input), as `score_index` gives it.
-    """
+    """The images that every finished method of this column kept. None where no cell kept any."""
     kept: list[tuple[Line, str | None, dict[str, np.ndarray]]] = []
     for line in results.lines:
         cells = results.by_key.get((line.key, block.key, column))
@@ -66,7 +65,8 @@ def gallery(
         return None
     places = {cell: {str(name): i for i, name in enumerate(samples["ids"])} for cell, samples in filled}
     ids = [name for name in places[filled[0][0]] if all(name in place for place in places.values())][:MOST]
-    ids, ranks = ranked(ids, [cell for cell, _ in filled if cell is not None], metric, scores)
+    known = {cell: scores(cell) for cell, _ in filled if cell is not None}
+    ids, ranks = ranked(ids, list(known.values()), metric)
     source, reference = filled[0]
     measured = "input" in reference and not results.reconstructs  # a round trip's input is the truth
     rows = []
@@ -74,13 +74,13 @@ def gallery(
         i = places[source][name]
         row = [Picture(_rgb(reference["truth"][i]), "")]
         if measured:
-            value = scores.get((source, name), (math.nan, math.nan))[1]
+            value = known[str(source)].get(name, UNKNOWN)[1]
             row.append(Picture(_rgb(reference["input"][i]), _caption(metric, value)))
         for _, cell, samples in kept:
             if cell is None or not samples:
                 row.append(Picture(None, NO_IMAGE))
                 continue
-            value = scores.get((cell, name), (math.nan, math.nan))[0]
+            value = known[cell].get(name, UNKNOWN)[0]
             row.append(Picture(_rgb(samples["output"][places[cell][name]]), _caption(metric, value)))
         rows.append(tuple(row))
     heads = (TRUTH, *((MEASURED,) if measured else ()), *(line.title for line, _, _ in kept))
@@ -89,15 +89,15 @@ def gallery(
 
 
 def ranked(
-    ids: Sequence[str], cells: Sequence[str], metric: Metric | None, scores: Mapping[Any, Any]
+    ids: Sequence[str], scores: Sequence[Mapping[str, tuple[float, float]]], metric: Metric | None
 ) -> tuple[list[str], list[str]]:
-    """The images from the worst to the best by their mean score over the cells, and what the three are called."""
+    """The images from the worst to the best by their mean over the methods' scores, and what the three are called."""
     if metric is None:
         return list(ids), [""] * len(ids)
     sign = 1 if metric.higher_is_better else -1
 
     def mean(name: str) -> float:
-        known = [v for cell in cells if not math.isnan(v := scores.get((cell, name), (math.nan, math.nan))[0])]
+        known = [value for of in scores if not math.isnan(value := of.get(name, UNKNOWN)[0])]
         return sign * sum(known) / len(known) if known else -math.inf
 
     order = sorted(ids, key=lambda name: (mean(name), name))
@@ -107,15 +107,22 @@ def ranked(
     return order, ranks
 
 
-def score_index(results: Results, metric: Metric | None) -> dict[tuple[str, str], tuple[float, float]]:
-    """(cell, image) -> (metric, metric of the input)."""
+def scores_of(results: Results, metric: Metric | None) -> Scores:
+    """A function: cell -> image -> (metric, metric of the input). Rows of one cell are looked up when it is asked."""
     rows = results.rows
     if metric is None or metric.name not in rows:
-        return {}
-    values = rows[metric.name].astype(float)
-    inputs = rows[f"input_{metric.name}"].astype(float) if f"input_{metric.name}" in rows else values * math.nan
-    keys = zip(rows["cell_id"].astype(str), rows["image_id"].astype(str), strict=True)
-    return dict(zip(keys, zip(values.tolist(), inputs.tolist(), strict=True), strict=True))
+        return lambda _: {}
+    places = rows.groupby("cell_id", sort=False, observed=True).indices
+    blank = np.full(len(rows), math.nan)
+    images, values = rows["image_id"], rows[metric.name].to_numpy(dtype=float)
+    before = rows[f"input_{metric.name}"].to_numpy(dtype=float) if f"input_{metric.name}" in rows else blank
+
+    def scores(cell: str) -> dict[str, tuple[float, float]]:
+        chosen = places.get(cell, np.array([], dtype=int))
+        pairs = zip(values[chosen].tolist(), before[chosen].tolist(), strict=True)
+        return dict(zip(images.iloc[chosen].astype(str), pairs, strict=True))
+
+    return scores
 
 
 def _caption(metric: Metric | None, value: float) -> str:

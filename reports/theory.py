@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDE, TALL = 4.9, 3.7  # inches, of a panel
-STRIP = 0.17  # of a panel's height, for the methods that are exact
+STRIP = 0.2  # of a panel's height, for the methods that are exact
 EXACT = {"latent_mse": 1e-9, "mse": 1e-6}  # rms below which an error is the arithmetic's: float64, float32 images
 DASHED: Mapping[str, Any] = {"color": "#9A9A9A", "linewidth": 1.1, "linestyle": (0, (4, 2)), "zorder": 1.2}
 GROWTH: Mapping[str, tuple[str, str, Callable[[float], float]]] = {
@@ -48,6 +48,13 @@ GROWTH: Mapping[str, tuple[str, str, Callable[[float], float]]] = {
 
 
 # --- error ---------------------------------------------------------------------------------------------------------
+
+
+def exact(metric: Metric, summary: pd.DataFrame) -> set[str]:
+    """Lines whose error is that of the arithmetic in every column."""
+    chosen = summary[(summary["metric"] == metric.name) & summary["mean"].notna()]
+    worst = chosen.groupby("line", sort=False)["mean"].max()
+    return set(worst.index[worst <= EXACT[metric.name] ** 2])
 
 
 def round_trip(
@@ -73,13 +80,13 @@ def round_trip(
         floor = 10.0 ** math.floor(math.log10(inexact.min() / 2)) if len(inexact) else rounding
         top = 3 * float(inexact.max()) if len(inexact) else floor * 10
         bottom = floor * (floor / top) ** (STRIP / (1 - STRIP))
-        exact, drawn, xs = [], [], []
+        named, drawn, xs = [], [], []
         for key in cast.looks:
             points = part[part["line"] == key]
             if points.empty:
                 continue
             if (points["mean"] <= rounding**2).all():
-                exact.append(cast.titles[key])
+                named.append(cast.titles[key])
                 continue
             # A gap in the line where a cell is missing; a column that is no number has no place on the axis.
             whole = points.set_index("column")["mean"].reindex(block.columns)
@@ -97,16 +104,19 @@ def round_trip(
         panel.set_ylim(bottom, top)
         ends = []
         for key, x, y in drawn:
-            low = np.where(y <= rounding, math.sqrt(bottom * floor), y)
+            low = np.where(y <= rounding, bottom * (floor / bottom) ** 0.12, y)
             draw_line(panel, x, low, cast.looks[key], cast.titles[key])
             last = int(np.flatnonzero(np.isfinite(low))[-1])
-            told = cast.titles[key] + (f"  {order:.1f}" if against == "steps" and (order := observed(x, y)) else "")
+            order = (
+                observed(x, np.where(y <= rounding, math.nan, y)) if against == "steps" and y[-1] > rounding else None
+            )
+            told = cast.titles[key] + ("" if order is None else f"  {round(order, 1) + 0.0:.1f}")
             ends.append(End(float(x[last]), float(low[last]), told, ink(cast.looks[key])))
         if against == "steps" and len(inexact) and max(xs) > min(xs):
             ends += _slopes(panel, min(xs), max(xs), 1.3 * float(inexact.max()))
         name_ends(panel, ends, TALL - 0.7)
-        if exact or (rms <= rounding).any():
-            _strip(panel, floor, bottom, exact, rounding)
+        if named or (rms <= rounding).any():
+            _strip(panel, floor, bottom, named, rounding)
     for panel in axes[::2]:
         panel.set_ylabel(f"rms error ({'latent' if metric.name == 'latent_mse' else 'image'})")
     return figure
@@ -131,14 +141,14 @@ def _slopes(panel: Axes, first: float, last: float, start: float) -> list[End]:
     return ends
 
 
-def _strip(panel: Axes, floor: float, bottom: float, exact: list[str], rounding: float) -> None:
+def _strip(panel: Axes, floor: float, bottom: float, named: list[str], rounding: float) -> None:
     """The names of the exact methods, below a floor where the axis has no ticks: heights there mean nothing."""
     from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, NullLocator
 
     panel.axhspan(bottom, floor, color="#F0F0F0", zorder=0.5, linewidth=0)
-    words = f"exact to rounding (below {rounding:.0e}): {', '.join(exact) if exact else 'where a line ends here'}"
+    words = f"exact to rounding (below {rounding:.0e}): {', '.join(named) or 'where a line ends here'}"
     panel.text(
-        0.012, STRIP * 0.94, textwrap.fill(words, 66), transform=panel.transAxes, va="top", fontsize=LABEL,
+        0.012, STRIP * 0.94, textwrap.fill(words, 56), transform=panel.transAxes, va="top", fontsize=LABEL,
         color="#555555", linespacing=1.15,
     )  # fmt: skip
     plain = LogFormatterSciNotation()
@@ -169,6 +179,8 @@ def latent_scale(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure:
         panel.axhspan(EXPLODED, high, color="#FBE3E0", zorder=0.5, linewidth=0)
         panel.axhspan(low, 1 / EXPLODED, color="#E3ECF7", zorder=0.5, linewidth=0)
         for height, va, word in ((EXPLODED * 1.05, "bottom", "exploded"), (1 / EXPLODED / 1.05, "top", "collapsed")):
+            if word == "collapsed" and high / low > 300:
+                continue  # no room for the word
             panel.text(0.01, height, word, transform=panel.get_yaxis_transform(), va=va, fontsize=6.5, color="#666666")
         ends = []
         for key in cast.looks:
@@ -240,7 +252,7 @@ def growth(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure | None:
             told = _rate(x, y)
             if told and (strongest is None or y[-1] > strongest[1]):
                 strongest = (float(x[-1]), float(y[-1]))
-                words = f"law: ×{factor:.4f} a step\nseen: ×{told:.4f} ({block.title})"
+                words = f"law: ×{factor:.3f} a step\nseen: ×{told:.3f} ({block.title})"
         low, high = panel.get_ylim()
         if strongest is not None:
             n = np.linspace(0, strongest[0], 50)
@@ -248,7 +260,7 @@ def growth(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure | None:
             panel.text(0.03, 0.95, f"{law}\n{words}", transform=panel.transAxes, va="top", fontsize=7, color="#555555")
         else:
             panel.text(
-                0.03, 0.95, f"{law}: ×{factor:.4f} a step\nnot yet above the latent itself", transform=panel.transAxes,
+                0.03, 0.95, f"{law}: ×{factor:.3f} a step\nnot yet above the latent itself", transform=panel.transAxes,
                 va="top", fontsize=7, color="#555555",
             )  # fmt: skip
         panel.set_ylim(min(low, 0.3), max(high, 10) * 4)
@@ -302,12 +314,14 @@ def marginals(results: Results) -> Figure | None:
             if column == "latent_mse":
                 mean, low, high = np.sqrt(mean), np.sqrt(low), np.sqrt(high)
             panel.errorbar(
-                levels, mean, yerr=[mean - low, high - mean], color=PALETTE[i], marker="os"[i], capsize=3,
-                linestyle=("-", (0, (5, 1.5)))[i], markersize=(7, 4.5)[i], label=kind.upper(), zorder=2 + i,
+                np.array(levels) + (0.012, -0.012)[i], mean, yerr=[mean - low, high - mean], color=PALETTE[i],
+                marker="os"[i], capsize=3, linestyle="none", markersize=6, label=kind.upper(),
             )  # fmt: skip
+            panel.set_xticks(levels)
         panel.set_title(f"{direction}: {symbol} of the controller")
         panel.set_xlabel(symbol)
         panel.set_ylabel(label)
+        panel.set_xlim(-0.2, 1.2)
         panel.set_ylim(0, None)
     legend(figure, axes)
     return figure

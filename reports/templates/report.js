@@ -144,7 +144,7 @@ if ($("viewer")) {
       section.hidden = off.method.has(head);
       shown.cells[h].forEach((cell, i) => {
         const tile = make("div", { className: "tile" }, cell[0] === null ? cell[1] : make("img", {
-          src: source(cell), alt: `${head}, image ${shown.ids[i]}${cell[1] ? `, ${cell[1]}` : ""}`, loading: "lazy",
+          src: source(cell), alt: `${head}, image ${shown.ids[i]}${cell[1] ? `, ${cell[1]}` : ""}`,
         }));
         Object.assign(tile.dataset, { head, image: i });
         section.append(tile, make("div", { className: "foot", textContent: cell[0] === null ? "" : cell[1] || (h === 0 ? shown.ranks[i] : "") }));
