@@ -29,7 +29,7 @@ from reports.drawing import (
     plain_ticks,
 )
 from reports.results import Metric, Results
-from reports.summary import INPUT, INPUT_TITLE
+from reports.summary import INPUT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +45,8 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cast) 
     """The metric against severity (or steps): a panel a block, a line a method with its 95 % band, the input dashed."""
     chosen = summary[(summary["metric"] == metric.name) & np.isfinite(summary["mean"])]
     crowded = cast.crowded
-    titles = [*cast.titles.values(), INPUT_TITLE]
+    given = next(iter(chosen.loc[chosen["line"] == INPUT, "title"]), "")
+    titles = [*cast.titles.values(), given]
     width, height, most = (WIDE, TALL, 2) if crowded else (3.0, 2.7, 4)
     figure, axes = panels(len(results.blocks), width, height, most, () if crowded else titles)
     band = 0.15 if len(cast.titles) <= 5 else 0.1
@@ -61,13 +62,13 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cast) 
             whole = points.set_index("column").reindex(block.columns)
             look = cast.looks[key] if key in cast.leads else None
             if key == INPUT:
-                panel.plot(x, whole["mean"], color=INPUT_COLOUR, linestyle="--", linewidth=1.3, label=INPUT_TITLE)
+                panel.plot(x, whole["mean"], color=INPUT_COLOUR, linestyle="--", linewidth=1.3, label=given)
             else:
                 draw_line(panel, x, whole["mean"], look, cast.titles[key])
             if look is not None:
                 panel.fill_between(x, whole["low"], whole["high"], color=look.color, alpha=band, linewidth=0, zorder=1)
             last = int(np.flatnonzero(whole["mean"].notna().to_numpy())[-1])
-            name = "input y" if key == INPUT else cast.titles[key]
+            name = given.split(" (")[0] if key == INPUT else cast.titles[key]
             ends.append(End(float(x[last]), float(whole["mean"].iloc[last]), name, ink(look)))
         panel.set_title(block.title)
         panel.locator_params(axis="y", nbins=6)

@@ -116,19 +116,18 @@ def gallery_data(galleries: Sequence[Gallery], budget: int) -> str:
     return text.replace("<", "\\u003c")  # no end of the script element inside it
 
 
-def filters(results: Results) -> list[tuple[str, str, list[str]]]:
+def filters(results: Results, tables: Sequence[Table]) -> list[tuple[str, str, list[str]]]:
     """What the page can be narrowed to: (what elements carry it, its heading, its values), where there is a choice."""
-    from reports.summary import INPUT_TITLE
-
     blocks = results.blocks
+    inputs = dict.fromkeys(r.title for table in tables for group in table.groups for r in group.rows if r.reference)
     columns = dict.fromkeys(column for block in blocks for column in block.columns)
     offered = [
-        ("method", "method", [line.title for line in results.lines]),
+        ("method", "method", [*(line.title for line in results.lines), *inputs]),
         ("block", blocks[0].over if blocks else "", [block.title for block in blocks]),
         ("column", blocks[0].axis if blocks else "", list(columns)),
     ]
-    if any(name.startswith("input_") for name in results.rows):
-        offered[0][2].append(INPUT_TITLE)
+    if not tables:
+        return []
     return [(kind, legend, values) for kind, legend, values in offered if len(values) > 1]
 
 
@@ -220,7 +219,7 @@ def page(
         data=DATA,
         over=blocks[0].over if blocks else "",
         axis=blocks[0].axis if blocks else "",
-        filters=filters(results) if tables else [],
+        filters=filters(results, tables),
         images=int(results.rows["image_id"].nunique()),
         count={status: results.count(status) for status in ("done", "failed", "missing")},
         total=len(results.cells),

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 WIDE, TALL = 4.9, 3.7  # inches, of a panel
 STRIP = 0.2  # of a panel's height, for the methods that are exact
 EXACT = {"latent_mse": 1e-9, "mse": 1e-6}  # rms below which an error is the arithmetic's: float64, float32 images
-DASHED: Mapping[str, Any] = {"color": "#9A9A9A", "linewidth": 1.1, "linestyle": (0, (4, 2)), "zorder": 1.2}
+DASHED: dict[str, Any] = {"color": "#9A9A9A", "linewidth": 1.1, "linestyle": (0, (4, 2)), "zorder": 1.2}
 GROWTH: Mapping[str, tuple[str, str, Callable[[float], float]]] = {
     "methods.edict.EDICT": ("p", "p⁻²ᴺ", lambda p: p**-2),
     "methods.bdia.BDIA": ("gamma", "γ⁻ᴺ", lambda gamma: 1 / gamma),
@@ -312,7 +312,7 @@ def marginals(results: Results) -> Figure | None:
                 found.append(bootstrap(here[column].to_numpy(dtype=float), here["image_id"].to_numpy(dtype=str)))
             mean, low, high = (np.array([getattr(f, name) for f in found]) for name in ("mean", "low", "high"))
             if column == "latent_mse":
-                mean, low, high = np.sqrt(mean), np.sqrt(low), np.sqrt(high)
+                mean, low, high = (np.sqrt(np.maximum(ends, 0)) for ends in (mean, low, high))
             panel.errorbar(
                 np.array(levels) + (0.012, -0.012)[i], mean, yerr=[mean - low, high - mean], color=PALETTE[i],
                 marker="os"[i], capsize=3, linestyle="none", markersize=6, label=kind.upper(),
