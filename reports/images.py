@@ -219,20 +219,17 @@ def image_grid(shown: Gallery, cast: Cast) -> Figure:
             tile = None if picture.image is None else _tile(picture.image, side, part)
             canvas[y : y + tall - foot, x : x + side] = 238 if tile is None else tile
             if picture.caption:
-                low, color, va = (
-                    (tall - foot * 0.9, "#333333", "top") if tile is not None else (side, "#777777", "center")
-                )
-                axes.text(x + side / 2, y + low, picture.caption, ha="center", va=va, fontsize=6.5, color=color)
+                low, va = (side, "center") if tile is None else (tall - foot * 0.9, "top")
+                axes.text(x + side / 2, y + low, picture.caption, ha="center", va=va, fontsize=6.5, color="#444444")
         words = shown.ranks[row] or shown.ids[row]
         axes.text(
             margin * 0.45, r * tall + side, words, rotation=90, ha="center", va="center", fontsize=8, color="#555555"
         )
     axes.imshow(canvas, interpolation="none", aspect="auto")
     axes.set_axis_off()
-    for c, words in enumerate(heads):
-        axes.text(
-            margin + c * (side + gap) + side / 2, -side / 14, "\n".join(words), ha="center", va="bottom", fontsize=7.5
-        )
+    for c, head_lines in enumerate(heads):
+        x = margin + c * (side + gap) + side // 2
+        axes.text(x, -side / 14, "\n".join(head_lines), ha="center", va="bottom", fontsize=7.5)
     title = f"{shown.block.title}, {shown.block.axis} {shown.column}"
     figure.text(border / width, 1 - 0.06 / height, title, fontsize=9.5, va="top")
     note = f"worst, median, best: {shown.rule}; inset: where these restorations differ most" if shown.rule else ""
