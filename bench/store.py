@@ -145,7 +145,9 @@ class Store:
                     tables.append(file.read([name for name in file.schema_arrow.names if name not in without]))
         if not tables:
             return pa.table({}).to_pandas()
-        return pa.concat_tables(tables, promote_options="permissive").to_pandas()
+        table = pa.concat_tables(tables, promote_options="permissive")
+        del tables
+        return table.to_pandas(split_blocks=True, self_destruct=True)  # a column at a time, never all twice
 
     def samples(self, cell_id: str) -> dict[str, np.ndarray]:
         """The sample images of a cell: ids, truth, input, output."""
