@@ -107,9 +107,8 @@ def round_trip(
             low = np.where(y <= rounding, bottom * (floor / bottom) ** 0.12, y)
             draw_line(panel, x, low, cast.looks[key], cast.titles[key])
             last = int(np.flatnonzero(np.isfinite(low))[-1])
-            order = (
-                observed(x, np.where(y <= rounding, math.nan, y)) if against == "steps" and y[-1] > rounding else None
-            )
+            above = against == "steps" and y[last] > rounding
+            order = observed(x, np.where(y <= rounding, math.nan, y)) if above else None
             told = cast.titles[key] + ("" if order is None else f"  {round(order, 1) + 0.0:.1f}")
             ends.append(End(float(x[last]), float(low[last]), told, ink(cast.looks[key])))
         if against == "steps" and len(inexact) and max(xs) > min(xs):
@@ -149,7 +148,7 @@ def _strip(panel: Axes, floor: float, bottom: float, named: list[str], rounding:
     words = f"exact to rounding (below {rounding:.0e}): {', '.join(named) or 'where a line ends here'}"
     panel.text(
         0.012, STRIP * 0.94, textwrap.fill(words, 56), transform=panel.transAxes, va="top", fontsize=LABEL,
-        color="#555555", linespacing=1.15,
+        color="#555555", linespacing=1.15, zorder=4, bbox={"facecolor": "#F0F0F0", "edgecolor": "none", "pad": 1},
     )  # fmt: skip
     plain = LogFormatterSciNotation()
     panel.yaxis.set_minor_locator(NullLocator())
@@ -249,10 +248,12 @@ def growth(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure | None:
                 x, y, color=PALETTE[i % len(PALETTE)], marker="osD^vph<"[i % 8], label=block.title, alpha=0.9,
                 markeredgecolor="white", markeredgewidth=0.6, linestyle=("-", (0, (5, 1.5)))[i % 2],
             )  # fmt: skip
-            told = _rate(x, y)
-            if told and (strongest is None or y[-1] > strongest[1]):
-                strongest = (float(x[-1]), float(y[-1]))
-                words = f"law: ×{factor:.3f} a step\nseen: ×{told:.3f} ({block.title})"
+            if y[-1] >= EXPLODED and (strongest is None or y[-1] > strongest[1]):
+                strongest, told = (float(x[-1]), float(y[-1])), _rate(x, y)
+                seen = (
+                    f"seen: ×{told:.3f} ({block.title})" if told else "only the last point is above the latent itself"
+                )
+                words = f"law: ×{factor:.3f} a step\n{seen}"
         low, high = panel.get_ylim()
         if strongest is not None:
             n = np.linspace(0, strongest[0], 50)
