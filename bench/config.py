@@ -231,6 +231,7 @@ class RunConfig(Strict):
     retry: tuple[str, ...] = Field((), description="failure classes to run again; `all` for every one")
     dry_run: bool = False
     report: bool = Field(True, description="rebuild the report at the end")
+    highlight: tuple[str, ...] = Field((), description="methods that figures always colour, such as the proposed one")
     matrix: dict[str, tuple[Any, ...]] = Field({}, description="axis -> values; every combination is a cell")
     zip: tuple[dict[str, tuple[Any, ...]], ...] = Field((), description="axes that advance together")
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations to leave out")
@@ -260,7 +261,7 @@ class RunConfig(Strict):
     def _single_entry(cls, value: Any) -> Any:
         return (value,) if isinstance(value, Mapping) else value
 
-    @field_validator("retry", "metrics", mode="before")
+    @field_validator("retry", "metrics", "highlight", mode="before")
     @classmethod
     def _single_word(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
