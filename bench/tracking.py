@@ -126,6 +126,7 @@ class Mirror:
         marks = [self.mark(cell_id, cell_id in done) for cell_id in ids if cell_id in done or cell_id in failed]
         content = [(self.store.root / "sweeps" / f"{self.sweep}.json").read_bytes()]
         content += [path.read_bytes() for path in self.report_files().values()]
+        content += [mark.digest.encode() for mark in marks]
         return [*marks, Mark(self.sweep, "sweep", self.sweep, digest(*content))]
 
     def mark(self, cell_id: str, done: bool) -> Mark:
