@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LIMIT = 9_500_000  # bytes of the page, of which the sample images take what the rest leaves
 LEAST = 1_000_000  # bytes for the sample images, however large the rest
-JPEG_BYTES = 0.6  # a pixel, at quality 85 and at its worst; for photographs too large to be embedded as they are
+JPEG_BYTES = 0.7  # a pixel, at quality 85 and at its worst; for photographs too large to be embedded as they are
 LISTED = 500  # cells named under one heading
 DATA = "@gallery-data@"  # stands in the page until its size without the images is known
 

@@ -213,7 +213,7 @@ def growing(results: Results) -> dict[str, tuple[str, float]]:
     found = {}
     for cell in results.cells:
         method = results.records.get(cell.id, {}).get("config", {}).get("method", {})
-        if cell.key[0] not in found and method.get("class") in GROWTH:
+        if cell.key[0] not in found and isinstance(method, Mapping) and method.get("class") in GROWTH:
             option, law, factor = GROWTH[method["class"]]
             value = method["options"][option]
             symbol = {"p": "p", "gamma": "γ"}[option]
