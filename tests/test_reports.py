@@ -604,7 +604,8 @@ def test_the_short_form_stands_at_severity_three(tmp_path: Path) -> None:
 def test_a_best_that_is_not_significant_is_said_to_be_none(tmp_path: Path) -> None:
     few = make_store(tmp_path, images=4, small=True)
     table = tables_of(few)[0]
-    assert "In 2 of 2 columns the best is not significantly better than all others: no bold." in table.notes
+    missing = "PSNR: in 2 of 2 columns the best is not significantly better than all others, so none is bold."
+    assert missing in table.notes
     assert "unavailable: weights not on disk" in table.notes
 
 
