@@ -50,7 +50,7 @@ class Look:
 class Cast:
     """Everyone's look, from the best to the worst, and whom a crowded figure draws in colour."""
 
-    looks: Mapping[str, Look]
+    looks: dict[str, Look]
     leads: tuple[str, ...]
     highlighted: tuple[str, ...]  # those that the sweep itself names
     titles: Mapping[str, str]
