@@ -163,8 +163,8 @@ def _name_points(panel: Axes, points: dict[str, tuple[float, float]], cast: Cast
         color = cast.looks[key].color if lead else "#6B7177"
         middle = (corner + np.array([width / 2, height / 2])) / size
         panel.text(
-            middle[0], middle[1], cast.titles[key], transform=panel.transAxes, fontsize=font, color=color, ha="center", va="center",
-            zorder=4, path_effects=halo(),
+            middle[0], middle[1], cast.titles[key], transform=panel.transAxes, fontsize=font, color=color, ha="center",
+            va="center", zorder=4, path_effects=halo(),
         )  # fmt: skip
         if reach > 8:
             near = np.clip(dot, corner, corner + np.array([width, height]))
