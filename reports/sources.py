@@ -101,7 +101,7 @@ def _place(source: Source, root: Path) -> None:
     temporary.mkdir(parents=True)
     try:
         there = [name for name in wanted if source.fetch(name, temporary)]
-        missing = set(wanted[:2]) - set(there)  # a cell may have kept no images
+        missing = set(wanted[:2]) - set(there)  # a cell may have kept no images and no features
         if missing:
             raise NoMirror(f"run {mark.run_id} has no file {', '.join(sorted(missing))}")
         final.parent.mkdir(parents=True, exist_ok=True)

@@ -250,13 +250,13 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
     return found
 
 
-def processes(session: int, name: str) -> list[int]:
-    """Pids of a session whose command line holds `name`."""
+def processes(leader: int, name: str) -> list[int]:
+    """Pids of a session and of its leader's children (wandb's service leads its own session), by command line."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-            if int(fields[3]) == session and name.encode() in (folder / "cmdline").read_bytes():
+            if leader in (int(fields[1]), int(fields[3])) and name.encode() in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except OSError:
             continue
