@@ -14,6 +14,14 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class StoreError(Exception):
+    """The store cannot be written: no fault of a cell, and nothing that the next cell would escape."""
+
+
+class NodeFault(Exception):
+    """The machine is at fault: no further cell would do better in this process."""
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """`; nearest: edict`, or nothing where no name is near."""
     near = difflib.get_close_matches(given, sorted(allowed), n=1, cutoff=0.5)

@@ -1,18 +1,12 @@
-"""One cell: data -> measurement -> method -> rows, through a Lightning Trainer; and many cells with a guard each.
-
-The guard turns an exception into a failure record with its class and goes on; it never swallows KeyboardInterrupt,
-SystemExit or submitit's UncompletedJobError, which is how a scheduler says stop.
-"""
+"""One cell: data -> measurement -> method -> rows, through a Lightning Trainer. `bench.guard` is around it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -27,11 +21,9 @@ import corruptions.base as corruptions
 from bench import provenance
 from bench.cells import Cell
 from bench.config import ModelConfig
-from bench.errors import UserError
 from bench.metrics.image import score
 from bench.models import build_denoiser, build_grid
 from bench.registry import check_options, load
-from bench.store import Store
 from methods.base import InversionMethod, Problem, Solution
 from methods.denoiser import Denoiser
 
@@ -65,14 +57,14 @@ def image_generator(cell: Cell, image_id: str) -> torch.Generator:
 class _Problems(torch.utils.data.Dataset[int]):
     """Indices; the collate function makes the batch, so that each image is drawn and measured alone."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, indices: range) -> None:
+        self.indices = indices
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> int:
-        return index
+        return self.indices[index]
 
 
 def _corruption(cell: Cell) -> corruptions.Corruption[Any] | None:
@@ -91,11 +83,18 @@ def measure(cell: Cell, image_id: str, image: Tensor) -> corruptions.Measurement
     return corruptions.measure(corruption, image, key)
 
 
+Keep = Callable[["Rows"], None]
+Partial = tuple[list[dict[str, Any]], dict[str, np.ndarray]]
+"""Rows and samples of a cell's first images, as the store keeps them."""
+
+
 class Rows(pl.Callback):
     """Collects a row an image, and the first few images, from what `test_step` returns."""
 
-    def __init__(self, cell: Cell, samples: int) -> None:
+    def __init__(self, cell: Cell, samples: int, keep: Keep | None = None) -> None:
+        """`keep` is called after every batch, and may end the process there."""
         self.cell = cell
+        self.keep = keep
         self.wanted = samples
         self.rows: list[dict[str, Any]] = []
         self.images: dict[str, list[np.ndarray]] = {"truth": [], "input": [], "output": []}
@@ -107,6 +106,8 @@ class Rows(pl.Callback):
     ) -> None:
         problem, solution = outputs["problem"], outputs["solution"]
         self._score(problem, solution, self.ids[index], self.measurements[index])
+        if self.keep is not None:
+            self.keep(self)
 
     def _score(
         self, problem: Problem, solution: Solution, ids: list[str], measured: list[corruptions.Measurement]
@@ -149,9 +150,14 @@ class Rows(pl.Callback):
 
     def samples(self) -> dict[str, np.ndarray]:
         """ids, truth, input, output: uint8 [k, H, W, C]."""
-        kept = len(self.images["truth"])
-        ids = [image_id for batch in self.ids for image_id in batch][:kept]
+        ids = [row["image_id"] for row in self.rows[: len(self.images["truth"])]]
         return {"ids": np.array(ids), **{name: np.stack(images) for name, images in self.images.items() if images}}
+
+    def restore(self, rows: list[dict[str, Any]], images: dict[str, np.ndarray]) -> None:
+        """Go on from the rows and samples of an earlier attempt."""
+        self.rows = rows
+        for name in self.images:
+            self.images[name] = list(images.get(name, ()))
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -167,14 +173,20 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def execute(cell: Cell, batch_size: int, samples: int, device: str = "cpu") -> tuple[list[dict[str, Any]], dict, dict]:
-    """Run one cell. Returns (rows, record, samples) for the store."""
+def execute(
+    cell: Cell, batch_size: int, samples: int, device: str = "cpu", earlier: Partial = ([], {}),
+    keep: Keep | None = None,
+) -> tuple[list[dict[str, Any]], dict, dict]:  # fmt: skip
+    """Run one cell, but for its first images if an `earlier` attempt has finished them. Returns (rows, record, samples)
+    for the store."""
     started = provenance.now()
     data = cell.spec["dataset"]
     options = {k: v for k, v in data.items() if k not in ("name", "class", "split")}
     dataset = load(data["class"], "dataset")(split=data["split"], **options)
     method = build_method(cell, device)
-    collector = Rows(cell, samples)
+    collector = Rows(cell, samples, keep)
+    collector.restore(*earlier)
+    images = range(len(collector.rows), cell.spec["images"])
 
     def batch(indices: list[int]) -> Problem:
         items = [dataset.item(index) for index in indices]
@@ -192,7 +204,7 @@ def execute(cell: Cell, batch_size: int, samples: int, device: str = "cpu") -> t
             measurement=corruptions.stack(measured) if measured else None,
         ).to(device)
 
-    loader = DataLoader(_Problems(cell.spec["images"]), batch_size=batch_size, collate_fn=batch)
+    loader = DataLoader(_Problems(images), batch_size=batch_size, collate_fn=batch)
     memory = PeakMemory(device)
     with memory, quiet_lightning():
         trainer = pl.Trainer(
@@ -237,6 +249,7 @@ class quiet_lightning:
         self._warnings.__enter__()
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
 
     def __exit__(self, *exception: object) -> None:
         self._warnings.__exit__(None, None, None)
@@ -275,50 +288,3 @@ def _status_kib(field: str) -> int | None:
             return next(int(line.split()[1]) for line in file if line.startswith(field))
     except (OSError, StopIteration):
         return None
-
-
-# --- many cells ------------------------------------------------------------------------------------------------
-
-
-def classify(error: BaseException) -> str:
-    """The class of a failure: oom | timeout | asset-missing | numerical | bug."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower():
-        return "oom"
-    if isinstance(error, TimeoutError):
-        return "timeout"
-    if isinstance(error, (FileNotFoundError, UserError)):
-        return "asset-missing"
-    if isinstance(error, (ArithmeticError, np.linalg.LinAlgError)):
-        return "numerical"
-    return "bug"
-
-
-def run_cells(
-    cells: Iterable[Cell], store: Store, batch_size: int, samples: int, device: str = "cpu",
-    stop: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[Cell, str]]:  # fmt: skip
-    """Run cells one after the other, yielding (cell, `done` or its failure's class) as each ends."""
-    from submitit.core.utils import UncompletedJobError
-
-    for cell in cells:
-        if stop():
-            return
-        start = time.perf_counter()
-        try:
-            rows, record, images = execute(cell, batch_size, samples, device)
-            record["provenance"]["seconds"] = time.perf_counter() - start
-            store.write(cell.id, rows, record, images)
-            yield cell, "done"
-        except (KeyboardInterrupt, SystemExit, UncompletedJobError):
-            raise
-        except Exception as error:
-            kind = classify(error)
-            failure = {
-                "class": kind,
-                "message": f"{type(error).__name__}: {error}",
-                "traceback": traceback.format_exc(),
-                "axes": cell.axes,
-                "provenance": provenance.static(),
-            }
-            store.write_failure(cell.id, failure)
-            yield cell, kind

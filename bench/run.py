@@ -58,6 +58,9 @@ def compute(outlook: Outlook, console: Console) -> dict[str, int]:
                 console.print(f"{finished}/{total} cells done, {failed} failed", highlight=False)
 
         bar.update(task, running=min(slots, total))
+        store = Store(outlook.config.results)
+        for cell in outlook.plan.retried:
+            store.forget_failure(cell.id)
         launch(outlook.chunks, outlook.config, ended)
     return counts
 
