@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.errors import writing
+
 PULSE_SECONDS = 15.0
 LEASE_SECONDS = 180.0
 """Longer than network file systems cache attributes (60 s) by several pulses."""
@@ -75,14 +77,16 @@ class Claims:
         self._quiet = threading.Event()
 
     def __enter__(self) -> Claims:
-        self.owners.mkdir(parents=True, exist_ok=True)
-        (self.owners / self.name).write_text(json.dumps({**self.about, "since": time.time()}))
+        with writing():
+            self.owners.mkdir(parents=True, exist_ok=True)
+            (self.owners / self.name).write_text(json.dumps({**self.about, "since": time.time()}))
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._quiet.set()
-        (self.owners / self.name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.owners / self.name).unlink()
 
     def _beat(self) -> None:
         while not self._quiet.wait(PULSE_SECONDS):
@@ -92,7 +96,8 @@ class Claims:
     # --- taking and leaving ------------------------------------------------------------------------------------
 
     def take(self, cell: str, images: int = 0) -> Claim | None:
-        """The claim if the cell is ours now; None if a living process has it. `images`: how many are finished."""
+        """The claim if the cell is ours now; None if a living process has it. `images`: how many are finished. Raises
+        StoreError."""
         before = self.look(cell)
         if before is not None and before.alive:
             return None
@@ -101,23 +106,26 @@ class Claims:
             deaths = before.deaths + 1 if images <= before.images else 1
             # The first to rename the dead claim away may go on; who comes later finds nothing to rename.
             grave = self.folder / f".{cell}.{uuid.uuid4().hex}"
-            try:
-                os.rename(self.folder / cell, grave)
-            except FileNotFoundError:
-                return None
-            grave.unlink()
+            with writing():
+                try:
+                    os.rename(self.folder / cell, grave)
+                except FileNotFoundError:
+                    return None
+                grave.unlink()
         return self._write(cell, Claim(cell, self.about, True, time.time(), deaths, images, "node"))
 
     def _write(self, cell: str, claim: Claim) -> Claim | None:
         content = {"owner": self.name, "since": claim.since, "deaths": claim.deaths, "images": claim.images}
         draft = self.folder / f".{cell}.{uuid.uuid4().hex}"
-        try:
-            draft.write_text(json.dumps({**content, "cause": claim.cause}))
-            os.link(draft, self.folder / cell)  # appears with its content, or not at all if there is one
-        except FileExistsError:
-            return None
-        finally:
-            draft.unlink(missing_ok=True)
+        with writing():
+            try:
+                draft.write_text(json.dumps({**content, "cause": claim.cause}))
+                os.link(draft, self.folder / cell)  # appears with its content, or not at all if there is one
+            except FileExistsError:
+                return None
+            finally:
+                with contextlib.suppress(OSError):
+                    draft.unlink()
         return claim
 
     def release(self, cell: str) -> None:

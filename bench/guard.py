@@ -5,10 +5,8 @@ It never swallows KeyboardInterrupt, SystemExit or submitit's UncompletedJobErro
 
 from __future__ import annotations
 
-import contextlib
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +15,7 @@ import torch
 from bench import provenance
 from bench.cells import Cell
 from bench.config import LauncherConfig
-from bench.errors import NodeFault, StoreError, UserError
+from bench.errors import NodeFault, StoreError, UserError, writing
 from bench.execute import Rows, execute
 from bench.interrupts import CellTimeout, Interrupts
 from bench.store import Store
@@ -37,7 +35,7 @@ def classify(error: BaseException) -> str:
     """The class of a failure: oom | timeout | node | asset-missing | numerical | bug."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower():
         return "oom"
-    if isinstance(error, TimeoutError):
+    if isinstance(error, (CellTimeout, TimeoutError)):
         return "timeout"
     if isinstance(error, RuntimeError) and any(fault in str(error).lower() for fault in NODE_FAULTS):
         return "node"
@@ -99,7 +97,7 @@ class Guard:
                 return
             if self.interrupts.asked or time.perf_counter() - kept >= self.launcher.partial_s:
                 images = {name: array for name, array in collector.samples().items() if name != "ids"}
-                with _writing():
+                with writing():
                     self.store.write_partial(cell.id, code, collector.rows, images)
                 kept = time.perf_counter()
             self.interrupts.safe_point()
@@ -109,23 +107,12 @@ class Guard:
             rows, record, images = execute(cell, batch_size, self.samples, self.device, earlier, keep)
         # Seconds are of this attempt; `resumed` says how many images an earlier one had finished.
         record["provenance"] |= {"seconds": time.perf_counter() - start, "resumed": len(earlier[0])}
-        with _writing():
+        with writing():
             self.store.write(cell.id, rows, record, images)
         return "done"
 
     def fail(self, cell: Cell, kind: str, message: str, trace: str = "") -> None:
         """Record that a cell failed."""
         about = {"class": kind, "message": message, "traceback": trace, "axes": cell.axes}
-        with _writing():
+        with writing():
             self.store.write_failure(cell.id, {**about, "provenance": provenance.static()})
-
-
-@contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    """What goes wrong while writing is the store's fault, not the cell's."""
-    try:
-        yield
-    except CellTimeout:
-        raise
-    except OSError as error:
-        raise StoreError(f"the store cannot be written: {error}") from error

@@ -1,8 +1,10 @@
-"""The signals of a worker, in one hand: the scheduler's SIGUSR2 and the alarm of a cell's timeout. No torch.
+"""The signals of a worker, in one hand: the scheduler's SIGUSR2 and SIGTERM, and the alarm of a timeout. No torch.
 
 submitit answers SIGUSR2 at once, wherever the process is: it stores the job, requeues it and exits. Here the answer
 waits for a safe point, between two batches or two cells, so that what is finished is kept; if none comes in time it is
-given anyway. Python acts on signals between two bytecodes of its main thread: a long kernel delays both.
+given anyway. SIGTERM, which submitit ignores, ends the process at a safe point too, but requeues nothing: it comes with
+scancel, or from a scheduler that requeues the job itself, and SIGKILL follows. Python acts on signals between two
+bytecodes of its main thread: a long kernel delays both.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 
-class CellTimeout(TimeoutError):
+class CellTimeout(Exception):
     """A cell took longer than `launcher.cell_timeout_min`."""
 
 
@@ -29,6 +31,7 @@ class Interrupts:
         self.grace_s = grace_s
         self.before_leaving = before_leaving
         self.asked = False
+        self.requeues = True
         self._answer: Any = None
         self._deadlines: dict[str, float] = {}
 
@@ -38,6 +41,7 @@ class Interrupts:
             self._answer = signal.getsignal(signal.SIGUSR2)
             if callable(self._answer):
                 signal.signal(signal.SIGUSR2, self._ask)
+                self._term_before = signal.signal(signal.SIGTERM, self._ask)
             self._alarm_before = signal.signal(signal.SIGALRM, self._alarm)
         return self
 
@@ -45,7 +49,9 @@ class Interrupts:
         if self._main:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._alarm_before)
-            signal.signal(signal.SIGUSR2, self._answer)
+            if callable(self._answer):
+                signal.signal(signal.SIGUSR2, self._answer)
+                signal.signal(signal.SIGTERM, self._term_before)
 
     def safe_point(self) -> None:
         """Leave here if the scheduler has asked to: raises SystemExit, or submitit's UncompletedJobError."""
@@ -56,7 +62,7 @@ class Interrupts:
         """Have submitit store and requeue this job, and end. Only the first of a job's processes requeues it."""
         self._deadlines.clear()
         self.before_leaving()
-        if not callable(self._answer):
+        if not self.requeues or not callable(self._answer):
             raise SystemExit(1)
         # Where a node has no scontrol the job cannot requeue itself: it ends, and the next run computes the rest.
         with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -77,6 +83,7 @@ class Interrupts:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if not self.asked:
             self.asked = True
+            self.requeues = number != signal.SIGTERM
             self._set("stop", self.grace_s)
 
     def _set(self, name: str, seconds: float) -> None:

@@ -174,12 +174,9 @@ def stop(folder: Path, why: str) -> None:
 
 
 def _take(claims: Claims, store: Store, cell: Cell) -> Claim | None:
-    try:
-        # Only a cell that somebody has had can have finished images: most cost no look.
-        known = claims.look(cell.id)
-        return claims.take(cell.id, 0 if known is None else store.partial_images(cell.id))
-    except OSError as error:
-        raise StoreError(f"the store cannot be written: {error}") from error
+    # Only a cell that somebody has had can have finished images: most cost no look.
+    known = claims.look(cell.id)
+    return claims.take(cell.id, 0 if known is None else store.partial_images(cell.id))
 
 
 def _claims(store: str) -> Claims:

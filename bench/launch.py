@@ -24,7 +24,7 @@ from bench.cells import Cell
 from bench.chunks import Chunk
 from bench.claims import Claims, started
 from bench.config import LauncherConfig, Resources, RunConfig
-from bench.errors import UserError, unknown
+from bench.errors import UserError, unknown, writing
 from bench.jobs import Job
 from bench.runs import Run
 from bench.store import Store
@@ -68,14 +68,14 @@ def launch(chunks: Sequence[Chunk], config: RunConfig, progress: Progress) -> No
     if not cells:
         return
     kind, store = backend(config.launcher), Path(config.results).resolve()
-    code = snapshot.ROOT if kind == "debug" else snapshot.take(store, _classes(cells))
-    folder = runs.new_folder(store)
-    run = Run(folder, config.name, kind, [cell.id for cell in cells], code.name)
-    run.write()
+    with writing():
+        code = snapshot.ROOT if kind == "debug" else snapshot.take(store, _classes(cells))
+        run = Run(runs.new_folder(store), config.name, kind, [cell.id for cell in cells], code.name)
+        run.write()
     # Largest first keeps the last worker from holding one long cell while the others are done.
     order = cells if kind == "debug" else tuple(sorted(cells, key=lambda cell: -cell.evaluations))
     job = Job(
-        order, str(store), str(folder), config.batch_size, config.samples, config.launcher, config.launcher.threads,
+        order, str(store), str(run.folder), config.batch_size, config.samples, config.launcher, config.launcher.threads,
         len(cells),
     )  # fmt: skip
     {"debug": _debug, "local": _local, "slurm": _slurm, "plugin": _plugin}[kind](job, run, chunks, code, progress)

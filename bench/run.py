@@ -28,7 +28,7 @@ def manifest(outlook: Outlook) -> dict[str, object]:
         "task": config.task,
         "profile": config.profile.name,
         "images": config.images,
-        "cells": [{"id": cell.id, "axes": cell.axes} for cell in outlook.expansion.cells],
+        "cells": [{"id": c.id, "axes": c.axes, "evaluations": c.evaluations} for c in outlook.expansion.cells],
         "unavailable": outlook.expansion.unavailable,
         "skipped": [{"axes": skip.axes, "reason": skip.reason} for skip in outlook.expansion.skipped],
     }

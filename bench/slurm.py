@@ -36,6 +36,7 @@ def parameters(
         "mem": f"{round(resources.mem_gb * 1024)}MB",
         "ntasks_per_node": resources.tasks,
         "nodes": 1,
+        "srun_args": [f"--cpus-per-task={resources.cpus}"],  # since 22.05 a step does not take it from its job
         "signal_delay_s": launcher.signal_s,
         "array_parallelism": launcher.array_parallelism,
         "setup": [*launcher.setup, *(f"export {key}={shlex.quote(value)}" for key, value in environment.items())],
