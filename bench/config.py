@@ -116,6 +116,15 @@ class TrainConfig(Strict):
     compile: bool = Field(False, description="torch.compile the network: slower to start, then faster")
 
 
+def weights_file(weights: str | None) -> Path | None:
+    """The file that `zoo:NAME` or a path stands for."""
+    if weights is None:
+        return None
+    if weights.startswith("zoo:"):
+        return SWEEPS.parent / "methods" / "zoo" / f"{weights.removeprefix('zoo:')}.safetensors"
+    return Path(weights).expanduser()
+
+
 class ModelConfig(Strict):
     """A backbone with its path and weights."""
 
@@ -147,11 +156,7 @@ class ModelConfig(Strict):
 
     @property
     def weights_file(self) -> Path | None:
-        if self.weights is None:
-            return None
-        if self.weights.startswith("zoo:"):
-            return SWEEPS.parent / "methods" / "zoo" / f"{self.weights.removeprefix('zoo:')}.safetensors"
-        return Path(self.weights).expanduser()
+        return weights_file(self.weights)
 
     @property
     def pretrained(self) -> str | None:

@@ -66,16 +66,16 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def _recorded(store: Store, cells: tuple[Cell, ...], done: set[str]) -> list[tuple[str, int, float]]:
-    """A few finished cells are enough to know a model's speed."""
-    sample = [cell for cell in cells if cell.id in done][:: max(1, len(cells) // 20)]
+def _recorded(store: Store, cells: tuple[Cell, ...], done: set[str]) -> list[tuple[str, str, int, float]]:
+    """Some finished cells are enough to know the speed of methods and models."""
+    sample = [cell for cell in cells if cell.id in done][:: max(1, len(done) // 200)]
     recorded = []
     for cell in sample:
         try:
             seconds = store.record(cell.id)["provenance"]["seconds"]
         except (OSError, KeyError, json.JSONDecodeError):
             continue
-        recorded.append((cell.axes["model"], cell.evaluations, float(seconds)))
+        recorded.append((cell.axes["model"], cell.axes["method"], cell.evaluations, float(seconds)))
     return recorded
 
 

@@ -2,12 +2,15 @@
 
 Checkpoints go to DIR/NAME/ (default results/train), and the same command goes on from the last one. At the end DIR
 holds NAME.safetensors and its card: NAME.md, NAME.json (figures, sha256, command) and a picture.
+
+With `launcher=slurm launcher.gpus=8` it is a job of eight processes (bench.distributed), which requeues itself.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 
 from bench.config import ModelConfig, compose_config
 from bench.errors import UserError, run_command, unknown
+from bench.launch import backend
 from bench.registry import load
 
 HELD_OUT = 512
@@ -71,6 +75,8 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
     from safetensors.torch import save_file
     from torch.utils.data import DataLoader
 
+    from bench.distributed import StopTogether, placement
+    from bench.interrupts import Interrupts
     from methods.training import Optimisation
 
     recipe = config.train
@@ -83,11 +89,10 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
     module.network.to(memory_format=torch.channels_last)
     if recipe.compile:
         module.network.compile()
-    folder = out / name
+    folder, interrupts = out / name, Interrupts(grace_s=60)
     trainer = pl.Trainer(
         max_steps=recipe.steps,
-        accelerator="auto",
-        devices="auto",
+        **placement(),
         gradient_clip_val=1.0,
         val_check_interval=recipe.validate_every,
         check_val_every_n_epoch=None,
@@ -98,16 +103,18 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
             EMAWeightAveraging(decay=recipe.ema),
             ModelCheckpoint(folder, save_last=True, save_on_train_epoch_end=False, enable_version_counter=False),
             TQDMProgressBar(refresh_rate=50),
+            StopTogether(folder / "last.ckpt", interrupts),
         ],
     )
     last = folder / "last.ckpt"
     workers: Mapping[str, Any] = {"num_workers": 0}
-    trainer.fit(
-        module,
-        DataLoader(training, recipe.batch_size, shuffle=True, drop_last=True, **workers),
-        DataLoader(held_out, 128, **workers),
-        ckpt_path=str(last) if last.is_file() else None,
-    )
+    with interrupts:
+        trainer.fit(
+            module,
+            DataLoader(training, recipe.batch_size, shuffle=True, drop_last=True, **workers),
+            DataLoader(held_out, 128, **workers),
+            ckpt_path=str(last) if last.is_file() else None,
+        )
     weights = out / f"{name}.safetensors"
     if trainer.is_global_zero:
         save_file({k: v.detach().cpu().contiguous() for k, v in module.network.state_dict().items()}, weights)
@@ -160,18 +167,37 @@ def _tensors(config: ModelConfig, images: int) -> tuple[Any, Any]:
     return tensors("train", range(images)), tensors("test", held_out)
 
 
-def main(arguments: list[str]) -> int:
+def train(arguments: list[str]) -> None:
+    """Train in this process, and write the card unless another process of the job does."""
     card_only = "card=only" in arguments
     arguments = [argument for argument in arguments if not argument.startswith("card=")]
     name, config, out = parse(arguments)
     out.mkdir(parents=True, exist_ok=True)
     if not card_only:
         print(f"weights: {fit(name, config, out)}")
+    if os.environ.get("SLURM_PROCID", "0") != "0":
+        return
     from bench.cards import write_card
 
-    recipe = [argument for argument in arguments if not argument.startswith("out=")]
+    recipe = [argument for argument in arguments if not argument.startswith(("out=", "launcher"))]
     command = " ".join(["python -m bench.train", *recipe])
     print(f"card: {write_card(name, config, out, command)}")
+
+
+def main(arguments: list[str]) -> int:
+    name, _, out = parse([argument for argument in arguments if not argument.startswith("card=")])
+    own = [argument for argument in arguments if argument.startswith("launcher")]
+    launcher = compose_config(own or ["launcher=local"], sweep_required=False).launcher
+    if launcher.kind != "slurm":
+        train(arguments)
+        return 0
+    backend(launcher)
+    from bench.distributed import submit
+
+    job = submit(arguments, name, out, launcher)
+    print(
+        f"submitted job {job}, {max(launcher.gpus, launcher.tasks)} processes; logs in {out.resolve() / name / 'logs'}"
+    )
     return 0
 
 

@@ -28,17 +28,8 @@ from bench.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
-TINY = [
-    "sweep=theory",
-    "method=ddim",
-    "model=gmm",
-    "steps=4",
-    "guidance=1.0",
-    "images=4",
-    "tracker=none",
-    "report=false",
-]
-"""One cell of four images on an exact denoiser."""
+TINY = ["sweep=theory", "method=ddim", "model=gmm", "guidance=1.0", "tracker=none", "report=false"]
+"""A cell for every `steps`, on an exact denoiser."""
 
 # --- what SLURM is told ----------------------------------------------------------------------------------------
 

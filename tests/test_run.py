@@ -122,9 +122,9 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_table(undisturbed: Path, tmp_
 
 
 def _end_workers(results: Path) -> None:
-    for file in results.glob("jobs/*/claims/worker-*"):
+    for file in results.glob("claims/.owners/*"):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(file.name.removeprefix("worker-")), signal.SIGKILL)
+            os.kill(json.loads(file.read_text())["pid"], signal.SIGKILL)
 
 
 def test_workers_stop_when_their_driver_is_gone(tmp_path: Path) -> None:

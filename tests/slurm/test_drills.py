@@ -343,3 +343,53 @@ def test_a_thousand_cells_are_tens_of_jobs(tmp_path: Path, capsys: pytest.Captur
     assert count < 100, told
     with capsys.disabled():
         print(f"\n1,000 trivial cells in {count} jobs: {chunked:.1f} s; one job a cell: {single:.1f} s for 40")
+
+
+# --- real cells ------------------------------------------------------------------------------------------------
+
+SMALL = (
+    "profile=digits",
+    "method=ddim,edict",
+    "corruption=random_mask,gaussian_blur",
+    "steps=2",
+    "images=2",
+    "severity=2,4",
+)
+MEASURED = ["seconds", "peak_mib"]
+
+
+def science(results: Path) -> str:
+    """The sweep's rows without what is measured, as text."""
+    store = Store(results)
+    rows = store.rows(sorted(store.done())).drop(columns=MEASURED)
+    return rows.sort_values(["cell_id", "image_id"]).to_csv(index=False)
+
+
+def test_the_corruption_sweep_gives_the_table_of_a_local_run(tmp_path: Path) -> None:
+    """WHOLE_SWEEP=1 runs the embedded sweep as it is, some 15 CPU minutes each; else a part of it."""
+    chosen = () if os.environ.get("WHOLE_SWEEP") else SMALL
+    resources = ("launcher.gpus=0", "launcher.cpus=1", "launcher.mem_gb=1", "launcher.chunk_minutes=1")
+    for folder, launcher in (("local", ("launcher=local",)), ("slurm", ("launcher=slurm", *resources))):
+        verb("run", "sweep=corruptions", "tracker=none", f"results={tmp_path / folder}", *chosen, *launcher)
+    assert science(tmp_path / "slurm") == science(tmp_path / "local")
+    tables = [tmp_path / folder / "reports" / "corruptions" / "table.csv" for folder in ("slurm", "local")]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+
+
+def test_training_on_several_processes_is_requeued_and_resumed(tmp_path: Path) -> None:
+    recipe = ("train.steps=120", "train.images=256", "train.batch_size=16", "train.validate_every=20", "train.warmup=5")
+    resources = ("launcher.gpus=2", "launcher.cpus=1", "launcher.mem_gb=2", "launcher.timeout_min=60")
+    told = verb("train", "model=digits_vp", f"out={tmp_path}", *recipe, "launcher=slurm", *resources)
+    job = told.split()[2].rstrip(";")
+    until(lambda: (tmp_path / "digits_vp" / "last.ckpt").is_file(), 400)
+    slurm("scancel", "--signal=USR2", job)
+    until(lambda: "Requeued job" in _log(tmp_path, job), 200)
+    until(lambda: slurm("squeue", "-h", "-j", job, "-t", "PENDING"))
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+    until(lambda: not slurm("squeue", "-h", "-j", job, "-t", "PENDING,RUNNING,COMPLETING"), 500)
+    assert (tmp_path / "digits_vp.safetensors").is_file(), _log(tmp_path, job)
+    assert "Restoring states from the checkpoint" in _log(tmp_path, job) and "MEMBER: 2/2" in _log(tmp_path, job)
+
+
+def _log(out: Path, job: str) -> str:
+    return "".join(file.read_text() for file in (out / "digits_vp" / "logs").glob(f"{job}_*_log.*"))
