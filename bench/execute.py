@@ -155,7 +155,7 @@ class Rows(pl.Callback):
 
     def restore(self, rows: list[dict[str, Any]], images: dict[str, np.ndarray]) -> None:
         """Go on from the rows and samples of an earlier attempt."""
-        self.rows = rows
+        self.rows = list(rows)
         for name in self.images:
             self.images[name] = list(images.get(name, ()))
 

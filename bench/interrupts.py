@@ -33,6 +33,7 @@ class Interrupts:
         self.asked = False
         self.requeues = True
         self._answer: Any = None
+        self._main = False
         self._deadlines: dict[str, float] = {}
 
     def __enter__(self) -> Interrupts:

@@ -11,7 +11,6 @@ import pytest
 from bench import plan, runs, status
 from bench.store import Store
 
-
 Say = Callable[[str], None]
 
 
