@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ class Claims:
         self.release(claim.cell)
         self._write(claim.cell, Claim(claim.cell, {}, True, claim.since, claim.deaths, claim.images, cause))
 
-    def forget(self, pids: Iterable[int]) -> None:
+    def forget(self, pids: Collection[int]) -> None:
         """Drop the claims of processes of this machine that were ended on purpose: no death to count."""
         for claim in self.all():
             if claim.owner.get("host") == self.about["host"] and claim.owner.get("pid") in pids:
