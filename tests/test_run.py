@@ -134,10 +134,12 @@ def test_workers_stop_when_their_driver_is_gone(tmp_path: Path) -> None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(8)
-    done = Store(tmp_path).done()
-    time.sleep(4)
-    assert Store(tmp_path).done() == done and len(done) < 60
+    workers = tmp_path / "claims" / ".owners"
+    deadline = time.monotonic() + 120
+    while list(workers.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not list(workers.iterdir()), "the worker has left"
+    assert len(Store(tmp_path).done()) < 60
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:

@@ -380,7 +380,7 @@ def test_training_on_several_processes_is_requeued_and_resumed(tmp_path: Path) -
     recipe = ("train.steps=120", "train.images=256", "train.batch_size=16", "train.validate_every=20", "train.warmup=5")
     resources = ("launcher.gpus=2", "launcher.cpus=1", "launcher.mem_gb=2", "launcher.timeout_min=60")
     told = verb("train", "model=digits_vp", f"out={tmp_path}", *recipe, "launcher=slurm", *resources)
-    job = told.split()[2].rstrip(";")
+    job = told.split()[2].rstrip(",;")
     until(lambda: (tmp_path / "digits_vp" / "last.ckpt").is_file(), 400)
     slurm("scancel", "--signal=USR2", job)
     until(lambda: "Requeued job" in _log(tmp_path, job), 200)
