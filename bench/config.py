@@ -20,7 +20,11 @@ SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 GROUPS = ("sweep", "profile", "method", "model", "dataset", "corruption", "launcher", "tracker")
 NUMBER_AXES = ("severity", "steps", "guidance", "seed")
 NAME_AXES = ("method", "model", "dataset", "corruption")
-SPACINGS = {"vp": ("leading", "leading1", "trailing", "linspace"), "rectified": ("linspace", "flux_shift")}
+SPACINGS = {
+    "vp": ("leading", "leading1", "trailing", "linspace"),
+    "rectified": ("linspace", "flux_shift"),
+    "trig": ("linspace",),
+}
 """The spacings of a grid that each path knows (methods.paths, which a plan does not import: it needs torch)."""
 Task = Literal["reconstruct", "restore", "edit"]
 Metric = Literal["psnr", "ssim", "mse", "lpips"]
@@ -80,13 +84,13 @@ class CorruptionConfig(Strict):
 
 
 class PathConfig(Strict):
-    kind: Literal["vp", "rectified"]
+    kind: Literal["vp", "rectified", "trig"]
     schedule: Literal["scaled_linear", "cosine"] = Field(default="scaled_linear", description="of a vp path")
 
     @model_validator(mode="after")
     def _meaningful(self) -> PathConfig:
-        if self.kind == "rectified" and self.schedule != "scaled_linear":
-            raise ValueError(f"schedule={self.schedule} has no meaning on a rectified path")
+        if self.kind != "vp" and self.schedule != "scaled_linear":
+            raise ValueError(f"schedule={self.schedule} has no meaning on a path of kind {self.kind}")
         return self
 
 
@@ -96,6 +100,31 @@ class GridConfig(Strict):
     spacing: Literal["leading", "leading1", "trailing", "linspace", "flux_shift"]
     level0: Literal["first", "one"] = "one"
     mu: float | None = Field(default=None, description="shift of spacing=flux_shift")
+
+
+class FlowTrainConfig(Strict):
+    """What the injective ODE is trained on besides captions: shares of images by condition, the rest unconditional."""
+
+    draws: int = Field(4, ge=1, description="(t, eps) an image, which share its conditioner")
+    measured: float = Field(0.7, ge=0, le=1, description="share conditioned on a corrupted image")
+    source: float = Field(0.1, ge=0, le=1, description="share where the data are the corrupted images themselves")
+    clean: float = Field(0.05, ge=0, le=1, description="share conditioned on the image itself")
+    corruptions: tuple[str, ...] = Field(
+        ("random_mask", "block_mask", "gaussian_blur", "gaussian_noise"), min_length=1, description="drawn evenly"
+    )
+    mean_weight: float = Field(0.1, ge=0, description="of |mu - x|^2 beside the regression")
+    regulariser: Literal["none", "pairs", "jacobian"] = Field(
+        "none", description="on the learned part of the field in the gauge: paired differences, or a Jacobian probe"
+    )
+    regulariser_weight: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> FlowTrainConfig:
+        if self.measured + self.source + self.clean > 1:
+            raise ValueError("the shares measured, source and clean add up to more than 1")
+        if (self.regulariser == "none") != (self.regulariser_weight == 0):
+            raise ValueError("regulariser and regulariser_weight need each other")
+        return self
 
 
 class TrainConfig(Strict):
@@ -113,6 +142,7 @@ class TrainConfig(Strict):
     validate_every: int = Field(500, ge=1, description="updates between two checkpoints and held-out losses")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
     init: str | None = Field(None, description="weights to start from: zoo:NAME or a path; None: random")
+    flow: FlowTrainConfig | None = Field(None, description="of the injective ODE alone")
     compile: bool = Field(False, description="torch.compile the network: slower to start, then faster")
 
 
@@ -141,8 +171,8 @@ class ModelConfig(Strict):
             raise ValueError(str(unknown("grid.spacing", grid.spacing, SPACINGS[kind], f"on a path of kind {kind}")))
         if (grid.spacing == "flux_shift") != (grid.mu is not None):
             raise ValueError("grid.spacing=flux_shift and grid.mu need each other")
-        if kind == "rectified" and grid.level0 != "one":
-            raise ValueError(f"grid.level0={grid.level0} has no meaning on a rectified path: level 0 is the image")
+        if kind != "vp" and grid.level0 != "one":
+            raise ValueError(f"grid.level0={grid.level0} has no meaning on a path of kind {kind}: level 0 is the image")
         return self
 
     @property

@@ -53,6 +53,13 @@ def keyed_generator(device: torch.device, *key: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
+def rectified_times(count: int, rng: torch.Generator, device: torch.device) -> Tensor:
+    """Rectified times s [count]: nine in ten logit-normal, the rest uniform in [0, 1]."""
+    uniform = torch.rand(count, generator=rng, device=device)
+    normal = torch.randn(count, generator=rng, device=device).sigmoid()
+    return torch.where(torch.rand(count, generator=rng, device=device) < 0.1, uniform, normal)
+
+
 class Training(pl.LightningModule):
     """What every training here shares: the optimiser, keyed draws, and the held-out loss curve in the checkpoint."""
 
@@ -117,9 +124,7 @@ class DenoiserTraining(Training):
 
     def times(self, count: int, rng: torch.Generator) -> Tensor:
         """Nine in ten logit-normal in the rectified time s, the rest uniform, as times of the model's own path."""
-        uniform = torch.rand(count, generator=rng, device=self.device)
-        normal = torch.randn(count, generator=rng, device=self.device).sigmoid()
-        s = torch.where(torch.rand(count, generator=rng, device=self.device) < 0.1, uniform, normal)
+        s = rectified_times(count, rng, self.device)
         path = self.denoiser.path
         if isinstance(path, Rectified):
             return s
