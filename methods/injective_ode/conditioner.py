@@ -36,9 +36,7 @@ class Conditioner(nn.Module):
         self.attention1 = Attention(widths[-1])
         self.middle = ResidualBlock(widths[-1], widths[-1], embedding)
         self.attention2 = Attention(widths[-1])
-        self.expand = nn.ModuleList(
-            nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.expand = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
         self.up = nn.ModuleList(ResidualBlock(2 * w, w, embedding) for w in widths[:-1])
         self.norm = nn.GroupNorm(8, widths[0])
         self.out = nn.Conv2d(widths[0], 2 * channels, 3, padding=1)

@@ -135,7 +135,9 @@ class InjectiveField(nn.Module):
         channels, height, width = shape
         deepest = 2 ** (len(widths) + 1)
         if height % deepest or width % deepest:
-            raise ValueError(f"{len(widths)} levels of 2x2 windows need sides divisible by {deepest}, got {list(shape)}")
+            raise ValueError(
+                f"{len(widths)} levels of 2x2 windows need sides divisible by {deepest}, got {list(shape)}"
+            )
         self.vocabulary = VOCABULARIES[vocabulary]
         self.shape = (channels, height, width)
         self.constraint, self.k_max = constraint, k_max

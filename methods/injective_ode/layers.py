@@ -117,7 +117,9 @@ class Projection(nn.Module):
         if not self.bounded:
             return self.weight
         # The eigenvalues of the smaller Gram matrix: their gradient exists at zero weights too.
-        gram = self.weight.T @ self.weight if self.weight.shape[0] > self.weight.shape[1] else self.weight @ self.weight.T
+        gram = (
+            self.weight.T @ self.weight if self.weight.shape[0] > self.weight.shape[1] else self.weight @ self.weight.T
+        )
         return self.weight / torch.linalg.eigvalsh(gram)[-1].clamp(min=1.0).sqrt()
 
     def forward(self, x: Tensor) -> Tensor:
