@@ -183,7 +183,7 @@ def test_without_k_the_flow_is_the_gaussians() -> None:
     decoded = solve(network, torch.zeros_like(z), features, HALF_TURN, 0.0)
     torch.testing.assert_close(decoded, features.mean, rtol=1e-4, atol=1e-4)
     certificate = network.certificate()
-    assert certificate.K == pytest.approx(0, abs=1e-290) and certificate.u_upper == certificate.u_lower == 1
+    assert pytest.approx(0, abs=1e-290) == certificate.K and certificate.u_upper == certificate.u_lower == 1
 
 
 def test_the_exact_flow_of_a_gaussian() -> None:
@@ -221,7 +221,7 @@ def test_the_certified_integral_is_that_of_k() -> None:
     t = torch.linspace(0, HALF_TURN, 20_001, dtype=torch.float64)
     certificate = network.certificate()
     expected = float(torch.trapezoid(network.strength(t), t).detach()) * certificate.lipschitz_N
-    assert certificate.K == pytest.approx(expected, rel=1e-6)
+    assert pytest.approx(expected, rel=1e-6) == certificate.K
     halves = network.certificate(t1=0.5).K + network.certificate(t0=0.5).K
     assert halves == pytest.approx(certificate.K, rel=1e-12)
 
@@ -311,7 +311,7 @@ def batch(count: int = 6) -> tuple[Tensor, Tensor]:
 def test_every_parameter_learns(constraint: str, regulariser: str, weight: float) -> None:
     module = training(regulariser, weight, constraint=constraint)
     with torch.no_grad():  # a zero start hides everything before it, for the first update alone
-        for name, parameter in module.network.core.out.named_parameters():
+        for parameter in module.network.core.out.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         for name, parameter in module.network.conditioner.named_parameters():
             if parameter.abs().max() == 0 and "bias" not in name:
