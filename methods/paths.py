@@ -1,8 +1,9 @@
 """Noising paths `x_t = alpha(t) x0 + sigma(t) eps`, and time grids that are walked in both directions.
 
 Two families are enough for the field: variance preserving (Ho et al. 2020; the schedules of Stable Diffusion and of
-Nichol & Dhariwal 2021; told as an angle, Salimans & Ho 2022) and rectified (Liu et al. 2023; Esser et al. 2024). `alpha`, `sigma` and times are Python
-floats in float64: a grid has a few dozen nodes, and exact inversion needs the same coefficient in both directions.
+Nichol & Dhariwal 2021; told as an angle, Salimans & Ho 2022) and rectified (Liu et al. 2023; Esser et al. 2024).
+`alpha`, `sigma` and times are Python floats in float64: a grid has a few dozen nodes, and exact inversion needs the
+same coefficient in both directions.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ on it is needed: for a given condition the flow is certified whatever the condit
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,13 +32,11 @@ class Conditioner(nn.Module):
         )
         self.inp = nn.Conv2d(channels + 1, widths[0], 3, padding=1)
         self.down = nn.ModuleList(ResidualBlock(w, w, embedding) for w in widths)
-        self.pool = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.pool = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
         self.attention1 = Attention(widths[-1])
         self.middle = ResidualBlock(widths[-1], widths[-1], embedding)
         self.attention2 = Attention(widths[-1])
-        self.expand = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
+        self.expand = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in pairwise(widths))
         self.up = nn.ModuleList(ResidualBlock(2 * w, w, embedding) for w in widths[:-1])
         self.norm = nn.GroupNorm(8, widths[0])
         self.out = nn.Conv2d(widths[0], 2 * channels, 3, padding=1)

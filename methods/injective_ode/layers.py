@@ -11,6 +11,7 @@ Inside, maps are [B, H, W, C], in which windows are rows of one matrix product.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -168,7 +169,7 @@ class Core(nn.Module):
         depth: int = 2,
     ) -> None:
         super().__init__()
-        if any(after > 4 * before for before, after in zip(widths, widths[1:], strict=False)):
+        if any(after > 4 * before for before, after in pairwise(widths)):
             raise ValueError(f"a width can be at most four times the one before it, got {list(widths)}")
         if widths[0] < 4 * channels:
             raise ValueError(f"the first width must hold a 2x2 patch of the image: at least {4 * channels}")
