@@ -16,7 +16,7 @@ the two ends. k = 0 is the flow of a Gaussian: decoding the zero latent gives mu
 Theorem 2 (strict monotonicity). With Lambda' = k + lambda and w = e^Lambda(t) u, dw/dt = h w + g(w), where
 h = k + lambda and g(w) = k e^Lambda N(e^-Lambda w) is Lipschitz with constant L = k. So this flow is f = g + h w with
 h = L + lambda, which is lambda-strongly monotone: <f(w1) - f(w2), w1 - w2> >= lambda |w1 - w2|^2. (h > -lambda
-would do: g = -L w with h = 0.) Every lambda describes the same flow; its condition number does not depend on it.
+would not do: g = -L w with h = 0.) Every lambda describes the same flow; its condition number does not depend on it.
 
 Theorem 3 (objective). The regression on v = cos t eps - sin t x is the one on the noise: with
 eps_hat = sin t z + cos t F, |eps - eps_hat|^2 = cos^2 t |v - F|^2.
