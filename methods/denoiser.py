@@ -7,6 +7,7 @@ every DDIM-type method runs on flow models and every flow method on diffusion mo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, cast
 
@@ -51,6 +52,10 @@ class Condition:
     def to(self, device: torch.device | str) -> Condition:
         return replace(self, embedding=self.embedding.to(device), null=self.null.to(device))
 
+    def image(self, i: int) -> Condition:
+        """That of one image of the batch."""
+        return replace(self, embedding=self.embedding[i : i + 1], null=self.null[i : i + 1])
+
     @property
     def unconditional(self) -> Condition:
         """The null condition for the same images."""
@@ -87,6 +92,19 @@ class Denoiser(nn.Module):
     def reset_counters(self) -> None:
         self.nfe = 0
         self.nfe_grad = 0
+
+    def one_by_one(self, solve: Callable[[int], Tensor], images: int) -> Tensor:
+        """solve(0) .. solve(images - 1), each [1, ...], as a batch; counted as what the costliest image took.
+
+        For solvers whose evaluations depend on what they are given: together, images would share their steps.
+        """
+        before, most, solved = (self.nfe, self.nfe_grad), (0, 0), []
+        for i in range(images):
+            self.reset_counters()
+            solved.append(solve(i))
+            most = max(most, (self.nfe, self.nfe_grad))
+        self.nfe, self.nfe_grad = before[0] + most[0], before[1] + most[1]
+        return torch.cat(solved)
 
     def condition(self, captions: list[str], guidance: float = 1.0) -> Condition:
         """Embed captions (one an image) beside the null condition."""

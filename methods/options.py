@@ -255,3 +255,41 @@ class LatentOptimisation(MethodOptions):
     def calls_per_step(self) -> int:  # type: ignore[override]
         """The mean of inversion and decoding; a backward pass counts as two evaluations."""
         return 2 * self.iterations + 1
+
+
+class FlowODE(MethodOptions):
+    """The probability-flow ODE by a solver of `methods.solvers`; a reversible one makes the round trip exact."""
+
+    steps: int = Field(32, ge=1, le=1000, description="N, steps of the whole grid; dopri5 chooses its own")
+    solver: Literal["leapfrog", "reversible_heun", "mccallum_foster", "rk4", "dopri5"] = Field(
+        "leapfrog", description="the first three are reversible and keep more than x_T, the last two keep x_T"
+    )
+    increment: Literal["midpoint", "rk4"] = Field("midpoint", description="Runge-Kutta rule inside mccallum_foster")
+    coupling: float = Field(0.999, gt=0, le=1, description="lambda of mccallum_foster; bit_exact needs 1")
+    rtol: float = Field(1e-5, gt=0, le=1, description="relative tolerance of dopri5")
+    atol: float = Field(1e-5, gt=0, le=1, description="absolute tolerance of dopri5, RMS over an image")
+    max_steps: int = Field(1000, ge=1, description="steps that dopri5 may try in one integration before it fails")
+    spacing: Literal["model", "data_end"] = Field(
+        "model", description="levels of the model's own grid, or 0.2 u + 0.8 u^2 of its range of s, u = 0 .. 1"
+    )
+    bit_exact: bool = Field(False, description="add in int64 fixed-point numbers: the round trip equals as integers")
+    keep: Literal["state", "x_T"] = Field(
+        "state", description="what decoding is given: the solver's whole state, or x_T alone, which is not exact"
+    )
+
+    @property
+    def calls_per_step(self) -> int:  # type: ignore[override]
+        """The mean of inversion and decoding; dopri5 is taken to need a hundred in all, whatever the steps."""
+        stages = 2 if self.increment == "midpoint" else 4
+        fixed = {"leapfrog": 1, "reversible_heun": 1, "mccallum_foster": 2 * stages, "rk4": 4}
+        return fixed.get(self.solver) or math.ceil(100 / self.steps)
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> FlowODE:
+        if self.bit_exact and self.solver in ("rk4", "dopri5"):
+            raise ValueError(f"bit_exact needs a reversible solver, and {self.solver} is none")
+        if self.bit_exact and self.solver == "mccallum_foster" and self.coupling != 1:
+            raise ValueError(f"bit_exact needs coupling=1, got {self.coupling:g}")
+        if self.bit_exact and self.keep == "x_T":
+            raise ValueError("bit_exact needs keep=state: from x_T alone nothing is exact")
+        return self

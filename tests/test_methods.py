@@ -21,6 +21,7 @@ from methods.edict import EDICT
 from methods.erddci import ERDDCI
 from methods.fireflow import FireFlow
 from methods.fixed_point import FixedPoint
+from methods.flow_ode import FlowODE
 from methods.latent_optimisation import LatentOptimisation
 from methods.negative_prompt import NegativePrompt, shrink
 from methods.null_text import NullText
@@ -63,6 +64,16 @@ METHODS = {
     "fixed-point-tolerance": (FixedPoint, {"tolerance": 1e-3}),
     "optimisation": (LatentOptimisation, {"iterations": 3}),
     "optimisation-ddim": (LatentOptimisation, {"iterations": 2, "init": "ddim"}),
+    "flow": (FlowODE, {}),
+    "flow-heun": (FlowODE, {"solver": "reversible_heun", "spacing": "data_end"}),
+    "flow-coupled": (FlowODE, {"solver": "mccallum_foster"}),
+    "flow-coupled-rk4": (FlowODE, {"solver": "mccallum_foster", "increment": "rk4", "coupling": 1.0}),
+    "flow-x_T": (FlowODE, {"keep": "x_T"}),
+    "flow-bits": (FlowODE, {"bit_exact": True}),
+    "flow-heun-bits": (FlowODE, {"solver": "reversible_heun", "bit_exact": True}),
+    "flow-coupled-bits": (FlowODE, {"solver": "mccallum_foster", "coupling": 1.0, "bit_exact": True}),
+    "flow-rk4": (FlowODE, {"solver": "rk4"}),
+    "flow-dopri5": (FlowODE, {"solver": "dopri5", "rtol": 1e-4, "atol": 1e-4}),
 }
 PATHS = {"vp": VariancePreserving(), "cosine": VariancePreserving("cosine"), "rectified": Rectified()}
 
@@ -656,3 +667,79 @@ def test_options_are_frozen_and_strict() -> None:
         options.RFInversion(window=(0.9, 0.1))
     with pytest.raises(ValueError):
         options.DDIM(p=0.9)
+
+
+# --- the flow by reversible solvers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["flow-bits", "flow-heun-bits", "flow-coupled-bits"])
+@pytest.mark.parametrize("path", list(PATHS))
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_bit_exact_round_trips_return_the_same_numbers(name: str, path: str, dtype: str) -> None:
+    """Of multiples of 2^-bits, which is what fixed-point numbers hold."""
+    method = build(name, path, dtype=dtype, guidance=3.0)
+    numbers, scale = method.solver.numbers, method.grid[0].scale
+    x0 = numbers.value(numbers.keep(images(2, method.latent_dtype)))
+    x_hat, latent = method.reconstruct(x0 * scale, method.denoiser.condition(["src", "tgt"], 3.0))
+    assert torch.equal(x_hat, x0 * scale)
+    assert latent.tensors["x_T"].dtype == torch.int64
+    assert 0.5 < latent.std.min() < latent.std.max() < 3
+
+
+@pytest.mark.parametrize("path", list(PATHS))
+def test_a_flow_decodes_from_x_T_alone_to_the_order_of_its_solver(path: str) -> None:
+    """The rest of the state is worth an error of second order: x_T of a sampler has no such rest."""
+    errors = []
+    for steps in (20, 40):
+        method = build("flow", path, steps)
+        cond, x0 = method.denoiser.condition(["src", "tgt"]), images(2)
+        alone = method.decode(Latent({"x_T": method.invert(x0, cond).x_T}), cond)
+        kept = build("flow-x_T", path, steps)
+        latent = kept.invert(x0, cond)
+        assert list(latent.tensors) == ["x_T"]
+        assert torch.equal(kept.decode(latent, cond), alone)
+        errors.append((alone - x0).square().mean().sqrt().item())
+    assert errors[1] < 0.4 * errors[0] < 0.1, errors
+
+
+@pytest.mark.parametrize("path", ["vp", "rectified"])
+def test_flow_solvers_agree_on_where_the_flow_leads(path: str) -> None:
+    x0, ends = images(2), {}
+    changes = {"flow-dopri5": {"rtol": 1e-9, "atol": 1e-9}}
+    for name in ("flow", "flow-heun", "flow-coupled", "flow-coupled-rk4", "flow-bits", "flow-rk4", "flow-dopri5"):
+        method = build(name, path, 100, **changes.get(name, {}))
+        ends[name] = method.invert(x0, method.denoiser.condition(["src", "tgt"])).x_T
+    exact = ends.pop("flow-dopri5")
+    for name, x_T in ends.items():
+        bound = 1e-4 if "rk4" in name else 5e-3
+        assert (x_T - exact).abs().max() < bound, name
+
+
+def test_a_batch_of_adaptive_solves_counts_its_costliest_image() -> None:
+    method = build("flow-dopri5", "rectified")
+    x0 = torch.cat([images(1), 8 * images(1)])
+    cond, alone = method.denoiser.condition(["src", "src"]), []
+    for i in range(2):
+        method.denoiser.reset_counters()
+        method.invert(x0[i : i + 1], cond.image(i))
+        alone.append(method.denoiser.nfe)
+    method.denoiser.reset_counters()
+    method.invert(x0, cond)
+    assert alone[0] != alone[1] and method.denoiser.nfe == max(alone)
+    with pytest.raises(ArithmeticError, match="dopri5"):
+        build("flow-dopri5", "rectified", max_steps=2).invert(x0, cond)
+
+
+def test_flows_refuse_what_they_cannot_do() -> None:
+    for wrong, why in (
+        ({"solver": "rk4", "bit_exact": True}, "reversible"),
+        ({"solver": "mccallum_foster", "bit_exact": True}, "coupling"),
+        ({"keep": "x_T", "bit_exact": True}, "keep"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            FlowODE.Options(**wrong)
+    for path, prediction in (("vp", "x0"), ("rectified", "eps")):
+        denoiser = oracle(path)
+        denoiser.prediction = prediction
+        with pytest.raises(ValueError, match="velocity"):
+            FlowODE(denoiser, FlowODE.Options(), denoiser.path.grid(10))

@@ -1,0 +1,150 @@
+"""The probability-flow ODE of any model, inverted and decoded by a solver of `methods.solvers`.
+
+In X = x / (alpha + sigma) and s = sigma / (alpha + sigma) every path is rectified and its flow is dX/ds = v(X, s), the
+denoiser's velocity view (`methods.rectified`). A reversible solver keeps its whole state as the latent, so decoding
+under the same condition returns the image to rounding, or bit for bit with `bit_exact`, after one evaluation a step.
+From x_T alone (`keep=x_T`, or a latent that holds nothing else) the solver starts anew: that error is the solver's own.
+
+dopri5 chooses its steps by what it solves, so images are solved one by one; a batch counts its costliest image's NFE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor
+
+from methods import options
+from methods.base import Constrain, Generators, Latent
+from methods.denoiser import Condition, Denoiser
+from methods.paths import TimeGrid
+from methods.rectified import RectifiedMethod, constrained
+from methods.solvers import (
+    FLOATING,
+    RK4,
+    Dopri5,
+    Field,
+    FixedPoint,
+    Leapfrog,
+    McCallumFoster,
+    ReversibleHeun,
+    Solver,
+    State,
+    data_end_times,
+    integrate,
+    reverse,
+)
+
+
+@dataclass(frozen=True)
+class IntegerLatent(Latent):
+    """A latent whose positions are integers; x_T is what they mean, in the path's own scale."""
+
+    numbers: FixedPoint
+    scale: float
+
+    @property
+    def x_T(self) -> Tensor:
+        return self.numbers.value(self.tensors["x_T"]) * self.scale
+
+
+class FlowODE(RectifiedMethod):
+    Options = options.FlowODE
+
+    def __init__(self, denoiser: Denoiser, options: options.MethodOptions, grid: TimeGrid) -> None:
+        super().__init__(denoiser, options, grid)
+        clean, top = self.grid[0], self.grid[self.grid.steps]
+        if (denoiser.prediction == "x0" and clean.sigma == 0) or (denoiser.prediction == "eps" and top.alpha == 0):
+            end = "level 0, where sigma = 0" if denoiser.prediction == "x0" else "level N, where alpha = 0"
+            raise ValueError(f"the flow needs a velocity at {end}: a prediction of {denoiser.prediction} gives none")
+        self.solver = self._solver()
+        self.exact = self.solver.reversible and self.options.keep == "state"
+        self.nfe_is_exact = not self.solver.adaptive
+        levels = [node.s for node in self.grid.nodes]
+        quadratic = self.options.spacing == "data_end"
+        self.times = data_end_times(levels[0], levels[-1], self.grid.steps) if quadratic else levels
+
+    def _solver(self) -> Solver:
+        chosen = self.options
+        numbers = FixedPoint(self.latent_dtype) if chosen.bit_exact else FLOATING
+        solvers: dict[str, Callable[[], Solver]] = {
+            "leapfrog": lambda: Leapfrog(numbers=numbers),
+            "reversible_heun": lambda: ReversibleHeun(numbers=numbers),
+            "mccallum_foster": lambda: McCallumFoster(chosen.increment, chosen.coupling, numbers=numbers),
+            "rk4": RK4,
+            "dopri5": lambda: Dopri5(chosen.rtol, chosen.atol, chosen.max_steps),
+        }
+        return solvers[chosen.solver]()
+
+    def expected_nfe(self, inverting: Condition, decoding: Condition) -> int:
+        """Starting and N steps, both ways; decoding from a whole state does not start. For dopri5 the most it may take:
+        6 a step tried and a first one, in each direction."""
+        if self.solver.evaluations is None:
+            return (1 + 6 * self.options.max_steps) * (inverting.evaluations + decoding.evaluations)
+        start, step = self.solver.evaluations
+        walk, again = step * self.grid.steps, start if self.options.keep == "x_T" else 0
+        return (start + walk) * inverting.evaluations + (again + walk) * decoding.evaluations
+
+    def field(self, cond: Condition) -> Field:
+        """v(X, s) as the solvers take it: field(s, X)."""
+        path = self.denoiser.path
+        return lambda s, x: self.velocity(x, path.node_at(s), cond)
+
+    # --- both directions ---------------------------------------------------------------------------------------------
+
+    def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
+        x = x0 / self.grid[0].scale
+        if self.solver.adaptive:
+            ends = [self.times[0], self.times[-1]]
+            x = self.denoiser.one_by_one(
+                lambda i: integrate(self.field(cond.image(i)), x[i : i + 1], ends, self.solver)[0], len(x)
+            )
+            return self._latent((x,))
+        return self._latent(integrate(self.field(cond), x, self.times, self.solver))
+
+    def decode(self, latent: Latent, cond: Condition, constrain: Constrain | None = None) -> Tensor:
+        if self.solver.adaptive:
+            return self._decode_adaptively(latent.x_T / self._top_scale, cond, constrain) * self.grid[0].scale
+        field = self.field(cond)
+        state = self._state(latent, field)
+        for span in reversed(list(pairwise(self.times))):
+            state = reverse(field, state, span, self.solver)
+            if constrain:
+                node = self.denoiser.path.node_at(span[0])
+                state = self.solver.project(state, lambda x, node=node: constrained(x, node, constrain))  # type: ignore[misc]
+        return self.solver.solution(state) * self.grid[0].scale
+
+    def _decode_adaptively(self, x: Tensor, cond: Condition, constrain: Constrain | None) -> Tensor:
+        """One integration; a constraint has to be met at every level, so that each gap is one then."""
+        levels = self.times if constrain else [self.times[0], self.times[-1]]
+        for t, u in reversed(list(pairwise(levels))):
+
+            def solve(i: int, x: Tensor = x, ends: tuple[float, float] = (t, u)) -> Tensor:
+                return reverse(self.field(cond.image(i)), (x[i : i + 1],), ends, self.solver)[0]
+
+            x = constrained(self.denoiser.one_by_one(solve, len(x)), self.denoiser.path.node_at(t), constrain)
+        return x
+
+    # --- the state as a latent ---------------------------------------------------------------------------------------
+
+    @property
+    def _top_scale(self) -> float:
+        return self.grid[self.grid.steps].scale
+
+    def _latent(self, state: State) -> Latent:
+        """x_T is in the path's own scale, what else the solver keeps in its own; integers stay as they are."""
+        names = ("x_T", *self.solver.names[1:])
+        if isinstance(self.solver.numbers, FixedPoint):
+            tensors = dict(zip(names, state, strict=True))
+            return IntegerLatent(tensors, self.solver.numbers, self._top_scale)
+        kept = state if self.options.keep == "state" else state[:1]
+        return Latent({"x_T": kept[0] * self._top_scale, **dict(zip(names[1:], kept[1:], strict=False))})
+
+    def _state(self, latent: Latent, field: Field) -> State:
+        """The state that a latent holds, or one begun from x_T."""
+        if latent.tensors.keys() != {"x_T", *self.solver.names[1:]}:
+            return self.solver.begin(field, self.times[-1], latent.x_T / self._top_scale)
+        x_T, *rest = latent.tensors.values()
+        return (x_T if isinstance(self.solver.numbers, FixedPoint) else x_T / self._top_scale, *rest)
