@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import hub, metrics
-from bench.config import NAME_AXES, NUMBER_AXES, ModelConfig, RunConfig
+from bench.config import EDIT_AXIS, NAME_AXES, NUMBER_AXES, ModelConfig, RunConfig
 from bench.errors import UserError, unknown
 from bench.registry import check_options, load, locate, options_class
 
@@ -96,8 +96,12 @@ def _check_axis(axis: str, values: Collection[Any], config: RunConfig, where: st
     elif axis in NUMBER_AXES:
         for value in values:
             _check_number(axis, value)
+    elif axis == EDIT_AXIS:
+        for value in values:
+            if not isinstance(value, str):
+                raise UserError(f"edit={value!r}: must be the name of an edit")
     else:
-        raise unknown("axis", axis, [*NUMBER_AXES, *NAME_AXES, "method.OPTION"], f"in {where}")
+        raise unknown("axis", axis, [*NUMBER_AXES, *NAME_AXES, EDIT_AXIS, "method.OPTION"], f"in {where}")
     if not values:
         raise UserError(f"axis {axis} has no values in {where}")
 
@@ -152,14 +156,20 @@ def points(config: RunConfig) -> Iterator[Point]:
 def expand(config: RunConfig) -> Expansion:
     """All cells of a configuration. Raises UserError for anything that a user got wrong."""
     _check_task(config)
-    usable, unavailable = metrics.available(config.metrics)
+    usable, unavailable = metrics.available(config.metrics, config.task)
     if not usable:
         raise UserError(f"no metric can be computed: {'; '.join(unavailable.values())}")
     models = {name: _model_spec(name, model) for name, model in config.model.items()}
     cells: dict[str, Cell] = {}
     skipped: dict[str, Skip] = {}
     for point in points(config):
-        made = _cell(config, point, usable, models[point["model"]])
+        shape = config.model[point["model"]].shape
+        unsuited = {name: why for name in usable if (why := metrics.unsuited(name, shape))}
+        unavailable |= unsuited
+        suited = tuple(name for name in usable if name not in unsuited)
+        if not suited:
+            raise UserError(f"no metric can be computed: {'; '.join(unavailable.values())}")
+        made = _cell(config, point, suited, models[point["model"]])
         if isinstance(made, Skip):
             skipped.setdefault(json.dumps(made.axes, sort_keys=True), made)
         else:
@@ -183,6 +193,10 @@ def _check_task(config: RunConfig) -> None:
         raise UserError("task=restore needs severities; write severity=1,2,3,4,5")
     if config.task != "restore" and "severity" in axes:
         raise UserError(f"severity has no meaning for task={config.task}; only task=restore measures")
+    if (config.task == "edit") != (EDIT_AXIS in axes):
+        if config.task == "edit":
+            raise UserError("task=edit needs kinds of edit; write edit=recolour,remove")
+        raise UserError(f"edit has no meaning for task={config.task}; only task=edit edits")
     for name, model in config.model.items():
         if model.kind == "judge":
             raise UserError(f"model {name} is a classifier, not a denoiser; it cannot run a method")
@@ -200,7 +214,7 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
         "task": config.task,
         "images": config.images,
         "seed": point.get("seed", 0),
-        "metrics": {name: metrics.VERSIONS[name] for name in metric_names},
+        "metrics": metrics.identity(metric_names),
         "method": {"class": method.class_path, "options": options.model_dump(mode="json")},
         "model": model_spec,
         "dataset": {"name": point["dataset"], "class": data.class_path, "split": data.split, **data.options},
@@ -221,6 +235,11 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
             "options": checked.model_dump(mode="json"),
         }
         corruption_axes = {"corruption": point["corruption"], "severity": severity}
+    dataset = _dataset(point["dataset"], data.class_path, data.split, json.dumps(data.options, sort_keys=True))
+    if config.task == "edit":
+        if point[EDIT_AXIS] not in dataset.edits:
+            raise unknown("edit", point[EDIT_AXIS], dataset.edits, f"of dataset {point['dataset']}")
+        spec[EDIT_AXIS] = point[EDIT_AXIS]
     axes = {
         "method": point["method"],
         "method_title": method.title or point["method"],
@@ -228,6 +247,7 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
         "dataset": point["dataset"],
         "task": config.task,
         **corruption_axes,
+        **({EDIT_AXIS: point[EDIT_AXIS]} if config.task == "edit" else {}),
         "steps": options.steps,
         "guidance": options.guidance,
         "seed": spec["seed"],
@@ -235,7 +255,6 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
     }
     if corruption_axes["corruption"]:
         axes["corruption_title"] = config.corruption[point["corruption"]].title or point["corruption"]
-    dataset = _dataset(point["dataset"], data.class_path, data.split, json.dumps(data.options, sort_keys=True))
     reason = _mismatch(point, model, dataset, config.images) or getattr(options, "refuses", {}).get(config.task)
     if reason:
         return Skip(axes, reason)
@@ -306,7 +325,7 @@ def canonical(content: Any) -> str:
 
 
 def _identify(axes: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
-    words = [str(axes["method"]), axes["corruption"] or axes["task"]]
+    words = [str(axes["method"]), axes["corruption"] or axes.get(EDIT_AXIS) or axes["task"]]
     words += [f"s{axes['severity']}"] * (axes["severity"] is not None)
     words += [axes["model"], axes["dataset"], f"n{axes['steps']}", f"g{axes['guidance']:g}", f"seed{axes['seed']}"]
     digest = hashlib.blake2b(canonical(spec).encode(), digest_size=6).hexdigest()

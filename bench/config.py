@@ -20,6 +20,8 @@ SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 GROUPS = ("sweep", "profile", "method", "model", "dataset", "corruption", "launcher", "tracker")
 NUMBER_AXES = ("severity", "steps", "guidance", "seed")
 NAME_AXES = ("method", "model", "dataset", "corruption")
+EDIT_AXIS = "edit"
+"""The kinds of edit that a data set knows: an axis of task=edit."""
 SPACINGS = {
     "vp": ("leading", "leading1", "trailing", "linspace"),
     "rectified": ("linspace", "flux_shift"),
@@ -27,7 +29,12 @@ SPACINGS = {
 }
 """The spacings of a grid that each path knows (methods.paths, which a plan does not import: it needs torch)."""
 Task = Literal["reconstruct", "restore", "edit"]
-Metric = Literal["psnr", "ssim", "mse", "lpips"]
+Metric = Literal[
+    "psnr", "ssim", "mse", "l2", "lpips", "lpips_vgg", "lpips_squeeze", "fid", "kid", "fd_scenes", "kd_scenes",
+    "outside_psnr", "outside_ssim", "outside_mse", "inside_psnr", "inside_mse", "pie_psnr", "pie_ssim", "pie_mse",
+    "pie_lpips", "verdict", "kept", "clip", "pie_clip",
+]  # fmt: skip
+"""The names of `bench.metrics.CATALOGUE`."""
 
 
 class Strict(BaseModel):
@@ -316,11 +323,11 @@ def _rewrite(override: str, extra: Path | None) -> str:
     key, value = match["key"], match["value"]
     if key in GROUPS:
         return _rewrite_group(override, key, value, options_of_group(key, extra))
-    if key in NUMBER_AXES:
+    if key in (*NUMBER_AXES, EDIT_AXIS):
         key = f"matrix.{key}"
     root = key.split(".")[0]
     if root not in RunConfig.model_fields:
-        raise unknown("key", key, {*RunConfig.model_fields, *GROUPS, *NUMBER_AXES})
+        raise unknown("key", key, {*RunConfig.model_fields, *GROUPS, *NUMBER_AXES, EDIT_AXIS})
     if _TEXT.fullmatch(key) and value != "null" and not re.fullmatch(r"(['\"]).*\1", value, re.DOTALL):
         value = _quoted(value)
     elif "," in value and not re.search(r"[\[\]{}()'\"]", value):

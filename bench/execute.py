@@ -7,12 +7,14 @@ SystemExit or submitit's UncompletedJobError, which is how a scheduler says stop
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -27,8 +29,12 @@ import corruptions.base as corruptions
 from bench import provenance
 from bench.cells import Cell
 from bench.config import ModelConfig
+from bench.data.base import Dataset, EditItem, Item
 from bench.errors import UserError
+from bench.metrics import extractors
+from bench.metrics.edit import Edited, score_edits
 from bench.metrics.image import score
+from bench.metrics.latent import normal_distance
 from bench.models import build_denoiser, build_grid
 from bench.registry import check_options, load
 from bench.store import Store
@@ -91,42 +97,101 @@ def measure(cell: Cell, image_id: str, image: Tensor) -> corruptions.Measurement
     return corruptions.measure(corruption, image, key)
 
 
+@dataclass(frozen=True)
+class Posed:
+    """What a batch of problems was made of: items, and their measurements or edits where the task has them."""
+
+    items: list[Item]
+    measurements: list[corruptions.Measurement]
+    edits: list[EditItem]
+
+    @property
+    def ids(self) -> list[str]:
+        return [item.id for item in self.items]
+
+    @property
+    def truth(self) -> Tensor:
+        """What a perfect solution would be, [B, C, H, W] in [0, 1]: the image or its counterfactual, else nan."""
+        if not self.edits:
+            return _stack(item.image for item in self.items)
+        known = zip(self.items, self.edits, strict=True)
+        return _stack(np.full_like(i.image, np.nan) if e.truth is None else e.truth for i, e in known)
+
+    def edited(self, output: Tensor) -> Edited:
+        """Outputs [B, C, H, W] in [0, 1] beside what was asked."""
+        return Edited(
+            output,
+            _stack(item.image for item in self.items),
+            self.truth,
+            _stack(edit.mask[None] for edit in self.edits),
+            [item.caption for item in self.items],
+            [edit.caption for edit in self.edits],
+        )
+
+
+def _stack(arrays: Iterable[np.ndarray]) -> Tensor:
+    return torch.stack([torch.from_numpy(array) for array in arrays])
+
+
+def posed_sha256(item: Item, edit: EditItem) -> str:
+    """Of everything that an edit is given and judged by: one changed pixel makes another edit."""
+    digest = hashlib.sha256(f"{item.caption}|{edit.caption}".encode())
+    for array in (item.image, edit.mask, *([] if edit.truth is None else [edit.truth])):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def choose(dataset: Dataset, count: int, edit: str | None) -> list[int]:
+    """Indices of the first `count` items, or of the first that admit an edit. Raises UserError if too few do."""
+    if edit is None:
+        return list(range(count))
+    admitting = (index for index in range(len(dataset)) if dataset.edit(index, edit) is not None)
+    chosen = list(itertools.islice(admitting, count))
+    if len(chosen) < count:
+        raise UserError(f"images={count}: only {len(chosen)} images of the data set admit the edit {edit}")
+    return chosen
+
+
 class Rows(pl.Callback):
-    """Collects a row an image, and the first few images, from what `test_step` returns."""
+    """Collects a row an image, its features and the first few images, from what `test_step` returns."""
 
     def __init__(self, cell: Cell, samples: int) -> None:
         self.cell = cell
         self.wanted = samples
         self.rows: list[dict[str, Any]] = []
         self.images: dict[str, list[np.ndarray]] = {"truth": [], "input": [], "output": []}
-        self.ids: list[list[str]] = []
-        self.measurements: list[list[corruptions.Measurement]] = []
+        self.posed: list[Posed] = []
+        self.features: dict[str, list[np.ndarray]] = {}
 
     def on_test_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: dict[str, Any], batch: Any, index: int
     ) -> None:
         problem, solution = outputs["problem"], outputs["solution"]
-        self._score(problem, solution, self.ids[index], self.measurements[index])
+        self._score(problem, solution, self.posed[index])
 
-    def _score(
-        self, problem: Problem, solution: Solution, ids: list[str], measured: list[corruptions.Measurement]
-    ) -> None:
+    def _score(self, problem: Problem, solution: Solution, posed: Posed) -> None:
         names = tuple(self.cell.spec["metrics"])
-        truth, output = _unit(problem.image), _unit(solution.image)
+        truth, output = posed.truth, _unit(solution.image)
         values = score(names, output, truth)
-        y = problem.measurement.y if problem.measurement is not None else problem.image
-        before = score(tuple(n for n in names if n in ("psnr", "ssim")), _unit(y), truth) if measured else {}
+        if posed.edits:
+            values |= score_edits(names, posed.edited(output))
+        given = _unit(problem.measurement.y if problem.measurement is not None else problem.image)
+        told = posed.measurements or posed.edits
+        before = score(tuple(n for n in names if n in ("psnr", "ssim")), given, truth) if told else {}
+        self._keep_features(names, output, truth)
         std, kurtosis = solution.latent.std.tolist(), solution.latent.kurtosis.tolist()
+        distance = normal_distance(solution.latent.x_T).tolist()
         axes = {k: v for k, v in self.cell.axes.items() if not k.endswith("_title")}
         error = solution.error.tolist() if solution.error is not None else None
-        for i, image_id in enumerate(ids):
-            row = {"cell_id": self.cell.id, "image_id": image_id, **axes}
+        for i, item in enumerate(posed.items):
+            row = {"cell_id": self.cell.id, "image_id": item.id, **axes}
             row |= {name: column[i] for name, column in values.items()}
             row |= {f"input_{name}": column[i] for name, column in before.items()}
             row |= {
                 "outcome": "ok" if bool(output[i].isfinite().all()) else "numerical",
                 "latent_std": _finite(std[i]),
                 "latent_kurtosis": _finite(kurtosis[i]),
+                "latent_w2": _finite(distance[i]),
                 "state_bytes": solution.latent.state_bytes,
                 "nfe": solution.cost.nfe,
                 "nfe_grad": solution.cost.nfe_grad,
@@ -134,23 +199,39 @@ class Rows(pl.Callback):
             }
             if error is not None:
                 row["latent_mse"] = _finite(error[i])
-            if measured:
-                m = measured[i]
+            if posed.measurements:
+                m = posed.measurements[i]
                 row |= {
                     "y_sha256": m.sha256,
                     "sigma01": m.sigma01,
                     "snr_db": m.snr_db,
                     "details": json.dumps(m.details),
                 }
+            if posed.edits:
+                row["y_sha256"] = posed_sha256(item, posed.edits[i])
             self.rows.append(row)
-        for name, images in zip(self.images, (truth, _unit(y), output), strict=True):
+        for name, images in zip(self.images, (truth, given, output), strict=True):
             room = max(0, self.wanted - len(self.images[name]))
             self.images[name] += [_bytes(image) for image in images[:room]]
+
+    def _keep_features(self, names: tuple[str, ...], output: Tensor, truth: Tensor) -> None:
+        for name in extractors(names):
+            from bench.metrics.features import features  # torch-fidelity takes its time to import
+
+            for what, images in (("output", output), ("truth", truth)):
+                self.features.setdefault(f"{name}_{what}", []).append(features(name, images))
+
+    def set_features(self) -> dict[str, np.ndarray]:
+        """ids and, for every extractor, the features of outputs and of truths: float32 [n, d]."""
+        if not self.features:
+            return {}
+        ids = np.array([image_id for batch in self.posed for image_id in batch.ids])
+        return {"ids": ids, **{name: np.concatenate(parts) for name, parts in self.features.items()}}
 
     def samples(self) -> dict[str, np.ndarray]:
         """ids, truth, input, output: uint8 [k, H, W, C]."""
         kept = len(self.images["truth"])
-        ids = [image_id for batch in self.ids for image_id in batch][:kept]
+        ids = [image_id for batch in self.posed for image_id in batch.ids][:kept]
         return {"ids": np.array(ids), **{name: np.stack(images) for name, images in self.images.items() if images}}
 
 
@@ -167,28 +248,34 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def execute(cell: Cell, batch_size: int, samples: int, device: str = "cpu") -> tuple[list[dict[str, Any]], dict, dict]:
-    """Run one cell. Returns (rows, record, samples) for the store."""
+def execute(
+    cell: Cell, batch_size: int, samples: int, device: str = "cpu"
+) -> tuple[list[dict[str, Any]], dict, dict, dict]:
+    """Run one cell. Returns (rows, record, samples, features) for the store."""
     started = provenance.now()
-    data = cell.spec["dataset"]
+    data, kind = cell.spec["dataset"], cell.spec.get("edit")
     options = {k: v for k, v in data.items() if k not in ("name", "class", "split")}
     dataset = load(data["class"], "dataset")(split=data["split"], **options)
+    chosen = choose(dataset, cell.spec["images"], kind)
     method = build_method(cell, device)
     collector = Rows(cell, samples)
 
-    def batch(indices: list[int]) -> Problem:
-        items = [dataset.item(index) for index in indices]
-        image = torch.stack([torch.from_numpy(item.image) for item in items]) * 2 - 1
+    def batch(places: list[int]) -> Problem:
+        items = [dataset.item(chosen[place]) for place in places]
+        edits = [dataset.edit(chosen[place], kind) for place in places] if kind else []
+        image = _stack(item.image for item in items) * 2 - 1
         measured = (
             [measure(cell, item.id, x) for item, x in zip(items, image, strict=True)] if cell.axes["corruption"] else []
         )
-        collector.ids.append([item.id for item in items])
-        collector.measurements.append(measured)
+        collector.posed.append(Posed(items, measured, edits))
+        condition, guidance = method.denoiser.condition, method.options.guidance
         return Problem(
             task=cell.spec["task"],
             image=image,
-            source=method.denoiser.condition([item.caption for item in items], method.options.guidance),
+            source=condition([item.caption for item in items], guidance),
             generators=[image_generator(cell, item.id) for item in items],
+            # A mask tells where an edit may act, so it judges methods and is not told to them.
+            target=condition([edit.caption for edit in edits], guidance) if edits else None,
             measurement=corruptions.stack(measured) if measured else None,
         ).to(device)
 
@@ -221,7 +308,7 @@ def execute(cell: Cell, batch_size: int, samples: int, device: str = "cpu") -> t
             "weights": {_weights(cell.spec["model"]): cell.spec["model"]["weights_sha256"]},
         },
     }
-    return collector.rows, record, collector.samples()
+    return collector.rows, record, collector.samples(), collector.set_features()
 
 
 def _weights(model: dict[str, Any]) -> str:
@@ -305,9 +392,9 @@ def run_cells(
             return
         start = time.perf_counter()
         try:
-            rows, record, images = execute(cell, batch_size, samples, device)
+            rows, record, images, features = execute(cell, batch_size, samples, device)
             record["provenance"]["seconds"] = time.perf_counter() - start
-            store.write(cell.id, rows, record, images)
+            store.write(cell.id, rows, record, images, features)
             yield cell, "done"
         except (KeyboardInterrupt, SystemExit, UncompletedJobError):
             raise

@@ -143,8 +143,8 @@ def show(outlook: Outlook, console: Console) -> None:
     console.print(summary(outlook), highlight=False, soft_wrap=True)
     for reason, count in Counter(skip.reason for skip in outlook.expansion.skipped).items():
         console.print(f"skipped {count} combinations: {reason}", highlight=False, soft_wrap=True)
-    for name, reason in outlook.expansion.unavailable.items():
-        console.print(f"unavailable {name}: {reason}", highlight=False, soft_wrap=True)
+    for reason in dict.fromkeys(outlook.expansion.unavailable.values()):
+        console.print(f"unavailable: {reason}", highlight=False, soft_wrap=True)
     for asset in outlook.missing_assets:
         console.print(f"missing {asset}", style="red", highlight=False, soft_wrap=True)
 

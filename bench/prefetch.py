@@ -1,14 +1,17 @@
-"""Fetch the pretrained pipelines of a run: `python -m bench.prefetch profile=sd15` (or model=NAME,NAME).
+"""Fetch what jobs never download: `python -m bench.prefetch profile=sd15` (or model=NAME,NAME), `metric=lpips,fid`.
 
-Jobs never download: compute nodes often have no network, and a hundred workers should not ask the hub at once. Gated
-models need `hf auth login` first. Only the files that the pipeline loads are fetched.
+Compute nodes often have no network, and a hundred workers should not ask a hub at once. Of a pretrained pipeline only
+the files that it loads are fetched, into the Hugging Face cache; gated models need `hf auth login` first. The weights
+of metrics go to torch's cache (CLIP's to Hugging Face's), checked by the sha256 in their name.
 """
 
 from __future__ import annotations
 
-from bench import hub
+import hashlib
+
+from bench import hub, metrics
 from bench.config import ModelConfig, compose_config
-from bench.errors import UserError, run_command
+from bench.errors import UserError, run_command, unknown
 
 
 def fetch(name: str, model: ModelConfig) -> str:
@@ -30,9 +33,50 @@ def fetch(name: str, model: ModelConfig) -> str:
     return str(hub.snapshot(model.pretrained, model.revision))
 
 
+def fetch_metric(name: str) -> str:
+    """Download a metric's weights unless they are here; returns where they are. Raises UserError if they cannot be."""
+    needs = metrics.CATALOGUE[name].needs
+    if isinstance(needs, metrics.Weights):
+        return _file(needs)
+    assert isinstance(needs, metrics.Pretrained)
+    if needs.missing:
+        try:
+            from huggingface_hub import snapshot_download
+
+            snapshot_download(needs.name, allow_patterns=["*.json", "*.txt", "model.safetensors"])
+        except (ImportError, OSError, ValueError) as error:
+            raise UserError(f"{needs.what}, {needs.name}: {str(error.__cause__ or error) or repr(error)}") from error
+    return str(hub.snapshot(needs.name))
+
+
+def _file(weights: metrics.Weights) -> str:
+    """A file of weights, whole and with the sha256 that its name begins, or not at all."""
+    from torch.hub import download_url_to_file
+
+    path = weights.path
+    if weights.missing:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            download_url_to_file(weights.url, str(path), hash_prefix=weights.sha256, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{weights.what}, {weights.url}: {error}") from error
+    elif not hashlib.sha256(path.read_bytes()).hexdigest().startswith(weights.sha256):
+        raise UserError(f"{weights.what}: {str(path)!r} is damaged (its sha256 is another); remove it and try again")
+    return str(path)
+
+
 def main(arguments: list[str]) -> int:
-    models = compose_config(arguments, sweep_required=False).model
-    for name, model in models.items():
+    asked = [name for a in arguments if a.startswith("metric=") for name in a.removeprefix("metric=").split(",")]
+    others = [a for a in arguments if not a.startswith("metric=")]
+    known = sorted({metric.prefetch for metric in metrics.CATALOGUE.values() if metric.prefetch})
+    for name in asked:
+        if name not in known:
+            raise unknown("metric", name, known, "(the others need no weights)")
+    for name in asked:
+        print(f"{name}: {fetch_metric(name)}")
+    if asked and not others:
+        return 0
+    for name, model in compose_config(others, sweep_required=False).model.items():
         print(f"{name}: {fetch(name, model) if model.pretrained else 'nothing to fetch'}")
     return 0
 

@@ -86,8 +86,8 @@ def main(arguments: list[str]) -> int:
         return 0
     require_assets(outlook)
     console.print(summary(outlook), highlight=False, soft_wrap=True)
-    for name, reason in outlook.expansion.unavailable.items():
-        console.print(f"unavailable {name}: {reason}", style="yellow", highlight=False, soft_wrap=True)
+    for reason in dict.fromkeys(outlook.expansion.unavailable.values()):
+        console.print(f"unavailable: {reason}", style="yellow", highlight=False, soft_wrap=True)
     store = Store(outlook.config.results)
     store.write_manifest(outlook.config.name, manifest(outlook))
     counts = compute(outlook, console) if outlook.plan.todo else {}

@@ -3,6 +3,7 @@
     ROOT/cells/ID/rows.parquet    a row an image
     ROOT/cells/ID/cell.json       resolved configuration and provenance
     ROOT/cells/ID/samples.npz     a few images: ids, truth, input, output (uint8 [k, H, W, C])
+    ROOT/cells/ID/features.npz    where a metric is of sets: ids, and EXTRACTOR_output, EXTRACTOR_truth (float32 [n, d])
     ROOT/failures/ID.json         the last failure of a cell that has no result yet
     ROOT/sweeps/NAME.json         the cells that a sweep expands to, and what its report should show
 
@@ -77,6 +78,7 @@ class Store:
         rows: list[dict[str, Any]],
         record: Mapping[str, Any],
         samples: Mapping[str, np.ndarray] | None = None,
+        features: Mapping[str, np.ndarray] | None = None,
     ) -> bool:
         """Write one finished cell. False if another run had finished it before (its result stays)."""
         import numpy as np
@@ -91,6 +93,8 @@ class Store:
             pq.write_table(pa.Table.from_pylist(rows), temporary / "rows.parquet", compression="zstd")
             if samples is not None:
                 np.savez_compressed(temporary / "samples.npz", allow_pickle=False, **samples)
+            if features:
+                np.savez_compressed(temporary / "features.npz", allow_pickle=False, **features)
             with open(temporary / "cell.json", "w") as file:
                 json.dump({"schema": SCHEMA, "id": cell_id, **record}, file, indent=1, sort_keys=True, allow_nan=False)
             for path in [*temporary.iterdir(), temporary]:
@@ -142,9 +146,16 @@ class Store:
 
     def samples(self, cell_id: str) -> dict[str, np.ndarray]:
         """The sample images of a cell: ids, truth, input, output."""
+        return self._arrays(cell_id, "samples.npz")
+
+    def features(self, cell_id: str) -> dict[str, np.ndarray]:
+        """Features of every image of a cell: ids, and EXTRACTOR_output and EXTRACTOR_truth; empty where it has none."""
+        return self._arrays(cell_id, "features.npz")
+
+    def _arrays(self, cell_id: str, name: str) -> dict[str, np.ndarray]:
         import numpy as np
 
-        path = self.root / "cells" / cell_id / "samples.npz"
+        path = self.root / "cells" / cell_id / name
         if not path.is_file():
             return {}
         with np.load(path, allow_pickle=False) as archive:

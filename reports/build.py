@@ -1,12 +1,13 @@
 """Rebuild a sweep's tables, figures and page from the store.
 
-    python -m reports.build sweep=corruptions [store=results] [out=DIR] [metric=psnr] [quiet=true]
+    python -m reports.build sweep=corruptions [store=results] [out=DIR] [metric=psnr] [quiet=true] [style=paper]
 
 sweep   a sweep that has run into the store
 store   the results folder (default: results)
 out     where to write (default: STORE/reports/SWEEP)
 metric  the metric of the printed table, the cost figure and the image captions (default: psnr, and all tables printed)
 quiet   true prints the path of the page alone
+style   full (default): every column; paper: Markdown, LaTeX and the terminal show one column a block, severity 3 say
 
 Exit code 0; 1 if cells that would be compared measured different inputs (the page says which); 2 for a mistake in
 the arguments. Nothing is redrawn while the store holds what it held at the last build.
@@ -34,6 +35,7 @@ from reports.tables import (
     csv,
     latent_table,
     markdown,
+    paper,
     print_tables,
     without_hints,
 )
@@ -44,8 +46,8 @@ if TYPE_CHECKING:
     from reports.figures import Gallery
     from reports.html import Figure
 
-VERSION = 2  # of the reports: raise it when the same rows should give other files
-KEYS = ("sweep", "store", "out", "metric", "quiet")
+VERSION = 4  # of the reports: raise it when the same rows should give other files
+KEYS = ("sweep", "store", "out", "metric", "quiet", "style")
 INPUTS = ".inputs"
 
 
@@ -60,6 +62,7 @@ class Options:
     out: Path
     metric: str | None
     quiet: bool
+    style: str = "full"
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------
@@ -98,10 +101,11 @@ def parse(arguments: Sequence[str]) -> Options:
     sweep = _one_of("sweep", given["sweep"], sweeps)
     metric = _one_of("metric", given["metric"], tuple(METRICS)) if "metric" in given else None
     quiet = _one_of("quiet", given.get("quiet", "false").lower(), ("true", "false")) == "true"
+    style = _one_of("style", given.get("style", "full"), ("full", "paper"))
     out = Path(given["out"]) if "out" in given else root / "reports" / sweep
     if out.exists() and not out.is_dir():
         raise UsageError(f"out={out} is a file; give a folder")
-    return Options(sweep, root, out, metric, quiet)
+    return Options(sweep, root, out, metric, quiet, style)
 
 
 def _stores_beside(root: Path) -> list[str]:
@@ -114,13 +118,14 @@ def _stores_beside(root: Path) -> list[str]:
 # --- what has changed ----------------------------------------------------------------------------------------------
 
 
-def digest(store: Store, manifest: Mapping[str, Any], metric: str | None) -> str:
+def digest(store: Store, manifest: Mapping[str, Any], metric: str | None, style: str = "full") -> str:
     """Of everything a report depends on. A finished cell never changes, so its id is enough."""
     ids = {cell["id"] for cell in manifest["cells"]}
     content = {
         "version": VERSION,
         "manifest": manifest,
         "metric": metric,
+        "style": style,
         "done": sorted(ids & store.done()),
         "failures": {i: store.failure(i) for i in sorted(ids & store.failed())},
     }
@@ -180,7 +185,9 @@ def headline(results: Results, asked: str | None) -> Metric | None:
     return METRICS[asked]
 
 
-def build(store: Store, manifest: Mapping[str, Any], out: Path, metric: str | None, inputs: str) -> Built:
+def build(
+    store: Store, manifest: Mapping[str, Any], out: Path, metric: str | None, inputs: str, style: str = "full"
+) -> Built:
     """Write the whole report and return what it left."""
     results = load(store, manifest)
     lead = headline(results, metric)
@@ -190,7 +197,7 @@ def build(store: Store, manifest: Mapping[str, Any], out: Path, metric: str | No
     except MixedMeasurements as error:
         built = _refuse(results, out, inputs, str(error))
     else:
-        built = _build(store, results, lead, out, inputs)
+        built = _build(store, results, lead, out, inputs, style)
     built.write(out)
     return built
 
@@ -216,8 +223,9 @@ def _refuse(results: Results, out: Path, inputs: str, error: str) -> Built:
     return Built(inputs, ("table.md", "index.html"), (), error)
 
 
-def _build(store: Store, results: Results, lead: Metric | None, out: Path, inputs: str) -> Built:
+def _build(store: Store, results: Results, lead: Metric | None, out: Path, inputs: str, style: str) -> Built:
     from reports.html import page
+    from reports.latex import document, latex
     from reports.summary import costs, entry_costs, summarise
 
     summary = summarise(results)
@@ -230,8 +238,11 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
     tables = tuple(comparison(metric, summary, results, flags) for metric in results.metrics)
     tables += (latent_table(spent, results, timed=True) if results.reconstructs else cost_table(spent, results),)
     title = results.manifest.get("title") or results.manifest["name"]
+    styled = tuple(paper(table) if style == "paper" else table for table in tables[:-1])
     texts = {
-        "table.md": markdown((*tables[:-1], *same), title),
+        "table.md": markdown((*styled, *same), title),
+        "table.tex": document([f"tables/{table.key}" for table in (*styled, *same)], title),
+        **{f"tables/{table.key}.tex": latex(table) for table in (*styled, *same)},
         "costs.md": markdown(tables[-1:], f"{title}: costs"),  # measured, so never the same twice
         "table.csv": csv(summary, results),
         "costs.csv": csv(spent, results),
@@ -240,7 +251,7 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
         _write(out / name, text.encode())
     figures, galleries, drawn = _draw(store, results, lead, summary, spent, out)
     _write(out / "index.html", page(results, tables, figures, galleries).encode())
-    return Built(inputs, (*texts, *drawn, "index.html"), tables)
+    return Built(inputs, (*texts, *drawn, "index.html"), (*styled, tables[-1]))
 
 
 def _draw(
@@ -338,10 +349,10 @@ def run(options: Options) -> int:
 
     store = Store(options.store)
     manifest = store.manifest(options.sweep)
-    inputs = digest(store, manifest, options.metric)
+    inputs = digest(store, manifest, options.metric, options.style)
     built = Built.read(options.out)
     if built is None or built.digest != inputs:
-        built = build(store, manifest, options.out, options.metric, inputs)
+        built = build(store, manifest, options.out, options.metric, inputs, options.style)
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     if built.error:
         print(f"mixed measurements, no comparison: {built.error}", file=sys.stderr)

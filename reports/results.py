@@ -2,24 +2,29 @@
 
 A table's lines are methods (times whatever else varies within a method), its columns are severities, and it has one
 block of columns a corruption; a sweep without corruptions has steps for columns and one block a model and guidance
-scale. A manifest may say otherwise with `"layout": {"block": AXIS, "column": AXIS}`.
+scale, and a sweep of edits has strengths for columns and one block a kind of edit. A manifest may say otherwise with
+`"layout": {"block": AXIS, "column": AXIS}`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bench.store import Store
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 Axes = Mapping[str, Any]
 Key = tuple[str, str, str]  # line, block, column
+
+
+NAMED = 5  # differing measurements that an error names
 
 
 class MixedMeasurements(ValueError):
@@ -28,7 +33,11 @@ class MixedMeasurements(ValueError):
 
 @dataclass(frozen=True)
 class Metric:
-    """How a per-image metric is named and printed; `digits` is a format specification."""
+    """How a metric is named and printed; `digits` is a format specification.
+
+    A metric with an `extractor` is of sets: a `distance` of `reports.distances` between the features of all outputs
+    and those of their truths. The others are columns of the rows, one number an image.
+    """
 
     name: str
     title: str
@@ -37,6 +46,8 @@ class Metric:
     digits: str
     printed: bool = True  # in the terminal, where no metric is asked for
     floor: float = 0.0  # differences below it are rounding: they rank nobody
+    extractor: str = ""
+    distance: str = ""
 
     @property
     def heading(self) -> str:
@@ -53,7 +64,27 @@ METRICS = {
     for metric in (
         Metric("psnr", "PSNR", "dB", True, ".2f"),
         Metric("ssim", "SSIM", "", True, ".3f"),
-        Metric("lpips", "LPIPS", "", False, ".3f"),
+        Metric("verdict", "asked change is there, by the classifier", "share", True, ".2f"),
+        Metric("outside_psnr", "PSNR outside the mask", "dB", True, ".2f"),
+        Metric("fd_scenes", "FD-scenes", "", False, ".3g", extractor="scenes", distance="frechet"),
+        Metric("lpips", "LPIPS (AlexNet)", "", False, ".3f"),
+        Metric("lpips_vgg", "LPIPS (VGG)", "", False, ".3f"),
+        Metric("lpips_squeeze", "LPIPS (SqueezeNet)", "", False, ".3f"),
+        Metric("l2", "L2", "", False, ".3g", printed=False),
+        Metric("kept", "other attributes kept, by the classifier", "share", True, ".2f", printed=False),
+        Metric("inside_psnr", "PSNR inside the mask", "dB", True, ".2f", printed=False),
+        Metric("outside_ssim", "SSIM outside the mask", "", True, ".3f", printed=False),
+        Metric("outside_mse", "MSE outside the mask", "", False, ".1e", printed=False, floor=1e-14),
+        Metric("inside_mse", "MSE inside the mask", "", False, ".1e", printed=False, floor=1e-14),
+        Metric("pie_psnr", "PSNR with the mask black (PIE-Bench)", "dB", True, ".2f", printed=False),
+        Metric("pie_ssim", "SSIM with the mask black (PIE-Bench)", "", True, ".3f", printed=False),
+        Metric("pie_mse", "MSE with the mask black (PIE-Bench)", "", False, ".1e", printed=False, floor=1e-14),
+        Metric("pie_lpips", "LPIPS (SqueezeNet) with the mask black (PIE-Bench)", "", False, ".3f", printed=False),
+        Metric("clip", "CLIP similarity (ViT-L/14)", "", True, ".2f", printed=False),
+        Metric("pie_clip", "CLIP similarity (ViT-L/14) inside the mask (PIE-Bench)", "", True, ".2f", printed=False),
+        Metric("fid", "FID", "", False, ".4g", extractor="inception", distance="frechet"),
+        Metric("kid", "KID", "", False, ".3g", printed=False, extractor="inception", distance="kernel"),
+        Metric("kd_scenes", "KD-scenes", "", False, ".3g", printed=False, extractor="scenes", distance="kernel"),
         Metric("mse", "MSE", "", False, ".1e", printed=False, floor=1e-14),  # of float32 images in [0, 1]
         Metric("latent_mse", "latent MSE", "", False, ".1e", floor=1e-24),  # of float64 latents in [-1, 1]
     )
@@ -81,6 +112,16 @@ class Block:
     columns: tuple[str, ...]
     places: tuple[tuple[str, str], ...] = ()  # (axis, value), where a block is more than one value of `over`
 
+    @property
+    def shown(self) -> str:
+        """The column that stands for the block: severity 3, the common published setting, or the nearest; else the
+        middle one."""
+        if self.axis == "severity":
+            numbers = [column for column in self.columns if column.replace(".", "", 1).isdigit()]
+            if numbers:
+                return min(numbers, key=lambda column: abs(float(column) - 3))
+        return self.columns[(len(self.columns) - 1) // 2]
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -103,6 +144,11 @@ class Results:
     rows: pd.DataFrame  # the store's rows and `line`, `block`, `column`
     failures: Mapping[str, Mapping[str, Any]]
     records: Mapping[str, Mapping[str, Any]]
+    features: Callable[[str], Mapping[str, np.ndarray]] = field(default=lambda _: {})  # of a cell's images
+
+    @property
+    def edits(self) -> bool:
+        return self.manifest.get("task") == "edit"
 
     @property
     def reconstructs(self) -> bool:
@@ -126,6 +172,9 @@ class Results:
         return next((METRICS[name] for name in ("latent_mse", "mse") if self.has(name)), None)
 
     def has(self, name: str) -> bool:
+        """Whether any row has a value of a metric, or any cell the features of one of sets."""
+        if name in METRICS and METRICS[name].extractor:
+            return any(name in record.get("config", {}).get("metrics", {}) for record in self.records.values())
         return name in self.rows and bool(self.rows[name].notna().any())
 
     @cached_property
@@ -152,6 +201,8 @@ def _layout(manifest: Mapping[str, Any], cells: Sequence[Axes]) -> tuple[str, st
     declared = manifest.get("layout")
     if declared:
         return declared["block"], declared["column"]
+    if any(axes.get("edit") for axes in cells):
+        return "edit", "method.strength" if any("method.strength" in axes for axes in cells) else "steps"
     return ("corruption", "severity") if any(axes.get("corruption") for axes in cells) else ("guidance", "steps")
 
 
@@ -204,14 +255,17 @@ def arrange(
         place = "".join(f" · {word}" for _, word in named)
         block = value + place
         places[block] = (*named, (block_axis, value)) if named else ()
-        title = axes.get(f"{block_axis}_title") or (value if block_axis == "corruption" else f"{block_axis} {value}")
+        named_itself = block_axis in ("corruption", "edit")
+        title = axes.get(f"{block_axis}_title") or (
+            value.replace("_", " ") if named_itself else f"{block_axis} {value}"
+        )
         lines.setdefault(line.key, line)
         titles.setdefault(block, str(title) + place if not by_model else f"{place.removeprefix(' · ')} · {title}")
         column = words(axes.get(column_axis))
         columns.setdefault(block, set()).add(column)
         cells.append(Cell(entry["id"], (line.key, block, column), axes, status.get(entry["id"], "missing")))
     blocks = [
-        Block(key, title, block_axis, column_axis, _column_order(columns[key]), places[key])
+        Block(key, title, block_axis, column_axis.removeprefix("method."), _column_order(columns[key]), places[key])
         for key, title in titles.items()
     ]
     if by_model:  # a model's guidance scales stand together, models as the manifest first names them
@@ -250,34 +304,32 @@ def load(store: Store, manifest: Mapping[str, Any]) -> Results:
         rows,
         {i: store.failure(i) for i in ids if status.get(i) == "failed"},
         {i: store.record(i) for i in ids if status.get(i) == "done"},
+        store.features,
     )
 
 
 def check_measurements(results: Results) -> None:
-    """Raise MixedMeasurements if one image at one corruption, severity and seed was measured in two ways."""
-    rows = results.rows
+    """Raise MixedMeasurements if one image at one corruption (or edit), severity and seed was measured in two ways."""
     if not results.has("y_sha256"):
         return
     places = ["block", "column", "image_id", "seed"]
-    known = rows[rows["y_sha256"].notna()]
-    groups = known.groupby(places, sort=True, dropna=False)["y_sha256"]
-    mixed = groups.nunique()
-    mixed = mixed[mixed > 1]
-    if mixed.empty:
+    columns = [*places, "y_sha256", "cell_id"]
+    known = results.rows.loc[results.rows["y_sha256"].notna(), columns]
+    kinds = known.drop_duplicates([*places, "y_sha256"])
+    clashing = kinds.loc[kinds.duplicated(places, keep=False), places].drop_duplicates()
+    if clashing.empty:
         return
-    block, column, image, seed = mixed.index[0]
-    clash = known[
-        (known["block"] == block)
-        & (known["column"] == column)
-        & (known["image_id"] == image)
-        & (known["seed"].astype(str) == str(seed))
-    ]
-    sources = "; ".join(
-        f"{sha[:12]}… in {', '.join(sorted(part['cell_id'].unique()))}"
-        for sha, part in clash.groupby("y_sha256", sort=True)
-    )
-    title = next(b for b in results.blocks if b.key == block)
+    titles = {block.key: f"{block.title}, {block.axis}" for block in results.blocks}
+    told = []
+    for place, rows in known.merge(clashing.head(NAMED), on=places).groupby(places, sort=True, dropna=False):
+        block, column, image, seed = place
+        sources = "; ".join(
+            f"{sha[:12]}… in {', '.join(sorted(part['cell_id'].unique()))}"
+            for sha, part in rows.groupby("y_sha256", sort=True)
+        )
+        told.append(f"image {image}, {titles[block]} {column}, seed {seed}: {sources}")
+    more = len(clashing) - len(told)
     raise MixedMeasurements(
-        f"{len(mixed)} measurement(s) differ between cells that would be compared; the first is image {image}, "
-        f"{title.title}, {title.axis} {column}, seed {seed}: {sources}"
+        f"{len(clashing)} measurement(s) differ between cells that would be compared: {' | '.join(told)}"
+        + (f" | and {more} more" if more else "")
     )

@@ -1,14 +1,15 @@
 """The statistics of the tables: the unit is the image, and seeds are nested in images.
 
-A mean carries a percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13) that draws images, each with all
-its seeds; two methods are compared on the same images (Wilcoxon 1945, signed ranks), and the p-values of one family
-of comparisons are adjusted by Holm's step-down procedure (Holm 1979).
+A mean carries a studentised bootstrap interval (Efron & Tibshirani 1993, section 12.5) that draws images, each with
+all its seeds; two methods are compared on the same images (Wilcoxon 1945, signed ranks), and the p-values of one
+family of comparisons are adjusted by Holm's step-down procedure (Holm 1979). How often the intervals hold the truth,
+and how often equal methods are called different, is simulated by `python -m reports.calibration` (STATISTICS.md).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,7 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 EXACT = 50  # differences up to which the signed-rank distribution is enumerated
-BLOCK = 2_000_000  # resampled values held at once: 16 MB, whatever the number of images
+DRAWS = 2000  # bootstrap samples of an interval
+LARGE = 200  # images from which on the bootstrap's limit is taken in closed form
+DEGENERATE = 0.005  # share of bootstrap samples without spread beyond which studentising them means nothing
+
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,19 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of the per-image differences a - b, and the two-sided p-value of the signed-rank test."""
+    """The per-image differences a - b: mean, two-sided p-value of the signed-rank test, and how large it is.
+
+    `wins` is the probability of improvement, the share of images where a > b with ties as halves; `effect` is Hedges'
+    g of the differences, their mean in units of their own standard deviation.
+    """
 
     interval: Interval
     p: float
+    wins: float
+    effect: float
 
 
-def cluster_means(values: npt.ArrayLike, clusters: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def cluster_means(values: npt.ArrayLike, clusters: npt.ArrayLike) -> Array:
     """Mean of each cluster, in the order of the sorted cluster names; nan values are left out first."""
     x = np.asarray(values, dtype=np.float64)
     names = np.asarray(clusters)
@@ -52,48 +63,91 @@ def cluster_means(values: npt.ArrayLike, clusters: npt.ArrayLike) -> npt.NDArray
     return np.bincount(index, weights=x[known]) / np.bincount(index)
 
 
-def _resamples(n: int, draws: int, seed: int) -> Iterable[npt.NDArray[np.int64]]:
-    """Indices of the drawn clusters, [chunk, n] at a time; a table asks for the same few hundred times over."""
-    return _kept_resamples(n, draws, seed) if n * draws <= BLOCK else _draw_resamples(n, draws, seed)
-
-
-@lru_cache(maxsize=4)
-def _kept_resamples(n: int, draws: int, seed: int) -> tuple[npt.NDArray[np.int64], ...]:
-    return tuple(_draw_resamples(n, draws, seed))
-
-
-def _draw_resamples(n: int, draws: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    rng = np.random.default_rng(seed)
-    chunk = max(1, BLOCK // n)
-    for start in range(0, draws, chunk):
-        yield rng.integers(n, size=(min(chunk, draws - start), n))
-
-
-def bootstrap(
-    values: npt.ArrayLike, clusters: npt.ArrayLike, level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> Interval:
-    """Mean over clusters with its percentile bootstrap interval.
+def bootstrap(values: npt.ArrayLike, clusters: npt.ArrayLike, level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean over clusters with its interval.
 
     `values` [N] and `clusters` [N] (the image of each value). Values are averaged within their cluster, and clusters
     are drawn with replacement, so a seed adds precision to its image but never counts as another image.
     """
+    return interval(cluster_means(values, clusters), level, seed)
+
+
+def interval(means: npt.ArrayLike, level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean of `means` [n], one value an image, with its studentised bootstrap interval.
+
+    Beside the bootstrap stand its closed forms. Values that are all 0 or 1 have Wilson's interval (1927). Student's
+    holds where the bootstrap has nothing to say: few or tied values, many of whose samples have no spread (always for
+    n < 5), and more than 200 images, where both agree.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
-    means = cluster_means(values, clusters)
-    n = len(means)
+    x = np.asarray(means, dtype=np.float64)
+    n = len(x)
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
-    mean = float(means.mean())
+    mean = float(x.mean())
     if n == 1 or not math.isfinite(mean):
         return Interval(mean, math.nan, math.nan, n)
-    resampled = np.concatenate([means[chosen].mean(axis=1) for chosen in _resamples(n, draws, seed)])
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high), n)
+    if np.all((x == 0) | (x == 1)):
+        return Interval(mean, *_wilson(mean, n, level), n)
+    error = float(x.std(ddof=1)) / math.sqrt(n)
+    if error == 0:
+        return Interval(mean, mean, mean, n)
+    ends = None if n > LARGE else _studentised((x - mean) / (error * math.sqrt(n)), level, seed)
+    if ends is None:
+        quantile = _student(n - 1, (1 + level) / 2)
+        ends = -quantile, quantile
+    return Interval(mean, mean - ends[1] * error, mean - ends[0] * error, n)
 
 
-def paired_difference(
-    a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> Difference:
+def _studentised(z: Array, level: float, seed: int) -> tuple[float, float] | None:
+    """Quantiles of t = (mean* - mean) / error* over bootstrap samples of standardised values [n], or None."""
+    n = len(z)
+    weights = _weights(n, DRAWS, seed)
+    first, second = weights @ z, weights @ (z * z)
+    variance = second - first * first
+    spread = variance > 1e-12
+    if 1 - spread.mean() > DEGENERATE:
+        return None
+    t = np.full(DRAWS, np.inf)
+    t[spread] = first[spread] / np.sqrt(variance[spread] / (n - 1))
+    t[~spread] *= np.sign(first[~spread])
+    t.sort()
+    low, high = _quantile(t, (1 - level) / 2), _quantile(t, (1 + level) / 2)
+    return (low, high) if math.isfinite(high - low) else None
+
+
+def _quantile(ordered: Array, probability: float) -> float:
+    """Linear between order statistics, as numpy's, which takes ten times as long to find them."""
+    place = probability * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return float(ordered[below] + (place - below) * (ordered[above] - ordered[below]))
+
+
+@lru_cache(maxsize=8)
+def _weights(n: int, draws: int, seed: int) -> Array:
+    """How often each of n images is in each bootstrap sample, divided by n: [draws, n], the same for every entry."""
+    chosen = np.random.default_rng(seed).integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
+    return np.bincount(chosen.ravel(), minlength=draws * n).reshape(draws, n) / n
+
+
+def _student(freedom: int, probability: float) -> float:
+    from scipy.special import stdtrit  # scipy takes its time to import, and most tables do not need it
+
+    return float(stdtrit(freedom, probability))
+
+
+def _wilson(share: float, n: int, level: float) -> tuple[float, float]:
+    from scipy.special import ndtri
+
+    z = float(ndtri((1 + level) / 2))
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return centre - half, centre + half
+
+
+def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95, seed: int = 0) -> Difference:
     """a - b over the same images: `a` and `b` [n] hold one value an image, in one order; pairs with a nan are left out.
 
     Equal values differ by 0 even where both are infinite (the PSNR of two perfect reconstructions).
@@ -101,12 +155,68 @@ def paired_difference(
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"paired values must be vectors of one length, got {x.shape} and {y.shape}")
+    difference = _differences(x, y)
+    wins = probability_of_improvement(difference, np.zeros(len(difference)))
+    return Difference(interval(difference, level, seed), signed_rank(difference), wins, hedges_g(difference))
+
+
+def _differences(x: Array, y: Array) -> Array:
     known = ~(np.isnan(x) | np.isnan(y))
     x, y = x[known], y[known]
     equal = x == y
-    difference = np.where(equal, 0.0, x - np.where(equal, 0.0, y))
-    interval = bootstrap(difference, np.arange(len(difference)), level, draws, seed)
-    return Difference(interval, signed_rank(difference))
+    return np.where(equal, 0.0, x - np.where(equal, 0.0, y))
+
+
+def probability_of_improvement(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Share of images where a > b, ties as halves; nan without images. `a` and `b` [n] over the same images."""
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    return float(((x > y) + 0.5 * (x == y)).mean()) if len(x) else math.nan
+
+
+def hedges_g(differences: npt.ArrayLike) -> float:
+    """Mean of paired differences [n] over their standard deviation, with Hedges' correction for small n (1981).
+
+    0 where all differences are 0, infinite where they are one other number, nan for n < 2.
+    """
+    x = np.asarray(differences, dtype=np.float64)
+    if len(x) < 2 or not np.isfinite(x).all():
+        return math.nan
+    mean, deviation = float(x.mean()), float(x.std(ddof=1))
+    if deviation == 0:
+        return math.copysign(math.inf, mean) if mean else 0.0
+    # The gamma function's form of J(n - 1); 1 - 3 / (4 (n - 1) - 1) approximates it.
+    half = (len(x) - 1) / 2
+    correction = math.exp(math.lgamma(half) - math.lgamma(half - 0.5)) / math.sqrt(half) if len(x) > 2 else 0.0
+    return correction * mean / deviation
+
+
+def rank_biserial(differences: npt.ArrayLike) -> float:
+    """Kerby's (2014) matched-pairs effect size of the signed ranks, in [-1, 1]: (W+ - W-) / (W+ + W-)."""
+    x = np.asarray(differences, dtype=np.float64)
+    x = x[x != 0]
+    if not len(x):
+        return 0.0
+    doubled = _doubled_ranks(x)[0]
+    return float((doubled * np.sign(x)).sum() / doubled.sum())
+
+
+def performance_profile(values: npt.ArrayLike, thresholds: npt.ArrayLike, higher_is_better: bool = True) -> Array:
+    """Share of images that a method brings to at least each threshold (at most, where lower is better).
+
+    `values` [methods, n] over the same images, nan where a method has none, which counts as not reached; `thresholds`
+    [m]; returns [methods, m]. The score distributions of Agarwal et al. (2021), with images as their runs.
+    """
+    x, at = np.asarray(values, dtype=np.float64), np.asarray(thresholds, dtype=np.float64)
+    sign = 1.0 if higher_is_better else -1.0
+    worst = np.sort(np.where(np.isnan(x), -np.inf, sign * x), axis=1)
+    below = np.stack([np.searchsorted(row, sign * at, side="left") for row in worst])
+    return 1 - below / x.shape[1]
+
+
+def _doubled_ranks(x: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Twice the mean ranks of |x| (integers, ties or not), and the sizes of the ties."""
+    _, index, ties = np.unique(np.abs(x), return_inverse=True, return_counts=True)
+    return (2 * np.cumsum(ties) - ties + 1)[index], ties
 
 
 def signed_rank(differences: npt.ArrayLike) -> float:
@@ -121,8 +231,7 @@ def signed_rank(differences: npt.ArrayLike) -> float:
     n = len(x)
     if n == 0:
         return 1.0
-    _, index, ties = np.unique(np.abs(x), return_inverse=True, return_counts=True)
-    doubled = (2 * np.cumsum(ties) - ties + 1)[index]  # twice the mean rank: an integer, ties or not
+    doubled, ties = _doubled_ranks(x)
     statistic, total = int(doubled[x > 0].sum()), n * (n + 1)
     if n > EXACT:
         variance = n * (n + 1) * (2 * n + 1) / 24 - float((ties.astype(float) ** 3 - ties).sum()) / 48
@@ -143,3 +252,39 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return adjusted.tolist()
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Methods by their mean, and what the paired test says of it. Indices are those of the scores' rows."""
+
+    order: tuple[int, ...]
+    differences: tuple[Difference, ...]
+    """Every method behind the first, in order, less the first."""
+    adjusted: tuple[float, ...]
+    """Holm's p-values of `differences`."""
+    marks: dict[int, str]
+    """Method -> best or second, where the test holds it against every method behind."""
+
+
+def rank(scores: npt.ArrayLike, higher_is_better: bool, level: float = 0.05) -> Ranking:
+    """Rank methods on shared images: `scores` [methods, images], nan where a method has no score.
+
+    The first is best if it differs from every other (Wilcoxon, Holm over the others), and then the second if it
+    differs from the rest. Where all methods are the same, a mark is rarer than `level`.
+    """
+    x = np.asarray(scores, dtype=np.float64)
+    means = [float(row[~np.isnan(row)].mean()) if not np.isnan(row).all() else math.nan for row in x]
+    sign = -1 if higher_is_better else 1
+    order = sorted((i for i, mean in enumerate(means) if not math.isnan(mean)), key=lambda i: sign * means[i])
+    if len(order) < 2:
+        return Ranking(tuple(order), (), (), {})
+    differences = tuple(paired_difference(x[other], x[order[0]]) for other in order[1:])
+    adjusted = holm([difference.p for difference in differences])
+    marks: dict[int, str] = {}
+    if max(adjusted) < level:
+        marks[order[0]] = "best"
+        rest = [signed_rank(_differences(x[other], x[order[1]])) for other in order[2:]]
+        if rest and max(holm(rest)) < level:
+            marks[order[1]] = "second"
+    return Ranking(tuple(order), differences, tuple(adjusted), marks)

@@ -3,84 +3,114 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from reports.distances import DISTANCES
 from reports.results import Block, Cell, Line, Metric, Results
-from reports.statistics import bootstrap, cluster_means, holm, paired_difference
+from reports.statistics import cluster_means, interval, rank
 
 if TYPE_CHECKING:
     import pandas as pd
 
 INPUT = "input"
 INPUT_TITLE = "input y (no restoration)"
-LEVEL = 0.05
+EDIT_TITLE = "input (not edited)"
 EXPLODED = 3.0
 
 
 def summarise(results: Results) -> pd.DataFrame:
     """A line a (metric, line, block, column): mean, low, high, n and what is missing, in the order of the tables.
 
-    `mark` is best or second where the paired test holds it (see `_rank`), `to_best*` and `p_holm` compare the entry
-    with the highest ranked one on the images of both.
+    `mark` is best or second where the paired test holds it (`reports.statistics.rank`). Beside every other whole entry
+    stands its difference to the one that leads: `to_best*`, Holm's `p_holm`, the share of images on which it is the
+    better one (`wins`) and Hedges' g. A distance between sets is one number for all images: no interval, no rank.
     """
     import pandas as pd
 
     records: list[dict[str, Any]] = []
-    by_entry = {
-        key: _part(rows, results.metrics) for key, rows in results.rows.groupby(["line", "block", "column"], sort=False)
-    }
-    by_column = dict(iter(results.rows.groupby(["block", "column"], sort=False)))
-    images_of = {key: rows["image_id"].nunique() for key, rows in by_column.items()}
+    rows = _Rows(results)
     for metric in results.metrics:
         for block in results.blocks:
             for column in block.columns:
-                shared = by_column.get((block.key, column))
-                entries = [] if shared is None else _input(metric, shared, block, column)
-                images: dict[str, dict[str, float]] = {}
+                here = rows.columns.get((block.key, column))
+                entries = [] if here is None else _input(metric, rows, here, block, column)
+                expected = 0 if here is None else rows.expected(metric, here)
                 for line in results.lines:
                     cells = results.by_key.get((line.key, block.key, column))
-                    if cells is None:
-                        continue
-                    part = by_entry.get((line.key, block.key, column))
-                    expected = images_of.get((block.key, column), 0)
-                    record = _entry(metric, line, block, column, cells, part, expected, results.failures)
-                    entries.append(record)
-                    if part is not None and not record["partial"] and record["n"]:
-                        by_image = _by_image(part.values[metric.name], part.images)
-                        images[line.key] = {name: _above_floor(metric, value) for name, value in by_image.items()}
-                _rank(metric, entries, images)
+                    if cells is not None:
+                        place = rows.entries.get((line.key, block.key, column))
+                        entries.append(_entry(metric, line, block, column, cells, rows, place, expected))
+                if here is not None and not metric.extractor:
+                    _rank(metric, entries, rows, block, column)
                 records.extend(entries)
     return pd.DataFrame.from_records(records, columns=COLUMNS)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The rows of one entry as arrays [N]: pandas is slow at thousands of small frames."""
+class _Rows:
+    """The rows as arrays [N], images as numbers in the order of their names: pandas is slow at thousands of frames."""
 
-    images: npt.NDArray[Any]
-    values: Mapping[str, npt.NDArray[np.float64]]
-    seeds: int
-    numerical: int
+    def __init__(self, results: Results) -> None:
+        import pandas as pd
+
+        rows = results.rows
+        self.results = results
+        self.images: npt.NDArray[np.int64] = pd.factorize(rows["image_id"], sort=True)[0]
+        self.seeds: npt.NDArray[np.int64] = pd.factorize(rows["seed"], use_na_sentinel=False)[0]
+        outcome = rows["outcome"].to_numpy() if "outcome" in rows else np.full(len(rows), "ok")
+        self.numerical = outcome != "ok"
+        self.entries = _positions(rows, ["line", "block", "column"])
+        self.columns = _positions(rows, ["block", "column"])
+        self.known: dict[str, npt.NDArray[np.float64]] = {}
+
+    def values(self, name: str) -> npt.NDArray[np.float64]:
+        if name not in self.known:
+            rows = self.results.rows
+            self.known[name] = rows[name].to_numpy(dtype=float) if name in rows else np.full(len(rows), np.nan)
+        return self.known[name]
+
+    def expected(self, metric: Metric, here: npt.NDArray[np.int64]) -> int:
+        """How many images should have a value at a column: those that any method has or lost there. The others have
+        none by their nature, as an edit of the whole image has nothing outside it."""
+        due = self.numerical[here] | (bool(metric.extractor) or ~np.isnan(self.values(metric.name)[here]))
+        return len(np.unique(self.images[here][due]))
+
+    def distance(self, metric: Metric, cells: Sequence[Cell]) -> tuple[float, int]:
+        """A distance between sets over all finite images of cells, and how many they are. Every truth counts once."""
+        done = sorted(cell.id for cell in cells if cell.status == "done")
+        outputs, truths = _pooled(self.results, metric.extractor, done)
+        return DISTANCES[metric.distance](outputs, truths), len(outputs)
 
 
-def _part(rows: pd.DataFrame, metrics: Sequence[Metric]) -> _Part:
-    return _Part(
-        rows["image_id"].to_numpy(dtype=str),
-        {metric.name: rows[metric.name].to_numpy(dtype=float) for metric in metrics},
-        rows["seed"].nunique(dropna=False),
-        int((rows["outcome"] != "ok").sum()) if "outcome" in rows else 0,
-    )
+def _positions(rows: pd.DataFrame, by: list[str]) -> dict[tuple[str, ...], npt.NDArray[np.int64]]:
+    return dict(rows.groupby(by, sort=False).indices) if len(rows) else {}
+
+
+def _pooled(results: Results, extractor: str, ids: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Features of the outputs of cells and of their truths, in the order of the images' names."""
+    outputs, names, truths = [], [], {}
+    for cell_id in ids:
+        found = results.features(cell_id)
+        if f"{extractor}_output" not in found:
+            continue
+        finite = np.isfinite(found[f"{extractor}_output"]).all(axis=1)
+        outputs.append(found[f"{extractor}_output"][finite])
+        names += found["ids"][finite].tolist()
+        truths |= dict(zip(found["ids"].tolist(), found[f"{extractor}_truth"], strict=True))
+    if not outputs:
+        return np.zeros((0, 1)), np.zeros((0, 1))
+    known = [truth for _, truth in sorted(truths.items()) if np.isfinite(truth).all()]
+    order = np.argsort(np.asarray(names), kind="stable")
+    return np.concatenate(outputs)[order], np.stack(known) if known else np.zeros((0, 1))
 
 
 COLUMNS = [
     "metric", "line", "title", "method", "block", "block_title", "axis", "column", "mean", "low", "high", "n",
     "n_values", "n_numerical", "cells", "cells_done", "cells_failed", "failure", "partial", "mark", "to_best",
-    "to_best_low", "to_best_high", "p_holm",
+    "to_best_low", "to_best_high", "p_holm", "wins", "hedges_g",
 ]  # fmt: skip
 
 
@@ -99,34 +129,27 @@ def _blank(metric: Metric, block: Block, column: str) -> dict[str, Any]:
     }
 
 
-def _mean(values: npt.NDArray[np.float64], images: npt.NDArray[Any]) -> dict[str, Any]:
-    interval = bootstrap(values, images)
+def _mean(values: npt.NDArray[np.float64], images: npt.NDArray[np.int64]) -> dict[str, Any]:
+    found = interval(cluster_means(values, images))
     count = int((~np.isnan(values)).sum())
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n, "n_values": count}
+    return {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n, "n_values": count}
 
 
-def _by_image(values: npt.NDArray[np.float64], images: npt.NDArray[Any]) -> dict[str, float]:
-    """Image -> mean over its seeds."""
-    known = ~np.isnan(values)
-    names = images[known]
-    means = cluster_means(values[known], names)
-    return dict(zip(sorted(set(names.tolist())), means.tolist(), strict=True))
+def _above_floor(metric: Metric, value: Any) -> Any:
+    return np.maximum(value, metric.floor) if metric.floor else value
 
 
-def _above_floor(metric: Metric, value: float) -> float:
-    return max(value, metric.floor) if metric.floor else value
-
-
-def _input(metric: Metric, rows: pd.DataFrame, block: Block, column: str) -> list[dict[str, Any]]:
-    """The measurement itself as a restoration; the methods share it, so each (image, seed) counts once."""
-    name = f"input_{metric.name}"
-    if name not in rows or not rows[name].notna().any():
+def _input(metric: Metric, rows: _Rows, here: npt.NDArray[np.int64], block: Block, column: str) -> list[dict[str, Any]]:
+    """What a method was given as a solution; the methods share it, so each (image, seed) counts once."""
+    values = rows.values(f"input_{metric.name}")[here]
+    known = here[~np.isnan(values)]
+    if not len(known):
         return []
-    once = rows[rows[name].notna()].drop_duplicates(["image_id", "seed"])
-    entry = _blank(metric, block, column) | _mean(
-        once[name].to_numpy(dtype=float), once["image_id"].to_numpy(dtype=str)
-    )
-    return [entry | {"line": INPUT, "title": INPUT_TITLE, "method": INPUT, "cells": 0, "cells_done": 0}]
+    _, first = np.unique(rows.images[known] * (rows.seeds.max() + 1) + rows.seeds[known], return_index=True)
+    once = known[first]
+    entry = _blank(metric, block, column) | _mean(rows.values(f"input_{metric.name}")[once], rows.images[once])
+    title = EDIT_TITLE if rows.results.edits else INPUT_TITLE
+    return [entry | {"line": INPUT, "title": title, "method": INPUT, "cells": 0, "cells_done": 0}]
 
 
 def _entry(
@@ -135,10 +158,12 @@ def _entry(
     block: Block,
     column: str,
     cells: list[Cell],
-    part: _Part | None,
+    rows: _Rows,
+    place: npt.NDArray[np.int64] | None,
     expected: int,
-    failures: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
+    """One entry. `place`: its rows; `expected`: the images that any method has at this column, and it should have."""
+    failures = rows.results.failures
     failed = [cell.id for cell in cells if cell.status == "failed"]
     done = sum(cell.status == "done" for cell in cells)
     entry = _blank(metric, block, column) | {
@@ -155,48 +180,46 @@ def _entry(
         "n": 0,
         "n_values": 0,
     }
-    if part is None:
+    if place is None:
         return entry
-    # Images that any method has at this column are what this one should have too, for each of its seeds.
-    whole = expected * part.seeds
-    entry |= _mean(part.values[metric.name], part.images)
+    whole = expected * len(np.unique(rows.seeds[place]))
+    if metric.extractor:
+        value, count = rows.distance(metric, cells)
+        entry |= {"mean": value, "n": count if not math.isnan(value) else 0, "n_values": count}
+    else:
+        entry |= _mean(rows.values(metric.name)[place], rows.images[place])
     partial = entry["n"] > 0 and (done < len(cells) or entry["n_values"] < whole)
-    return entry | {"n_numerical": part.numerical, "partial": bool(partial)}
+    return entry | {"n_numerical": int(rows.numerical[place].sum()), "partial": bool(partial)}
 
 
-def _rank(metric: Metric, entries: list[dict[str, Any]], images: Mapping[str, dict[str, float]]) -> None:
-    """Mark the best if it beats every other line, and then the second if it beats the rest (Wilcoxon, Holm, 5 %).
-
-    Only whole entries are ranked: a method that failed on the hard images would look better than it is.
-    """
-    by_line = {entry["line"]: entry for entry in entries}
-    sign = -1 if metric.higher_is_better else 1
-    ranking = sorted(images, key=lambda line: sign * by_line[line]["mean"])
-    for position, mark in enumerate(("best", "second")):
-        if len(ranking) < position + 2:
-            return
-        leader, others = ranking[position], ranking[position + 1 :]
-        differences = []
-        for other in others:
-            both = sorted(images[other].keys() & images[leader].keys())
-            a, b = ([images[line][image] for image in both] for line in (other, leader))
-            differences.append(paired_difference(a, b))
-        adjusted = holm([difference.p for difference in differences])
-        if position == 0:
-            for other, difference, p in zip(others, differences, adjusted, strict=True):
-                interval = difference.interval
-                by_line[other] |= {
-                    "to_best": interval.mean,
-                    "to_best_low": interval.low,
-                    "to_best_high": interval.high,
-                    "p_holm": p,
-                }
-        if max(adjusted) >= LEVEL:
-            return
-        by_line[leader]["mark"] = mark
+def _rank(metric: Metric, entries: list[dict[str, Any]], rows: _Rows, block: Block, column: str) -> None:
+    """Rank whole entries: a method that failed on the hard images would look better than it is."""
+    whole = [e for e in entries if e["line"] != INPUT and e["n"] and not e["partial"]]
+    if len(whole) < 2:
+        return
+    places = [rows.entries[e["line"], block.key, column] for e in whole]
+    names = np.unique(np.concatenate([rows.images[place] for place in places]))
+    scores = np.full((len(whole), len(names)), np.nan)
+    for row, place in zip(scores, places, strict=True):
+        values, images = rows.values(metric.name)[place], rows.images[place]
+        known = ~np.isnan(values)
+        row[np.searchsorted(names, np.unique(images[known]))] = cluster_means(values[known], images[known])
+    ranking = rank(_above_floor(metric, scores), metric.higher_is_better)
+    for place, mark in ranking.marks.items():
+        whole[place]["mark"] = mark
+    for place, difference, p in zip(ranking.order[1:], ranking.differences, ranking.adjusted, strict=True):
+        found = difference.interval
+        whole[place] |= {
+            "to_best": found.mean,
+            "to_best_low": found.low,
+            "to_best_high": found.high,
+            "p_holm": p,
+            "wins": difference.wins if metric.higher_is_better else 1 - difference.wins,
+            "hedges_g": difference.effect,
+        }
 
 
-COSTS = ("nfe", "nfe_grad", "seconds", "peak_mib", "state_bytes", "latent_std", "latent_kurtosis")
+COSTS = ("nfe", "nfe_grad", "seconds", "peak_mib", "state_bytes", "latent_std", "latent_kurtosis", "latent_w2")
 
 
 def costs(results: Results) -> pd.DataFrame:

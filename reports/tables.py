@@ -1,4 +1,5 @@
-"""Tables as plain data, and their three renderings: terminal (rich), Markdown and CSV. HTML is the template's.
+"""Tables as plain data, and their renderings: terminal (rich), Markdown and CSV. HTML is the template's, LaTeX
+`reports.latex`'s.
 
 An entry is printed as `24.31 ±0.42`: the mean over images and half its 95 % bootstrap interval, whose exact ends are
 in the CSV. Bold is the best and underlined the second, only where the paired test holds it.
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from csv import DictReader
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reports.results import Metric, Results
@@ -25,7 +28,7 @@ EXPLODED_SIGN = "‡"
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry: its text, the numbers behind it, its mark (best, second, missing, failed, input or none)."""
+    """Its text, the numbers behind it, and its mark: best, second, missing, failed, input, published or none."""
 
     text: str
     value: float | None = None
@@ -40,18 +43,22 @@ class Entry:
 class Row:
     title: str
     entries: tuple[Entry, ...]
-    reference: bool = False  # the input: shown, never ranked
+    reference: bool = False  # the input, or a published number: shown, never ranked
     printed: bool = True  # in the terminal
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows under one heading with one set of columns: a corruption with its severities."""
+    """Rows under one heading with one set of columns: a corruption with its severities.
+
+    `shown` is the column that stands for the group in a short table; "" where none does.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     corner: str = ""
+    shown: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class Table:
                     for row in group["rows"]
                 ),
                 group["corner"],
+                group["shown"],
             )
             for group in content["groups"]
         )
@@ -101,7 +109,8 @@ def comparison(
     """
     flags = flags or {}
     entries = {}
-    for record in summary[summary["metric"] == metric.name].to_dict("records"):
+    chosen = summary[summary["metric"] == metric.name]
+    for record in chosen.to_dict("records"):
         key = (record["line"], record["block"], record["column"])
         entries[key] = _flagged(_entry(metric, record), flags.get(key, ""))
     titles = [(INPUT, _input_title(summary)), *((line.key, line.title) for line in results.lines)]
@@ -113,12 +122,13 @@ def comparison(
             if any(found):
                 blank = Entry("", hint="not in this sweep")
                 rows.append(Row(title, tuple(entry or blank for entry in found), line == INPUT))
-        groups.append(Group(block.title, block.columns, tuple(rows), block.axis))
-    chosen = summary[summary["metric"] == metric.name]
+        groups.append(Group(block.title, block.columns, tuple(rows), block.axis, block.shown))
+    groups += published(metric.name, str(results.manifest.get("task")))
     notes = _notes(metric, chosen, results)
     if any(flags.values()):
         notes += (f"{EXPLODED_SIGN} the latent exploded or collapsed (see Latents), however exact its round trip.",)
-    return Table(metric.name, metric.heading, tuple(groups), notes, metric.printed)
+    size = f", n = {_size(chosen)} images" if metric.extractor else ""
+    return Table(metric.name, metric.heading + size, tuple(groups), notes, metric.printed)
 
 
 def _flagged(entry: Entry, flag: str) -> Entry:
@@ -165,24 +175,48 @@ def _hint(metric: Metric, record: Mapping[Any, Any]) -> str:
     return "; ".join(parts)
 
 
-def _notes(metric: Metric, summary: pd.DataFrame, results: Results) -> tuple[str, ...]:
+def _size(summary: pd.DataFrame) -> str:
     sizes = sorted({int(n) for n in summary["n"] if n})
-    size = "no" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    notes = [
-        f"Mean over images; ± is half the 95 % bootstrap interval over n = {size} images (seeds averaged within an "
-        "image).",
-        "Bold: best, underlined: second, only where the Wilcoxon signed-rank test paired by image (Holm over methods, "
-        "p < .05) holds it against every method ranked below.",
-        *absent(results),
-    ]
+    return "no" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+
+
+def _notes(metric: Metric, summary: pd.DataFrame, results: Results) -> tuple[str, ...]:
+    if metric.extractor:
+        notes = [SETS[metric.distance], *absent(results)]
+    else:
+        notes = [
+            f"Mean over images; ± is half the 95 % bootstrap interval over n = {_size(summary)} images (seeds averaged "
+            "within an image).",
+            "Bold: best, underlined: second, only where the Wilcoxon signed-rank test paired by image (Holm over "
+            "methods, p < .05) holds it against every method ranked below.",
+            *_undecided(summary),
+            *absent(results),
+        ]
     if summary["partial"].any():
         notes.append(f"{DAGGER} part of the cells, seeds or images is missing or not finite: shown, not ranked.")
     if results.reconstructs and metric.name in FLOORS:
         notes.append(FLOORS[metric.name])
     if (unfinished := int(summary["n_numerical"].sum())) > 0:
-        made = "reconstructed" if results.reconstructs else "restored"
+        made = "reconstructed" if results.reconstructs else "edited" if results.edits else "restored"
         notes.append(f"{unfinished} {made} images were not finite and have no {metric.title}.")
     return tuple(notes)
+
+
+def _undecided(summary: pd.DataFrame) -> list[str]:
+    """In how many columns no method is bold, although several are compared."""
+    compared = len(summary[summary["p_holm"].notna()].groupby(["block", "column"]))
+    undecided = compared - int((summary["mark"] == "best").sum())
+    if not undecided:
+        return []
+    return [f"In {undecided} of {compared} columns the best is not significantly better than all others: no bold."]
+
+
+SETS = {
+    "frechet": "One distance between the features of all outputs and of their truths (Fréchet, Heusel et al. 2017): no "
+    "interval and no rank. It is biased upwards for few images, alike for all methods.",
+    "kernel": "One distance between the features of all outputs and of their truths (unbiased squared MMD, cubic "
+    "kernel, Binkowski et al. 2018): no interval and no rank. It may be negative.",
+}
 
 
 FLOORS = {
@@ -201,7 +235,8 @@ def absent(results: Results) -> list[str]:
         notes.append(f"{missing} of {total} cells missing ({MISSING} where nothing has run).")
     if failed:
         notes.append(f"{failed} of {total} cells failed.")
-    return notes
+    unavailable = (results.manifest.get("unavailable") or {}).values()
+    return notes + [f"unavailable: {reason}" for reason in dict.fromkeys(unavailable)]
 
 
 COST_COLUMNS = (
@@ -212,23 +247,25 @@ COST_COLUMNS = (
     ("state_bytes", "state", "bytes"),
     ("latent_std", "latent std", ".3g"),
     ("latent_kurtosis", "kurtosis", ".3g"),
+    ("latent_w2", "W2", ".3g"),
 )
+PRIOR = "Kurtosis: of the latent, 3 if Gaussian; W2: 2-Wasserstein distance of the latent's values from N(0, 1)."
 
 
 def cost_table(costs: pd.DataFrame, results: Results) -> Table:
     """What a method costs, mean over its finished cells, and whether its latents keep the scale of the prior."""
     with_model = costs["model"].nunique() > 1
+    shown = [c for c in COST_COLUMNS if c[0] != "latent_w2" or costs["latent_w2"].notna().any()]
     rows = []
     for record in costs.to_dict("records"):
         entries = [Entry(record["model"])] if with_model else []
-        entries += [_cost(record[name], digits) for name, _, digits in COST_COLUMNS]
+        entries += [_cost(record[name], digits) for name, _, digits in shown]
         entries.append(Entry(record["flag"], mark="failed" if record["flag"] else ""))
         rows.append(Row(record["title"], tuple(entries)))
-    columns = ("model",) * with_model + tuple(title for _, title, _ in COST_COLUMNS) + ("flag",)
+    columns = ("model",) * with_model + tuple(title for _, title, _ in shown) + ("flag",)
     notes = [
         "Costs: means over the images of all finished cells. NFE: network evaluations an image, guidance counts two; "
-        "grad: those with a backward pass; state: what a decode needs besides the model; kurtosis: of the latent, 3 if "
-        "Gaussian.",
+        "grad: those with a backward pass; state: what a decode needs besides the model. " + PRIOR,
         "Flag: latent exploded where the latent's standard deviation is above 3, collapsed where it is below 1/3.",
         *absent(results),
     ]
@@ -239,6 +276,7 @@ def cost_table(costs: pd.DataFrame, results: Results) -> Table:
 LATENT_COLUMNS = (
     ("latent_std", "latent std", ".3g"),
     ("latent_kurtosis", "kurtosis", ".3g"),
+    ("latent_w2", "W2", ".3g"),
     ("state_bytes", "state", "bytes"),
     ("nfe", "NFE", ".4g"),
     ("nfe_grad", "grad", ".4g"),
@@ -252,7 +290,8 @@ def latent_table(costs: pd.DataFrame, results: Results, timed: bool) -> Table:
     `costs` as `entry_costs` gives them. Without `timed` it holds only what is the same in every run. The terminal
     shows a method's last column and whatever is flagged.
     """
-    shown = [c for c in LATENT_COLUMNS if c[0] != "nfe_grad" or costs["nfe_grad"].gt(0).any()]
+    seldom = {"nfe_grad": costs["nfe_grad"].gt(0).any(), "latent_w2": costs["latent_w2"].notna().any()}
+    shown = [c for c in LATENT_COLUMNS if seldom.get(c[0], True)]
     shown += TIMED_COLUMNS if timed else ()
     groups = []
     for block in results.blocks:
@@ -270,7 +309,7 @@ def latent_table(costs: pd.DataFrame, results: Results, timed: bool) -> Table:
     notes = [
         "Means over images. Latent std and kurtosis: 1 and 3 for Gaussian noise; flag: exploded where the std is above "
         "3 or not finite, collapsed where it is below 1/3. State: what a decode needs besides the model. NFE: network "
-        "evaluations an image, guidance counts two; grad: those with a backward pass.",
+        "evaluations an image, guidance counts two; grad: those with a backward pass. " + PRIOR,
         *absent(results),
     ]
     if not timed:
@@ -318,6 +357,63 @@ def _bytes(value: float) -> str:
     return f"{value:.4g} GiB"
 
 
+# --- published numbers, and the short form ----------------------------------------------------------------------------
+
+PUBLISHED = Path(__file__).parent / "published"
+
+
+def published(metric: str, task: str) -> list[Group]:
+    """Numbers of papers for a metric of a task: a group a source and setting, shown beside ours and never ranked.
+
+    `published/TASK.csv` has a line a number: metric, citation, setting, method, axis, column, value, as it was printed.
+    """
+    file = PUBLISHED / f"{task}.csv"
+    if not file.is_file():
+        return []
+    groups: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
+    with open(file, newline="") as lines:
+        for line in DictReader(lines):
+            if line["metric"] == metric:
+                place = (line["citation"], line["setting"], line["axis"])
+                groups.setdefault(place, {}).setdefault(line["method"], {})[line["column"]] = line["value"]
+    return [_published(*place, rows) for place, rows in groups.items()]
+
+
+def _published(citation: str, setting: str, axis: str, rows: Mapping[str, Mapping[str, str]]) -> Group:
+    columns = tuple(dict.fromkeys(column for row in rows.values() for column in row))
+    made = tuple(
+        Row(method, tuple(_as_printed(row.get(column, "")) for column in columns), reference=True, printed=False)
+        for method, row in rows.items()
+    )
+    return Group(f"published, {citation}: {setting}", columns, made, axis)
+
+
+def _as_printed(text: str) -> Entry:
+    return Entry(text or MISSING, _number(text), mark="published")
+
+
+def paper(table: Table) -> Table:
+    """The short form: a column a group, each at the column that stands for it. Tables of one group or of costs, and
+    published numbers, stay as they are."""
+    own = [group for group in table.groups if group.shown]
+    if len(own) < 2:
+        return table
+    titles = dict.fromkeys((row.title, row.reference) for group in own for row in group.rows)
+    rows = tuple(Row(title, tuple(_standing(group, title) for group in own), reference) for title, reference in titles)
+    short = Group("", tuple(group.title for group in own), rows)
+    note = f"Columns at {own[0].corner} {', '.join(dict.fromkeys(group.shown for group in own))}."
+    return replace(
+        table,
+        groups=(short, *(group for group in table.groups if not group.shown)),
+        notes=(note, *table.notes),
+    )
+
+
+def _standing(group: Group, title: str) -> Entry:
+    found = [row.entries[group.columns.index(group.shown)] for row in group.rows if row.title == title]
+    return found[0] if found else Entry("", hint="not in this sweep")
+
+
 # --- rendering -----------------------------------------------------------------------------------------------------
 
 
@@ -346,9 +442,11 @@ def print_table(table: Table, console: Console) -> None:
     signs = {} if console.is_terminal else {"best": "*", "second": "_"}
     first = max((len(row.title) for group in table.groups for row in group.rows), default=0)
     console.print(Text(f"\n{table.title}", style="bold"))
-    if any(not row.printed for group in table.groups for row in group.rows):
+    if any(not row.printed and not row.reference for group in table.groups for row in group.rows):
         console.print(Text("the last column of every method and what is flagged; the page has them all", style="dim"))
     for group in table.groups:
+        if not any(row.printed for row in group.rows):
+            continue
         grid = Grid(title=group.title or None, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD)
         grid.add_column(group.corner, min_width=min(first, 40), overflow="fold")
         for column in group.columns:

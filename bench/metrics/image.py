@@ -1,7 +1,8 @@
 """Metrics of one image against another, one number an image.
 
 Images are [B, C, H, W] in [0, 1]; values outside are clipped first, as a viewer would. SSIM is torchmetrics' (Wang et
-al. 2004): Gaussian window of 11 pixels, sigma 1.5, data range 1.
+al. 2004): Gaussian window of 11 pixels, sigma 1.5, data range 1, k = (0.01, 0.03), reflected borders, mean over
+pixels and channels. PSNR has peak 1 and is taken an image: a table's is a mean of decibels.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from bench.metrics import VERSIONS
+BACKBONES = {"lpips": "alex", "lpips_vgg": "vgg", "lpips_squeeze": "squeeze"}
 
 
 def mse(x: Tensor, truth: Tensor) -> Tensor:
@@ -21,48 +22,71 @@ def mse(x: Tensor, truth: Tensor) -> Tensor:
     return (x.clamp(0, 1).double() - truth.clamp(0, 1).double()).square().flatten(1).mean(1)
 
 
+def decibels(error: Tensor) -> Tensor:
+    """PSNR of mean squared errors for peak 1; 0 scores that of 1e-10, 100 dB."""
+    return -10 * error.clamp(min=1e-10).log10()
+
+
 def psnr(x: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB [B] for peak 1; equal images score that of 1e-10, 100 dB."""
-    return -10 * mse(x, truth).clamp(min=1e-10).log10()
+    """Peak signal-to-noise ratio in dB [B] for peak 1; equal images score 100 dB."""
+    return decibels(mse(x, truth))
+
+
+def l2(x: Tensor, truth: Tensor) -> Tensor:
+    """Euclidean distance [B], float64: the root of the summed squares over pixels and channels."""
+    return (mse(x, truth) * x[0].numel()).sqrt()
 
 
 def ssim(x: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity [B]."""
-    values = structural_similarity_index_measure(
-        x.clamp(0, 1).double(), truth.clamp(0, 1).double(), data_range=1.0, kernel_size=11, sigma=1.5, reduction="none"
-    )
-    return values.reshape(len(x))  # type: ignore[union-attr]
+    return ssim_map(x, truth).flatten(1).mean(1)
+
+
+def ssim_map(x: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity at every pixel [B, C, H, W], float64."""
+    _, full = structural_similarity_index_measure(
+        x.clamp(0, 1).double(), truth.clamp(0, 1).double(), data_range=1.0, kernel_size=11, sigma=1.5,
+        reduction="none", return_full_image=True,
+    )  # fmt: skip
+    return full.reshape(x.shape)
 
 
 @cache
-def _lpips_network() -> Any:
+def _lpips_network(backbone: str) -> Any:
     import lpips
 
-    return lpips.LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
+    return lpips.LPIPS(net=backbone, verbose=False).eval().requires_grad_(False)
 
 
-def lpips(x: Tensor, truth: Tensor) -> Tensor:
-    """Learned perceptual distance [B] (Zhang et al. 2018), AlexNet, version 0.1; images below 64 pixels are enlarged
-    to 64 by nearest neighbour, since the network halves them four times."""
+def lpips(x: Tensor, truth: Tensor, backbone: str = "alex") -> Tensor:
+    """Learned perceptual distance [B] (Zhang et al. 2018), version 0.1, over alex, vgg or squeeze; images below 64
+    pixels are enlarged to 64 by nearest neighbour, since the networks halve them four times."""
 
     def prepared(image: Tensor) -> Tensor:
         image = image.clamp(0, 1).float() * 2 - 1
         factor = -(-64 // image.shape[-1])
         return image.expand(-1, 3, -1, -1).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
 
-    return _lpips_network()(prepared(x), prepared(truth)).flatten().double()
+    return _lpips_network(backbone)(prepared(x), prepared(truth)).flatten().double()
 
 
-FUNCTIONS = {"psnr": psnr, "ssim": ssim, "mse": mse, "lpips": lpips}
-assert set(FUNCTIONS) == set(VERSIONS)
+def compare(name: str, x: Tensor, truth: Tensor) -> Tensor:
+    """A metric by name, [B] float64."""
+    if name in BACKBONES:
+        return lpips(x, truth, BACKBONES[name])
+    return FUNCTIONS[name](x, truth)
+
+
+FUNCTIONS = {"psnr": psnr, "ssim": ssim, "mse": mse, "l2": l2}
 
 
 @torch.no_grad()
 def score(names: tuple[str, ...], x: Tensor, truth: Tensor) -> dict[str, list[float | None]]:
-    """Every named metric for every image; None where the image is not finite."""
-    finite = x.flatten(1).isfinite().all(1)
-    safe = torch.where(finite[:, None, None, None], x, torch.zeros_like(x)).cpu()
+    """Every named metric of this file for every image; None where it or its truth is not finite."""
+    finite = x.flatten(1).isfinite().all(1) & truth.flatten(1).isfinite().all(1)
+    safe, known = (torch.where(finite[:, None, None, None], image, torch.zeros_like(image)) for image in (x, truth))
     return {
-        name: [v if ok else None for v, ok in zip(FUNCTIONS[name](safe, truth.cpu()).tolist(), finite, strict=True)]
+        name: [v if ok else None for v, ok in zip(compare(name, safe, known).tolist(), finite, strict=True)]
         for name in names
+        if name in FUNCTIONS or name in BACKBONES
     }

@@ -1,0 +1,88 @@
+r"""Tables as LaTeX: a file a table for `\input`, with booktabs rules, and a document of all that compiles as it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from reports.tables import DAGGER, EXPLODED_SIGN, Group, Table
+
+ROWS_A_PAGE = 45
+_SIGNS = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$",
+    "±": r"$\pm$", "–": "--", "·": r"$\cdot$", "×": r"$\times$", "∞": r"$\infty$", "²": "$^2$", "≤": r"$\le$",
+    "≥": r"$\ge$", "→": r"$\to$", "…": r"\dots{}", DAGGER: r"$^\dagger$", EXPLODED_SIGN: r"$^\ddagger$",
+}  # fmt: skip
+_FIT = (
+    r"\providecommand{\fitted}[1]{\sbox0{#1}"
+    r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi}"
+)
+
+
+def escape(text: str, mark: str = "") -> str:
+    """Text for LaTeX, bold or underlined by its mark; a hyphen before a digit is a minus sign where no word ends."""
+    escaped = "".join(_SIGNS.get(character, character) for character in text)
+    escaped = re.sub(r"(?<![\w.}])-(?=\d)", "$-$", escaped)
+    return rf"\textbf{{{escaped}}}" if mark == "best" else rf"\underline{{{escaped}}}" if mark == "second" else escaped
+
+
+def latex(table: Table) -> str:
+    r"""A table for `\input`, no wider than the line. Needs the packages booktabs and graphicx.
+
+    Groups of the same columns share a tabular; a long table is a float a group, since a float never breaks.
+    """
+    long = sum(len(group.rows) for group in table.groups) > ROWS_A_PAGE
+    parts = [[group] for group in table.groups] if long else [list(table.groups)]
+    floats = []
+    for number, groups in enumerate(parts, start=1):
+        rest = f" ({groups[0].title})" if long and groups[0].title else ""
+        label = f"tab:{table.key}" + (f":{number}" if long else "")
+        notes = escape(" ".join(table.notes)) if number == len(parts) else ""
+        floats += [
+            r"\begin{table}[htbp]",
+            r"\centering\small",
+            rf"\caption{{{escape(table.title + rest)}}}\label{{{label}}}",
+            *_tabulars(groups, titled=not long),
+            *([rf"\par\smallskip\footnotesize {notes}"] if notes else []),
+            r"\end{table}",
+        ]
+    return "\n".join([f"% {table.key}: needs booktabs and graphicx", _FIT, *floats, ""])
+
+
+def _tabulars(groups: Sequence[Group], titled: bool) -> list[str]:
+    lines: list[str] = []
+    shape: tuple[str, ...] = ()
+    for group in groups:
+        if (group.corner, *group.columns) != shape:
+            lines += [*_END, r"\par\medskip"] if lines else []
+            shape = (group.corner, *group.columns)
+            head = " & ".join(escape(cell) for cell in shape)
+            lines += [rf"\fitted{{\begin{{tabular}}{{l{'r' * len(group.columns)}}}", r"\toprule", rf"{head} \\"]
+        lines.append(r"\midrule")
+        if titled and group.title:
+            lines.append(rf"\multicolumn{{{len(shape)}}}{{l}}{{\emph{{{escape(group.title)}}}}} \\")
+        for row in group.rows:
+            cells = [escape(row.title), *(escape(entry.text, entry.mark) for entry in row.entries)]
+            lines.append(" & ".join(cells) + r" \\")
+    return [*lines, *_END] if lines else []
+
+
+_END = (r"\bottomrule", r"\end{tabular}}")
+
+
+def document(names: Sequence[str], title: str) -> str:
+    """A document that inputs tables by their file names; `pdflatex` in its folder compiles it."""
+    return "\n".join(
+        [
+            r"\documentclass{article}",
+            r"\usepackage[a4paper,margin=2cm]{geometry}",
+            r"\usepackage{booktabs,graphicx}",
+            rf"\title{{{escape(title)}}}\date{{}}",
+            r"\begin{document}",
+            r"\maketitle",
+            *(rf"\input{{{name}}}\clearpage" for name in names),
+            r"\end{document}",
+            "",
+        ]
+    )
