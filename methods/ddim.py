@@ -33,6 +33,17 @@ def pivots(denoiser: Denoiser, grid: TimeGrid, x0: Tensor, cond: Condition, targ
     return zs
 
 
+def ddim_decode(
+    denoiser: Denoiser, grid: TimeGrid, x_T: Tensor, cond: Condition, constrain: Constrain | None = None
+) -> Tensor:
+    """z_0 from z_N = x_T; `constrain` sees every z_k on the way."""
+    z = x_T
+    for k in range(grid.steps, 0, -1):
+        z = ddim_step(denoiser, z, grid[k], grid[k - 1], cond)
+        z = constrain(z, grid[k - 1]) if constrain else z
+    return z
+
+
 class DDIM(InversionMethod):
     Options = options.DDIM
 
@@ -41,8 +52,4 @@ class DDIM(InversionMethod):
         return Latent({"x_T": zs[-1]})
 
     def decode(self, latent: Latent, cond: Condition, constrain: Constrain | None = None) -> Tensor:
-        z = latent.x_T
-        for k in range(self.grid.steps, 0, -1):
-            z = ddim_step(self.denoiser, z, self.grid[k], self.grid[k - 1], cond)
-            z = constrain(z, self.grid[k - 1]) if constrain else z
-        return z
+        return ddim_decode(self.denoiser, self.grid, latent.x_T, cond, constrain)

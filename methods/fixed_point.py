@@ -22,7 +22,7 @@ from torch import Tensor
 
 from methods import options
 from methods.base import Constrain, Generators, InversionMethod, Latent
-from methods.ddim import ddim_step
+from methods.ddim import ddim_decode
 from methods.denoiser import Condition, Denoiser
 from methods.paths import TimeGrid
 
@@ -44,11 +44,7 @@ class FixedPoint(InversionMethod):
         return Latent({"x_T": z})
 
     def decode(self, latent: Latent, cond: Condition, constrain: Constrain | None = None) -> Tensor:
-        z = latent.x_T
-        for k in range(self.grid.steps, 0, -1):
-            z = ddim_step(self.denoiser, z, self.grid[k], self.grid[k - 1], cond)
-            z = constrain(z, self.grid[k - 1]) if constrain else z
-        return z
+        return ddim_decode(self.denoiser, self.grid, latent.x_T, cond, constrain)
 
     def solve_step(self, z: Tensor, k: int, cond: Condition) -> Tensor:
         """z_k from z_{k-1} = z."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from methods import options
 from methods.base import Constrain, Generators, InversionMethod, Latent, normal
-from methods.ddim import ddim_step, pivots
+from methods.ddim import ddim_decode, ddim_step, pivots
 from methods.denoiser import Condition
 
 
@@ -38,11 +38,7 @@ class LatentOptimisation(InversionMethod):
         return Latent({"x_T": x_T.detach()})
 
     def decode(self, latent: Latent, cond: Condition, constrain: Constrain | None = None) -> Tensor:
-        z = latent.x_T
-        for k in range(self.grid.steps, 0, -1):
-            z = ddim_step(self.denoiser, z, self.grid[k], self.grid[k - 1], cond)
-            z = constrain(z, self.grid[k - 1]) if constrain else z
-        return z
+        return ddim_decode(self.denoiser, self.grid, latent.x_T, cond, constrain)
 
     def start(self, x0: Tensor, cond: Condition, generators: Generators) -> Tensor:
         if self.options.init == "ddim":
