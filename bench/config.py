@@ -46,17 +46,18 @@ class Component(Strict):
 
     class_path: str = Field(alias="class", min_length=1)
     title: str = ""
+    models: dict[str, ModelConfig] = Field({}, description="its own: it runs on the one that takes the data's images")
     options: dict[str, Any] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _flat_options(cls, value: Any) -> Any:
-        """In a method's YAML every key besides class and title is an option."""
+        """In a method's YAML every key besides class, title and models is an option."""
         if not isinstance(value, Mapping):
             raise ValueError("must be a mapping with a class")
         if not isinstance(value.get("options") or {}, Mapping):
             return value
-        known = {"class", "class_path", "title", "options"}
+        known = {"class", "class_path", "title", "models", "options"}
         options = {**(value.get("options") or {}), **{k: v for k, v in value.items() if k not in known}}
         return {**{k: v for k, v in value.items() if k in known}, "options": options}
 
@@ -271,6 +272,12 @@ class RunConfig(Strict):
     corruption: dict[str, CorruptionConfig] = {}
     launcher: LauncherConfig
     tracker: TrackerConfig
+
+    @property
+    def models(self) -> dict[str, ModelConfig]:
+        """All that a cell may run on: those that the methods bring, and the run's."""
+        own = {name: model for method in self.method.values() for name, model in method.models.items()}
+        return {**own, **self.model}
 
     @field_validator("matrix", mode="before")
     @classmethod
