@@ -175,10 +175,18 @@ def expand(config: RunConfig) -> Expansion:
             skipped.setdefault(json.dumps(made.axes, sort_keys=True), made)
         else:
             cells.setdefault(made.id, made)
+    _check_reference(config.reference, cells.values())
     if not cells:
         why = next((skip.reason for skip in skipped.values()), "exclude leaves nothing")
         raise UserError(f"the sweep has no cells: {why}")
     return Expansion(tuple(cells.values()), tuple(skipped.values()), unavailable)
+
+
+def _check_reference(reference: Mapping[str, Any], cells: Collection[Cell]) -> None:
+    known = {axis for cell in cells for axis in cell.axes}
+    for axis in reference:
+        if cells and axis not in known:
+            raise unknown("axis", axis, known, "in reference")
 
 
 def _check_task(config: RunConfig) -> None:

@@ -265,6 +265,7 @@ class RunConfig(Strict):
     zip: tuple[dict[str, tuple[Any, ...]], ...] = Field((), description="axes that advance together")
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations to leave out")
     include: tuple[dict[str, Any], ...] = Field((), description="single cells to add")
+    reference: dict[str, Any] = Field({}, description="axes of the line whose paired differences make a table")
     profile: ProfileConfig
     method: dict[str, Component] = {}
     model: dict[str, ModelConfig] = {}

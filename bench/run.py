@@ -29,6 +29,7 @@ def manifest(outlook: Outlook) -> dict[str, object]:
         "profile": config.profile.name,
         "images": config.images,
         "cells": [{"id": cell.id, "axes": cell.axes} for cell in outlook.expansion.cells],
+        "reference": config.reference,
         "unavailable": outlook.expansion.unavailable,
         "skipped": [{"axes": skip.axes, "reason": skip.reason} for skip in outlook.expansion.skipped],
     }
