@@ -218,24 +218,27 @@ def _against(metric: Metric, reference: Line, block: Block, column: str, rows: _
     """The entries of one column against the reference's, image by image."""
 
     def means(line: Line) -> dict[int, float]:
-        place = rows.entries.get((line.key, block.key, column), np.zeros(0, dtype=np.int64))
+        place = rows.entries.get((line.key, block.key, column))
+        if place is None:
+            return {}
         values, images = rows.values(metric.name)[place], rows.images[place]
         known = ~np.isnan(values)
-        found = cluster_means(values[known], images[known]) if known.any() else []
-        return dict(zip(np.unique(images[known]).tolist(), found, strict=True))
+        averages = cluster_means(values[known], images[known])
+        return dict(zip(np.unique(images[known]).tolist(), averages.tolist(), strict=True))
 
-    base, records = means(reference), []
+    base = means(reference)
+    records: list[dict[str, Any]] = []
     for line in rows.results.lines:
         mine = means(line)
         shared = sorted(base.keys() & mine.keys())
         if line.key == reference.key or len(shared) < 2:
             continue
-        found = paired_difference([mine[i] for i in shared], [base[i] for i in shared])
+        gap = paired_difference([mine[i] for i in shared], [base[i] for i in shared])
         records.append(
             {
                 "metric": metric.name, "line": line.key, "block": block.key, "column": column,
-                "reference": reference.title, "mean": found.interval.mean, "low": found.interval.low,
-                "high": found.interval.high, "n": len(shared), "hedges_g": found.effect, "p_holm": found.p,
+                "reference": reference.title, "mean": gap.interval.mean, "low": gap.interval.low,
+                "high": gap.interval.high, "n": len(shared), "hedges_g": gap.effect, "p_holm": gap.p,
             }
         )  # fmt: skip
     for record, p in zip(records, holm([record["p_holm"] for record in records]), strict=True):
