@@ -46,7 +46,7 @@ def parse(arguments: list[str]) -> tuple[list[Cell], int, int, Path]:
         if not own[key].isdecimal() or int(own[key]) < least:
             raise UserError(f"{key}={own[key]}: must be a whole number, {least} or more")
     given = {override.partition("=")[0] for override in overrides}
-    defaults = {"sweep": "corruptions", "method": "injective_ode", "severity": "3", "steps": "32"}
+    defaults = {"sweep": "corruptions", "method": "injective_ode", "severity": "3", "steps": "10"}
     config = compose_config([f"{key}={value}" for key, value in defaults.items() if key not in given] + overrides)
     return list(expand(config).cells), int(own["image"]), int(own["draws"]), Path(own["out"]).expanduser()
 

