@@ -146,6 +146,7 @@ class TrainConfig(Strict):
     warmup: int = Field(200, ge=0, description="updates of linear warm-up")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are the ones kept")
     caption_dropout: float = Field(0.1, ge=0, lt=1)
+    time_mean: float = Field(0.0, ge=-5, le=5, description="mean of the logit-normal time; above 0: more noise")
     seed: int = Field(0, ge=0)
     validate_every: int = Field(500, ge=1, description="updates between two checkpoints and held-out losses")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")

@@ -125,7 +125,7 @@ def _module(config: ModelConfig, optimisation: Any) -> Any:
     start = config.model_copy(update={"weights": config.train.init})
     if start.weights_file is not None and not start.weights_file.is_file():
         raise UserError(f"train.init={config.train.init!r}: there is no file {start.weights_file}")
-    network: Any = build_backbone(start, weights=config.train.init is not None)
+    network: Any = build_backbone(start, weights=config.train.init is not None, strict=False)
     if config.kind == "judge":
         return JudgeTraining(network, optimisation, seed=config.train.seed)
     if config.train.flow is not None:
@@ -144,7 +144,8 @@ def _module(config: ModelConfig, optimisation: Any) -> Any:
             config.train.seed,
         )
     denoiser = Denoiser(network, make_path(config.path.kind, config.path.schedule), config.prediction)
-    return DenoiserTraining(denoiser, optimisation, config.train.caption_dropout, config.train.seed)
+    recipe = config.train
+    return DenoiserTraining(denoiser, optimisation, recipe.caption_dropout, recipe.seed, recipe.time_mean)
 
 
 class Observer:

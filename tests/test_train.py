@@ -101,8 +101,9 @@ def test_the_zoo_is_what_its_cards_say(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["scenes_vp", "scenes_rf"])
 def test_samples_carry_what_their_captions_ask(name: str) -> None:
-    """The card's figures hold again on a smaller draw, within its sampling error."""
+    """The card's figures are what we ask of samples, and hold again on a smaller draw, within its sampling error."""
     facts = json.loads((ZOO / f"{name}.json").read_text())["agreement"]
+    assert facts["color"] >= 0.95 and facts["shape"] >= 0.90
     config = compose_config([f"model={name}"], sweep_required=False).model[name]
     captions = cards._captions(config, 64)
     found = cards.judge(cards.draw(config, captions, config.guidance, seed=5, steps=25), captions, ZOO)
