@@ -11,12 +11,15 @@ from torch import Tensor
 from bench.cells import expand
 from bench.config import compose_config
 from bench.errors import UserError
+from bench.registry import check_options, load
+from corruptions.base import Key, measure, stack
 from methods import options as others
 from methods.backbones.analytic import GaussianMixture
 from methods.base import Latent
 from methods.denoiser import Condition, Denoiser
 from methods.edict import EDICT
 from methods.flow_ode import FlowODE, IntegerLatent
+from methods.injective_ode.conditioner import CORRUPTIONS
 from methods.injective_ode.field import InjectiveField
 from methods.injective_ode.method import InjectiveODE, uncertainty
 from methods.injective_ode.options import InjectiveODE as Options
@@ -199,6 +202,22 @@ def test_what_the_decoder_is_told() -> None:
     assert all(not torch.equal(answers[0], other) for other in answers[1:])
     other = build(project="none", decode="null").restore(measured, NETWORK.condition(CAPTIONS[::-1]))[0]
     assert torch.equal(answers[4], other)
+
+
+def test_measurements_say_their_kind() -> None:
+    """Each family of corruptions that the conditioner was trained on, under the name that it was trained with."""
+    chosen = compose_config([f"corruption=[{','.join(CORRUPTIONS)}]"], sweep_required=False).corruption
+    for name, made in chosen.items():
+        options = check_options(
+            made.class_path, "corruption", {**made.options, **made.severities[3]}, f"corruption.{name}"
+        )
+        corruption = load(made.class_path, "corruption")(options)
+        taken = [measure(corruption, images()[i], Key("digits", str(i), name, 3, 0)) for i in range(2)]
+        batch = stack(taken)
+        assert batch.kind == batch.to("cpu").kind == name
+        assert build(steps=1).restore(batch, NETWORK.condition(CAPTIONS))[0].isfinite().all()
+    with pytest.raises(ValueError, match="one kind of corruption"):
+        stack([taken[0], replace(taken[1], kind="gaussian_blur")])
 
 
 def test_consistency_meets_an_exact_measurement_of_everything() -> None:
