@@ -267,6 +267,7 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
     reason = (
         _mismatch(point, model, dataset, config.images)
         or _stranger(point, model, getattr(options, "runs_on", ()))
+        or (_unmade(point, model) if point["model"] not in config.model else None)
         or getattr(options, "refuses", {}).get(config.task)
     )
     if reason:
@@ -294,6 +295,16 @@ def _stranger(point: Point, model: ModelConfig, runs_on: Sequence[str]) -> str |
         return None
     kinds = " or ".join(path.rpartition(".")[2] for path in runs_on)
     return f"{point['method']} runs on models of class {kinds} alone; {point['model']} is none"
+
+
+def _unmade(point: Point, model: ModelConfig) -> str | None:
+    """Why a model that nobody named, since the method brought it, cannot run: its weights are not made."""
+    if model.weights_file is None or model.weights_file.is_file():
+        return None
+    return (
+        f"weights of {point['model']}, which {point['method']} runs on, are not on disk "
+        f"(python -m bench.train model={point['model']} makes them)"
+    )
 
 
 def _options(class_path: str, kind: str, options: dict[str, Any], where: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -276,12 +277,17 @@ def test_wrong_models_and_measurements_are_named() -> None:
         uncertainty(images()[None])
 
 
-def test_a_sweep_runs_it_on_its_own_model() -> None:
+def test_a_sweep_runs_it_on_its_own_model(tmp_path: Path) -> None:
     """Beside the other methods on theirs; on the run's model where that is of its class; never on another."""
     axes = ["severity=3", "corruption=gaussian_blur", "sweep=corruptions"]
+    weights = tmp_path / "made.safetensors"
+    own = [f"method.injective_ode.models.{data}_inode.weights={weights}" for data in ("scenes", "digits")]
+    with pytest.raises(UserError, match="weights of scenes_inode, which injective_ode runs on, are not on disk"):
+        expand(compose_config([*axes, "method=injective_ode", *own]))
+    weights.touch()
 
     def pairs(*overrides: str) -> set[tuple[str, str]]:
-        expanded = expand(compose_config([*axes, *overrides]))
+        expanded = expand(compose_config([*axes, *own, *overrides]))
         return {(cell.axes["method"], cell.axes["model"]) for cell in expanded.cells}
 
     assert pairs("method=ddim,injective_ode") == {("ddim", "scenes_vp"), ("injective_ode", "scenes_inode")}
