@@ -277,10 +277,12 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
 
 def _on_its_model(config: RunConfig, point: Point) -> Point:
     """The point, on the method's own model where it brings one that takes the data and the run's is of another kind."""
-    own = config.method[point["method"]].models
-    if not own or config.model[point["model"]].class_path in {model.class_path for model in own.values()}:
+    own, chosen = config.method[point["method"]].models, config.model[point["model"]]
+    if not own or chosen.class_path in {model.class_path for model in own.values()}:
         return point
     shape = tuple(_data(config, point).shape)
+    if tuple(chosen.shape) != shape:  # the run's mistake: as for every method
+        return point
     return point | {"model": next((name for name, m in own.items() if tuple(m.shape) == shape), point["model"])}
 
 
