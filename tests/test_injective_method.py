@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from bench import posterior
 from bench.cells import expand
 from bench.config import compose_config
 from bench.errors import UserError
+from bench.models import build_backbone
 from bench.registry import check_options, load
 from corruptions.base import Key, measure, stack
 from methods import options as others
@@ -300,3 +303,33 @@ def test_a_sweep_runs_it_on_its_own_model(tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.raises(UserError, match="runs on models of class InjectiveField alone; gmm is none"):
         expand(compose_config(["sweep=theory", "method=injective_ode"]))
+
+
+# --- the picture of a posterior --------------------------------------------------------------------------------
+
+
+def test_the_picture_of_a_posterior(tmp_path: Path) -> None:
+    """What is known has no spread, what is hidden has some; and the file is there."""
+    config = compose_config(["model=digits_inode"], sweep_required=False).model["digits_inode"]
+    weights = tmp_path / "made.safetensors"
+    made = build_backbone(config, weights=False).state_dict()
+    save_file({name: part.contiguous() for name, part in made.items()}, weights)
+    arguments = ["profile=digits", "corruption=block_mask", "steps=1", "draws=2", f"out={tmp_path / 'a' / 'b.png'}"]
+    arguments.append(f"method.injective_ode.models.digits_inode.weights={weights}")
+    cells, image, draws, out = posterior.parse(arguments)
+    (row,) = (posterior.solve(cell, image, draws) for cell in cells)
+    assert row.title == "block mask" and len(row.samples) == 2
+    known = (row.y == row.truth).all(-1)
+    assert (row.spread[known] == 0).mean() > 0.9 and (row.spread[~known] > 0).all()
+    assert posterior.main(arguments) == 0 and out.read_bytes().startswith(b"\x89PNG")
+    for wrong, complaint in (
+        (["draws=1"], "draws=1: must be a whole number, 2 or more"),
+        (["image=x"], "image=x: must be"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            posterior.parse(wrong)
+    with pytest.raises(UserError, match="image=100000: dataset digits has"):
+        posterior.solve(cells[0], 100_000, draws)
+    (other,) = expand(compose_config(["sweep=corruptions", "method=ddim", "severity=3", *arguments[:2]])).cells
+    with pytest.raises(UserError, match="method=ddim draws no posterior samples"):
+        posterior.solve(other, 0, draws)
