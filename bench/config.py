@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bench.errors import UserError, nearest, unknown
+from bench.mirror import PROJECT
 
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 GROUPS = ("sweep", "profile", "method", "model", "dataset", "corruption", "launcher", "tracker")
@@ -238,7 +239,7 @@ class TrackerConfig(Strict):
 
     kind: Literal["wandb", "none"] = "none"
     mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online only if logged in")
-    project: str = "inversion-bench"
+    project: str = PROJECT
     entity: str | None = None
 
 
@@ -262,6 +263,7 @@ class RunConfig(Strict):
     retry: tuple[str, ...] = Field((), description="failure classes to run again; `all` for every one")
     dry_run: bool = False
     report: bool = Field(True, description="rebuild the report at the end")
+    highlight: tuple[str, ...] = Field((), description="methods that figures always colour, such as the proposed one")
     matrix: dict[str, tuple[Any, ...]] = Field({}, description="axis -> values; every combination is a cell")
     zip: tuple[dict[str, tuple[Any, ...]], ...] = Field((), description="axes that advance together")
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations to leave out")
@@ -298,7 +300,7 @@ class RunConfig(Strict):
     def _single_entry(cls, value: Any) -> Any:
         return (value,) if isinstance(value, Mapping) else value
 
-    @field_validator("retry", "metrics", mode="before")
+    @field_validator("retry", "metrics", "highlight", mode="before")
     @classmethod
     def _single_word(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
