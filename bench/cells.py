@@ -159,11 +159,12 @@ def expand(config: RunConfig) -> Expansion:
     usable, unavailable = metrics.available(config.metrics, config.task)
     if not usable:
         raise UserError(f"no metric can be computed: {'; '.join(unavailable.values())}")
-    models = {name: _model_spec(name, model) for name, model in config.model.items()}
+    models = {name: _model_spec(name, model) for name, model in config.models.items()}
     cells: dict[str, Cell] = {}
     skipped: dict[str, Skip] = {}
     for point in points(config):
-        shape = config.model[point["model"]].shape
+        point = _on_its_model(config, point)
+        shape = config.models[point["model"]].shape
         unsuited = {name: why for name in usable if (why := metrics.unsuited(name, shape))}
         unavailable |= unsuited
         suited = tuple(name for name in usable if name not in unsuited)
@@ -174,10 +175,18 @@ def expand(config: RunConfig) -> Expansion:
             skipped.setdefault(json.dumps(made.axes, sort_keys=True), made)
         else:
             cells.setdefault(made.id, made)
+    _check_reference(config.reference, cells.values())
     if not cells:
         why = next((skip.reason for skip in skipped.values()), "exclude leaves nothing")
         raise UserError(f"the sweep has no cells: {why}")
     return Expansion(tuple(cells.values()), tuple(skipped.values()), unavailable)
+
+
+def _check_reference(reference: Mapping[str, Any], cells: Collection[Cell]) -> None:
+    known = {axis for cell in cells for axis in cell.axes}
+    for axis in reference:
+        if cells and axis not in known:
+            raise unknown("axis", axis, known, "in reference")
 
 
 def _check_task(config: RunConfig) -> None:
@@ -197,14 +206,14 @@ def _check_task(config: RunConfig) -> None:
         if config.task == "edit":
             raise UserError("task=edit needs kinds of edit; write edit=recolour,remove")
         raise UserError(f"edit has no meaning for task={config.task}; only task=edit edits")
-    for name, model in config.model.items():
+    for name, model in config.models.items():
         if model.kind == "judge":
             raise UserError(f"model {name} is a classifier, not a denoiser; it cannot run a method")
         locate(model.class_path, "model")
 
 
 def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_spec: dict[str, Any]) -> Cell | Skip:
-    method, model = config.method[point["method"]], config.model[point["model"]]
+    method, model = config.method[point["method"]], config.models[point["model"]]
     data = config.dataset[point["dataset"]]
     changes = {axis.removeprefix("method."): value for axis, value in point.items() if axis.startswith("method.")}
     changes = {option: value for option, value in changes.items() if option in _fields(method.class_path)}
@@ -235,7 +244,7 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
             "options": checked.model_dump(mode="json"),
         }
         corruption_axes = {"corruption": point["corruption"], "severity": severity}
-    dataset = _dataset(point["dataset"], data.class_path, data.split, json.dumps(data.options, sort_keys=True))
+    dataset = _data(config, point)
     if config.task == "edit":
         if point[EDIT_AXIS] not in dataset.edits:
             raise unknown("edit", point[EDIT_AXIS], dataset.edits, f"of dataset {point['dataset']}")
@@ -255,10 +264,49 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
     }
     if corruption_axes["corruption"]:
         axes["corruption_title"] = config.corruption[point["corruption"]].title or point["corruption"]
-    reason = _mismatch(point, model, dataset, config.images) or getattr(options, "refuses", {}).get(config.task)
+    reason = (
+        _mismatch(point, model, dataset, config.images)
+        or _stranger(point, model, getattr(options, "runs_on", ()))
+        or (_unmade(point, model) if point["model"] not in config.model else None)
+        or getattr(options, "refuses", {}).get(config.task)
+    )
     if reason:
         return Skip(axes, reason)
     return Cell(_identify(axes, spec), axes, spec, _evaluations(options) * config.images)
+
+
+def _on_its_model(config: RunConfig, point: Point) -> Point:
+    """The point, on the method's own model where it brings one that takes the data and the run's is of another kind."""
+    own, chosen = config.method[point["method"]].models, config.model[point["model"]]
+    if not own or chosen.class_path in {model.class_path for model in own.values()}:
+        return point
+    shape = tuple(_data(config, point).shape)
+    if tuple(chosen.shape) != shape:  # the run's mistake: as for every method
+        return point
+    return point | {"model": next((name for name, m in own.items() if tuple(m.shape) == shape), point["model"])}
+
+
+def _data(config: RunConfig, point: Point) -> Any:
+    data = config.dataset[point["dataset"]]
+    return _dataset(point["dataset"], data.class_path, data.split, json.dumps(data.options, sort_keys=True))
+
+
+def _stranger(point: Point, model: ModelConfig, runs_on: Sequence[str]) -> str | None:
+    """Why a method cannot run on a model, if it is made for others."""
+    if not runs_on or model.class_path in runs_on:
+        return None
+    kinds = " or ".join(path.rpartition(".")[2] for path in runs_on)
+    return f"{point['method']} runs on models of class {kinds} alone; {point['model']} is none"
+
+
+def _unmade(point: Point, model: ModelConfig) -> str | None:
+    """Why a model that nobody named, since the method brought it, cannot run: its weights are not made."""
+    if model.weights_file is None or model.weights_file.is_file():
+        return None
+    return (
+        f"weights of {point['model']}, which {point['method']} runs on, are not on disk "
+        f"(python -m bench.train model={point['model']} makes them)"
+    )
 
 
 def _options(class_path: str, kind: str, options: dict[str, Any], where: str) -> Any:

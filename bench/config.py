@@ -23,7 +23,11 @@ NUMBER_AXES = ("severity", "steps", "guidance", "seed")
 NAME_AXES = ("method", "model", "dataset", "corruption")
 EDIT_AXIS = "edit"
 """The kinds of edit that a data set knows: an axis of task=edit."""
-SPACINGS = {"vp": ("leading", "leading1", "trailing", "linspace"), "rectified": ("linspace", "flux_shift")}
+SPACINGS = {
+    "vp": ("leading", "leading1", "trailing", "linspace"),
+    "rectified": ("linspace", "flux_shift"),
+    "trig": ("linspace",),
+}
 """The spacings of a grid that each path knows (methods.paths, which a plan does not import: it needs torch)."""
 Task = Literal["reconstruct", "restore", "edit"]
 Metric = Literal[
@@ -43,17 +47,18 @@ class Component(Strict):
 
     class_path: str = Field(alias="class", min_length=1)
     title: str = ""
+    models: dict[str, ModelConfig] = Field({}, description="its own: it runs on the one that takes the data's images")
     options: dict[str, Any] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _flat_options(cls, value: Any) -> Any:
-        """In a method's YAML every key besides class and title is an option."""
+        """In a method's YAML every key besides class, title and models is an option."""
         if not isinstance(value, Mapping):
             raise ValueError("must be a mapping with a class")
         if not isinstance(value.get("options") or {}, Mapping):
             return value
-        known = {"class", "class_path", "title", "options"}
+        known = {"class", "class_path", "title", "models", "options"}
         options = {**(value.get("options") or {}), **{k: v for k, v in value.items() if k not in known}}
         return {**{k: v for k, v in value.items() if k in known}, "options": options}
 
@@ -88,13 +93,13 @@ class CorruptionConfig(Strict):
 
 
 class PathConfig(Strict):
-    kind: Literal["vp", "rectified"]
+    kind: Literal["vp", "rectified", "trig"]
     schedule: Literal["scaled_linear", "cosine"] = Field(default="scaled_linear", description="of a vp path")
 
     @model_validator(mode="after")
     def _meaningful(self) -> PathConfig:
-        if self.kind == "rectified" and self.schedule != "scaled_linear":
-            raise ValueError(f"schedule={self.schedule} has no meaning on a rectified path")
+        if self.kind != "vp" and self.schedule != "scaled_linear":
+            raise ValueError(f"schedule={self.schedule} has no meaning on a path of kind {self.kind}")
         return self
 
 
@@ -104,6 +109,31 @@ class GridConfig(Strict):
     spacing: Literal["leading", "leading1", "trailing", "linspace", "flux_shift"]
     level0: Literal["first", "one"] = "one"
     mu: float | None = Field(default=None, description="shift of spacing=flux_shift")
+
+
+class FlowTrainConfig(Strict):
+    """What the injective ODE is trained on besides captions: shares of images by condition, the rest unconditional."""
+
+    draws: int = Field(4, ge=1, description="(t, eps) an image, which share its conditioner")
+    measured: float = Field(0.7, ge=0, le=1, description="share conditioned on a corrupted image")
+    source: float = Field(0.1, ge=0, le=1, description="share where the data are the corrupted images themselves")
+    clean: float = Field(0.05, ge=0, le=1, description="share conditioned on the image itself")
+    corruptions: tuple[str, ...] = Field(
+        ("random_mask", "block_mask", "gaussian_blur", "gaussian_noise"), min_length=1, description="drawn evenly"
+    )
+    mean_weight: float = Field(0.1, ge=0, description="of |mu - x|^2 beside the regression")
+    regulariser: Literal["none", "pairs", "jacobian"] = Field(
+        "none", description="on the learned part of the field in the gauge: paired differences, or a Jacobian probe"
+    )
+    regulariser_weight: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> FlowTrainConfig:
+        if self.measured + self.source + self.clean > 1:
+            raise ValueError("the shares measured, source and clean add up to more than 1")
+        if (self.regulariser == "none") != (self.regulariser_weight == 0):
+            raise ValueError("regulariser and regulariser_weight need each other")
+        return self
 
 
 class TrainConfig(Strict):
@@ -122,6 +152,7 @@ class TrainConfig(Strict):
     validate_every: int = Field(500, ge=1, description="updates between two checkpoints and held-out losses")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
     init: str | None = Field(None, description="weights to start from: zoo:NAME or a path; None: random")
+    flow: FlowTrainConfig | None = Field(None, description="of the injective ODE alone")
     compile: bool = Field(False, description="torch.compile the network: slower to start, then faster")
 
 
@@ -159,8 +190,8 @@ class ModelConfig(Strict):
             raise ValueError(str(unknown("grid.spacing", grid.spacing, SPACINGS[kind], f"on a path of kind {kind}")))
         if (grid.spacing == "flux_shift") != (grid.mu is not None):
             raise ValueError("grid.spacing=flux_shift and grid.mu need each other")
-        if kind == "rectified" and grid.level0 != "one":
-            raise ValueError(f"grid.level0={grid.level0} has no meaning on a rectified path: level 0 is the image")
+        if kind != "vp" and grid.level0 != "one":
+            raise ValueError(f"grid.level0={grid.level0} has no meaning on a path of kind {kind}: level 0 is the image")
         return self
 
     @property
@@ -278,6 +309,7 @@ class RunConfig(Strict):
     zip: tuple[dict[str, tuple[Any, ...]], ...] = Field((), description="axes that advance together")
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations to leave out")
     include: tuple[dict[str, Any], ...] = Field((), description="single cells to add")
+    reference: dict[str, Any] = Field({}, description="axes of the line whose paired differences make a table")
     profile: ProfileConfig
     method: dict[str, Component] = {}
     model: dict[str, ModelConfig] = {}
@@ -285,6 +317,12 @@ class RunConfig(Strict):
     corruption: dict[str, CorruptionConfig] = {}
     launcher: LauncherConfig
     tracker: TrackerConfig
+
+    @property
+    def models(self) -> dict[str, ModelConfig]:
+        """All that a cell may run on: those that the methods bring, and the run's."""
+        own = {name: model for method in self.method.values() for name, model in method.models.items()}
+        return {**own, **self.model}
 
     @field_validator("matrix", mode="before")
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -57,8 +58,9 @@ def look(overrides: list[str]) -> Outlook:
     done, failed = store.done(), store.failed()
     plan = reconcile(expansion.cells, done, failed, config.retry, lambda cell_id: store.failure(cell_id)["class"])
     clock = Clock(_recorded(store, expansion.cells, done))
+    used = {cell.axes["model"] for cell in expansion.cells}
     limit = config.launcher.chunk_minutes if kind in ("slurm", "plugin") else float("inf")
-    return Outlook(config, expansion, plan, chunk(plan.todo, clock.minutes, limit), missing_assets(config))
+    return Outlook(config, expansion, plan, chunk(plan.todo, clock.minutes, limit), missing_assets(config, used))
 
 
 def _existing(path: Path) -> Path:
@@ -79,10 +81,12 @@ def _recorded(store: Store, cells: tuple[Cell, ...], done: set[str]) -> list[tup
     return recorded
 
 
-def missing_assets(config: RunConfig) -> tuple[str, ...]:
-    """Weights that are not on disk, and pretrained pipelines that cannot be loaded here."""
+def missing_assets(config: RunConfig, used: Collection[str] | None = None) -> tuple[str, ...]:
+    """Weights that are not on disk, and pretrained pipelines that cannot be loaded here, of the models `used`."""
     missing = []
-    for name, model in config.model.items():
+    for name, model in config.models.items():
+        if used is not None and name not in used:
+            continue
         if (file := model.weights_file) is not None and not file.is_file():
             missing.append(f"weights of model {name}: {model.weights} (python -m bench.train makes them)")
         if model.pretrained is not None and (why := hub.missing(model.pretrained, model.revision)):

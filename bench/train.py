@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.config import ModelConfig, TrackerConfig, compose_config
+from bench.config import FlowTrainConfig, ModelConfig, TrackerConfig, compose_config
 from bench.errors import UserError, run_command, unknown
 from bench.launch import backend
 from bench.mirror import HISTORY_FILE, RECIPE_FILE
-from bench.registry import load
+from bench.registry import check_options, load
 from bench.tracking import Companion
 
 HELD_OUT = 512
@@ -141,9 +141,83 @@ def _module(config: ModelConfig, optimisation: Any) -> Any:
     network: Any = build_backbone(start, weights=config.train.init is not None, strict=False)
     if config.kind == "judge":
         return JudgeTraining(network, optimisation, seed=config.train.seed)
+    if config.train.flow is not None:
+        from methods.injective_ode.training import InjectiveTraining
+
+        flow = config.train.flow
+        return InjectiveTraining(
+            network,
+            optimisation,
+            Observer(flow),
+            flow.draws,
+            config.train.caption_dropout,
+            flow.mean_weight,
+            flow.regulariser,
+            flow.regulariser_weight,
+            config.train.seed,
+        )
     denoiser = Denoiser(network, make_path(config.path.kind, config.path.schedule), config.prediction)
     recipe = config.train
     return DenoiserTraining(denoiser, optimisation, recipe.caption_dropout, recipe.seed, recipe.time_mean)
+
+
+class Observer:
+    """Corrupts a batch of images as the corruption sweep does, at a severity of its ladder drawn for each image.
+
+    The kinds are those of `methods.injective_ode.conditioner`. All draws come from the generator that is given.
+    """
+
+    def __init__(self, flow: FlowTrainConfig) -> None:
+        chosen = compose_config([f"corruption=[{','.join(flow.corruptions)}]"], sweep_required=False).corruption
+        self.flow = flow
+        self.ladders = {
+            name: [
+                load(c.class_path, "corruption")(
+                    check_options(c.class_path, "corruption", {**c.options, **severity}, "corruption")
+                )
+                for severity in c.severities.values()
+            ]
+            for name, c in chosen.items()
+        }
+
+    def __call__(self, images: Any, rng: Any) -> Any:
+        """Images [B, C, H, W] in [-1, 1] -> methods.injective_ode.training.Observation."""
+        import torch
+
+        from methods.injective_ode.conditioner import KINDS
+        from methods.injective_ode.training import Observation
+
+        flow, names = self.flow, list(self.ladders)
+        y, known = torch.zeros_like(images), torch.zeros_like(images[:, :1])
+        data, kinds = images.clone(), torch.full((len(images),), KINDS.index("null"), device=images.device)
+        dice = torch.rand(3, len(images), generator=rng, device=images.device).tolist()
+        seeds = torch.randint(2**62, (len(images),), generator=rng, device=images.device).tolist()
+        for i, (share, which, level) in enumerate(zip(*dice, strict=True)):
+            name = names[int(which * len(names))]
+            if share < flow.measured:
+                y[i], known[i] = self.measure(name, level, images[i], seeds[i])
+                kinds[i] = KINDS.index(name)
+            elif share < flow.measured + flow.source:
+                data[i], _ = self.measure(name, level, images[i], seeds[i])
+                kinds[i] = KINDS.index(f"is_{name}")
+            elif share < flow.measured + flow.source + flow.clean:
+                y[i], known[i], kinds[i] = images[i], 1.0, KINDS.index("clean")
+        return Observation(data, y, known, kinds)
+
+    def measure(self, name: str, level: float, image: Any, seed: int) -> tuple[Any, Any]:
+        """(y, known) of an image [C, H, W], at the place `level` in [0, 1) of the corruption's ladder."""
+        import numpy as np
+        import torch
+
+        ladder = self.ladders[name]
+        corruption, draws = ladder[int(level * len(ladder))], np.random.default_rng(seed)
+        operator = corruption.draw(tuple(image.shape), draws)
+        y = operator.forward(image)
+        if corruption.options.sigma01:
+            noise = torch.from_numpy(draws.standard_normal(tuple(image.shape), dtype=np.float32)).to(image)
+            y = y + 2 * corruption.options.sigma01 * operator.forward(noise)
+        known = torch.ones_like(image[:1]) if operator.known is None else operator.known.to(image)
+        return y, known
 
 
 def _tensors(config: ModelConfig, images: int) -> tuple[Any, Any]:

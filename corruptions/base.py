@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -72,6 +72,9 @@ class Operator(ABC):
 class Corruption(ABC, Generic[OptionsT]):
     """A family of operators with a noise level; `draw` picks the operator of one image."""
 
+    kind: ClassVar[str] = ""
+    """The family's name, for a method that is trained on measurements of it; empty: nobody is."""
+
     def __init__(self, options: OptionsT) -> None:
         self.options = options
 
@@ -112,6 +115,8 @@ class Measurement:
     psnr: float | None
     """PSNR of y against x, dB, both clipped to [0, 1]; None where they are equal."""
     details: dict[str, float]
+    kind: str = ""
+    """Of its corruption."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +130,7 @@ class MeasurementBatch:
     operators: tuple[Operator, ...]
     sha256: tuple[str, ...]
     sigma01: float
+    kind: str = ""
 
     def __len__(self) -> int:
         return len(self.operators)
@@ -187,6 +193,7 @@ def measure(corruption: Corruption[Any], x: Tensor, key: Key) -> Measurement:
         snr_db=_decibel(_energy(operator.forward((x + 1) / 2)), _energy(noise / 2)),
         psnr=_decibel(1.0, _energy(_unit(y.to(torch.float64)) - _unit(x)) / x.numel()),
         details=operator.describe(),
+        kind=corruption.kind,
     )
 
 
@@ -202,12 +209,16 @@ def stack(measurements: Sequence[Measurement]) -> MeasurementBatch:
     masks = [mask for mask in known if mask is not None]
     if masks and len(masks) < len(known):
         raise ValueError("a batch holds masks only, or no masks")
+    kinds = sorted({m.kind for m in measurements})
+    if len(kinds) > 1:
+        raise ValueError(f"a batch needs one kind of corruption, got {', '.join(kinds)}")
     return MeasurementBatch(
         y=torch.stack([m.y for m in measurements]),
         known=torch.stack(masks) if masks else None,
         operators=tuple(m.operator for m in measurements),
         sha256=tuple(m.sha256 for m in measurements),
         sigma01=levels[0],
+        kind=kinds[0],
     )
 
 

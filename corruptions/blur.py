@@ -103,6 +103,8 @@ class Blur(Operator):
 class GaussianBlur(Corruption[options.GaussianBlur]):
     """The kernel of the options, scaled from the reference side to the image's height. Nothing is random."""
 
+    kind = "gaussian_blur"
+
     def draw(self, shape: Shape, rng: np.random.Generator) -> Blur:
         _, height, width = shape
         reference = self.options.reference_side

@@ -43,6 +43,8 @@ class Mask(Operator):
 class RandomMask(Corruption[options.RandomMask]):
     """Exactly round(missing * H * W) pixels hidden, uniformly without replacement."""
 
+    kind = "random_mask"
+
     def draw(self, shape: Shape, rng: np.random.Generator) -> Mask:
         _, height, width = shape
         count = round(self.options.missing * height * width)
@@ -55,6 +57,8 @@ class RandomMask(Corruption[options.RandomMask]):
 
 class BlockMask(Corruption[options.BlockMask]):
     """One hidden square, centred or anywhere fully inside the image."""
+
+    kind = "block_mask"
 
     def draw(self, shape: Shape, rng: np.random.Generator) -> Mask:
         _, height, width = shape

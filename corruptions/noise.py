@@ -30,5 +30,7 @@ class Identity(Operator):
 class GaussianNoise(Corruption[options.GaussianNoise]):
     """y = x + n with std 2 sigma01 in model range, not clipped."""
 
+    kind = "gaussian_noise"
+
     def draw(self, shape: Shape, rng: np.random.Generator) -> Identity:
         return Identity()

@@ -28,12 +28,17 @@ Generators = Sequence[torch.Generator]
 
 
 class Measurement(Protocol):
-    """What a restoration is given: y [B, C, H, W] in [-1, 1], and for masks the pixels observed, bool [B, 1, H, W]."""
+    """What a restoration is given: y [B, C, H, W] in [-1, 1], and for masks the pixels observed, bool [B, 1, H, W].
+
+    `kind` names the family of its corruption, such as gaussian_blur, for methods that were trained on some.
+    """
 
     @property
     def y(self) -> Tensor: ...
     @property
     def known(self) -> Tensor | None: ...
+    @property
+    def kind(self) -> str: ...
 
     def to(self, device: torch.device | str) -> Measurement: ...
 
@@ -118,9 +123,12 @@ class LatentMeasurement:
 
     y: Tensor
     known: Tensor | None
+    kind: str = ""
 
     def to(self, device: torch.device | str) -> LatentMeasurement:
-        return LatentMeasurement(self.y.to(device), self.known.to(device) if self.known is not None else None)
+        return LatentMeasurement(
+            self.y.to(device), self.known.to(device) if self.known is not None else None, self.kind
+        )
 
 
 @torch.no_grad()
@@ -135,7 +143,7 @@ def in_latents(problem: Problem, denoiser: Denoiser) -> Problem:
         return replace(problem, image=z, mask=_any_pixel(problem.mask, z) if problem.mask is not None else None)
     z, known = encode(problem.measurement.y), problem.measurement.known
     known = ~_any_pixel(~known, z) if known is not None else None
-    return replace(problem, image=z, measurement=LatentMeasurement(z, known))
+    return replace(problem, image=z, measurement=LatentMeasurement(z, known, problem.measurement.kind))
 
 
 @torch.no_grad()

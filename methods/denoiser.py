@@ -45,6 +45,8 @@ class Condition:
     null: Tensor
     guidance: float = 1.0
     distilled: bool = False
+    captions: tuple[str, ...] = ()
+    """What the embedding says, an image each, for a model whose condition holds more than a caption."""
 
     def at(self, guidance: float) -> Condition:
         return replace(self, guidance=float(guidance))
@@ -54,12 +56,17 @@ class Condition:
 
     def image(self, i: int) -> Condition:
         """That of one image of the batch."""
-        return replace(self, embedding=self.embedding[i : i + 1], null=self.null[i : i + 1])
+        return replace(
+            self,
+            embedding=self.embedding[i : i + 1],
+            null=self.null[i : i + 1],
+            captions=self.captions[i : i + 1],
+        )
 
     @property
     def unconditional(self) -> Condition:
         """The null condition for the same images."""
-        return replace(self, embedding=self.null, guidance=1.0)
+        return replace(self, embedding=self.null, guidance=1.0, captions=("",) * len(self.captions))
 
     @property
     def evaluations(self) -> int:
@@ -110,7 +117,8 @@ class Denoiser(nn.Module):
         """Embed captions (one an image) beside the null condition."""
         with torch.no_grad():
             encode = cast(Backbone, self.backbone).encode
-            return Condition(encode(captions), encode([""] * len(captions)), guidance, self.distilled)
+            null = encode([""] * len(captions))
+            return Condition(encode(captions), null, guidance, self.distilled, tuple(captions))
 
     def output(self, x: Tensor, t: float, cond: Condition) -> Tensor:
         """The network's own prediction at x [B, C, H, W] and time t, guided, in x's dtype."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor
@@ -19,8 +20,8 @@ from torch import Tensor
 from methods import options
 from methods.base import Constrain, Generators, Latent
 from methods.denoiser import Condition, Denoiser
-from methods.paths import TimeGrid
-from methods.rectified import RectifiedMethod, constrained
+from methods.paths import Node, TimeGrid
+from methods.rectified import RectifiedMethod
 from methods.solvers import (
     FLOATING,
     RK4,
@@ -39,15 +40,29 @@ from methods.solvers import (
 
 
 @dataclass(frozen=True)
+class Chart:
+    """The coordinate that a solver walks in, at one level: x = centre + scale * q, x in the path's own scale."""
+
+    centre: Tensor | float
+    scale: Tensor | float
+
+    def enter(self, x: Tensor) -> Tensor:
+        return (x - self.centre) / self.scale
+
+    def leave(self, q: Tensor) -> Tensor:
+        return self.centre + self.scale * q
+
+
+@dataclass(frozen=True)
 class IntegerLatent(Latent):
     """A latent whose positions are integers; x_T is what they mean, in the path's own scale."""
 
     numbers: FixedPoint
-    scale: float
+    chart: Chart
 
     @property
     def x_T(self) -> Tensor:
-        return self.numbers.value(self.tensors["x_T"]) * self.scale
+        return self.chart.leave(self.numbers.value(self.tensors["x_T"]))
 
 
 class FlowODE(RectifiedMethod):
@@ -62,7 +77,7 @@ class FlowODE(RectifiedMethod):
         self.solver = self._solver()
         self.exact = self.solver.reversible and self.options.keep == "state"
         self.nfe_is_exact = not self.solver.adaptive
-        levels = [node.s for node in self.grid.nodes]
+        levels = [self.time(node) for node in self.grid.nodes]
         quadratic = self.options.spacing == "data_end"
         self.times = data_end_times(levels[0], levels[-1], self.grid.steps) if quadratic else levels
 
@@ -87,64 +102,82 @@ class FlowODE(RectifiedMethod):
         walk, again = step * self.grid.steps, start if self.options.keep == "x_T" else 0
         return (start + walk) * inverting.evaluations + (again + walk) * decoding.evaluations
 
+    # --- the coordinate ----------------------------------------------------------------------------------------------
+
+    def time(self, node: Node) -> float:
+        """The solver's time of a level."""
+        return node.s
+
+    def node(self, time: float) -> Node:
+        """The level at a solver's time."""
+        return self.denoiser.path.node_at(time)
+
+    def chart(self, time: float, cond: Condition) -> Chart:
+        """The solver's coordinate: X = x / (alpha + sigma)."""
+        return Chart(0.0, self.node(time).scale)
+
     def field(self, cond: Condition) -> Field:
-        """v(X, s) as the solvers take it: field(s, X)."""
-        path = self.denoiser.path
-        return lambda s, x: self.velocity(x, path.node_at(s), cond)
+        """What the solver integrates: v(X, s) as field(s, X)."""
+        return lambda s, x: self.velocity(x, self.node(s), cond)
 
     # --- both directions ---------------------------------------------------------------------------------------------
 
     def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
-        x = x0 / self.grid[0].scale
+        x = self.chart(self.times[0], cond).enter(x0)
         if self.solver.adaptive:
             ends = [self.times[0], self.times[-1]]
             x = self.denoiser.one_by_one(
                 lambda i: integrate(self.field(cond.image(i)), x[i : i + 1], ends, self.solver)[0], len(x)
             )
-            return self._latent((x,))
-        return self._latent(integrate(self.field(cond), x, self.times, self.solver))
+            return self._latent((x,), cond)
+        return self._latent(integrate(self.field(cond), x, self.times, self.solver), cond)
 
     def decode(self, latent: Latent, cond: Condition, constrain: Constrain | None = None) -> Tensor:
         if self.solver.adaptive:
-            return self._decode_adaptively(latent.x_T / self._top_scale, cond, constrain) * self.grid[0].scale
+            return self._decode_adaptively(latent.x_T, cond, constrain)
         field = self.field(cond)
-        state = self._state(latent, field)
+        state = self._state(latent, field, cond)
         for span in reversed(list(pairwise(self.times))):
             state = reverse(field, state, span, self.solver)
             if constrain:
-                node = self.denoiser.path.node_at(span[0])
-                state = self.solver.project(state, lambda x, node=node: constrained(x, node, constrain))  # type: ignore[misc]
-        return self.solver.solution(state) * self.grid[0].scale
+                onto = partial(self._constrained, time=span[0], cond=cond, constrain=constrain)
+                state = self.solver.project(state, onto)
+        return self.chart(self.times[0], cond).leave(self.solver.solution(state))
 
-    def _decode_adaptively(self, x: Tensor, cond: Condition, constrain: Constrain | None) -> Tensor:
+    def _constrained(self, q: Tensor, time: float, cond: Condition, constrain: Constrain) -> Tensor:
+        """A constraint speaks of the path's own latents: apply it to the coordinate there."""
+        chart = self.chart(time, cond)
+        return chart.enter(constrain(chart.leave(q), self.node(time)))
+
+    def _decode_adaptively(self, x_T: Tensor, cond: Condition, constrain: Constrain | None) -> Tensor:
         """One integration; a constraint has to be met at every level, so that each gap is one then."""
+        x = self.chart(self.times[-1], cond).enter(x_T)
         levels = self.times if constrain else [self.times[0], self.times[-1]]
         for t, u in reversed(list(pairwise(levels))):
 
             def solve(i: int, x: Tensor = x, ends: tuple[float, float] = (t, u)) -> Tensor:
                 return reverse(self.field(cond.image(i)), (x[i : i + 1],), ends, self.solver)[0]
 
-            x = constrained(self.denoiser.one_by_one(solve, len(x)), self.denoiser.path.node_at(t), constrain)
-        return x
+            x = self.denoiser.one_by_one(solve, len(x))
+            if constrain:
+                x = self._constrained(x, t, cond, constrain)
+        return self.chart(self.times[0], cond).leave(x)
 
     # --- the state as a latent ---------------------------------------------------------------------------------------
 
-    @property
-    def _top_scale(self) -> float:
-        return self.grid[self.grid.steps].scale
-
-    def _latent(self, state: State) -> Latent:
+    def _latent(self, state: State, cond: Condition) -> Latent:
         """x_T is in the path's own scale, what else the solver keeps in its own; integers stay as they are."""
-        names = ("x_T", *self.solver.names[1:])
+        names, chart = ("x_T", *self.solver.names[1:]), self.chart(self.times[-1], cond)
         if isinstance(self.solver.numbers, FixedPoint):
             tensors = dict(zip(names, state, strict=True))
-            return IntegerLatent(tensors, self.solver.numbers, self._top_scale)
+            return IntegerLatent(tensors, self.solver.numbers, chart)
         kept = state if self.options.keep == "state" else state[:1]
-        return Latent({"x_T": kept[0] * self._top_scale, **dict(zip(names[1:], kept[1:], strict=False))})
+        return Latent({"x_T": chart.leave(kept[0]), **dict(zip(names[1:], kept[1:], strict=False))})
 
-    def _state(self, latent: Latent, field: Field) -> State:
+    def _state(self, latent: Latent, field: Field, cond: Condition) -> State:
         """The state that a latent holds, or one begun from x_T."""
+        chart = self.chart(self.times[-1], cond)
         if latent.tensors.keys() != {"x_T", *self.solver.names[1:]}:
-            return self.solver.begin(field, self.times[-1], latent.x_T / self._top_scale)
+            return self.solver.begin(field, self.times[-1], chart.enter(latent.x_T))
         x_T, *rest = latent.tensors.values()
-        return (x_T if isinstance(self.solver.numbers, FixedPoint) else x_T / self._top_scale, *rest)
+        return (x_T if isinstance(self.solver.numbers, FixedPoint) else chart.enter(x_T), *rest)

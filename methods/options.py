@@ -19,6 +19,8 @@ class MethodOptions(BaseModel):
     """Network calls of one step in either direction, for the plan's prediction and the NFE formula."""
     refuses: ClassVar[dict[str, str]] = {}
     """task -> why this method has no answer to it; the plan skips such cells and says so."""
+    runs_on: ClassVar[tuple[str, ...]] = ()
+    """Classes of the only models that it can run on; none named: any. The plan skips the others and says so."""
 
     version: int = Field(1, description="raised when the method's numbers change; part of a cell's identity")
     steps: int = Field(20, ge=1, le=1000, description="N, steps of the whole grid")

@@ -1,8 +1,9 @@
 """Noising paths `x_t = alpha(t) x0 + sigma(t) eps`, and time grids that are walked in both directions.
 
 Two families are enough for the field: variance preserving (Ho et al. 2020; the schedules of Stable Diffusion and of
-Nichol & Dhariwal 2021) and rectified (Liu et al. 2023; Esser et al. 2024). `alpha`, `sigma` and times are Python
-floats in float64: a grid has a few dozen nodes, and exact inversion needs the same coefficient in both directions.
+Nichol & Dhariwal 2021; told as an angle, Salimans & Ho 2022) and rectified (Liu et al. 2023; Esser et al. 2024).
+`alpha`, `sigma` and times are Python floats in float64: a grid has a few dozen nodes, and exact inversion needs the
+same coefficient in both directions.
 """
 
 from __future__ import annotations
@@ -223,16 +224,52 @@ class Rectified:
         return 1.0, target.sigma - source.sigma
 
 
+@dataclass(frozen=True)
+class Trigonometric:
+    """alpha = cos t, sigma = sin t with angles t: variance preserving, told as its angle (the path of v-prediction).
+
+    Its noisiest level has the alpha of Stable Diffusion's, 0.07: at pi / 2 the eps view would divide by zero.
+    """
+
+    direction: Direction = "eps"
+    t_max: float = 1.5
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        angle = t.to(torch.float64)
+        return angle.cos(), angle.sin()
+
+    def node(self, angle: float) -> Node:
+        return Node(angle, math.cos(angle), math.sin(angle))
+
+    def node_at(self, s: float) -> Node:
+        s = _rectified_time(s)
+        return self.node(math.atan2(s, 1 - s))
+
+    def grid(self, steps: int, spacing: str = "linspace", level0: str = "one", mu: float | None = None) -> TimeGrid:
+        """spacing = linspace: angles k t_max / N. `level0` has no meaning here: level 0 is the image."""
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        if spacing != "linspace":
+            raise ValueError(f"spacing on a trigonometric path must be linspace, got {spacing!r}")
+        return TimeGrid(tuple(self.node(self.t_max * k / steps) for k in range(steps + 1)))
+
+    def step(self, source: Node, target: Node) -> tuple[float, float]:
+        a = target.alpha / source.alpha
+        return a, target.sigma - source.sigma * a
+
+
 def _rectified_time(s: float) -> float:
     if not 0 <= s <= 1:
         raise ValueError(f"a rectified time lies in [0, 1], got {s}")
     return float(s)
 
 
-def make_path(kind: str, schedule: Schedule = "scaled_linear") -> VariancePreserving | Rectified:
-    """The path named by a model's YAML: vp | rectified."""
+def make_path(kind: str, schedule: Schedule = "scaled_linear") -> VariancePreserving | Rectified | Trigonometric:
+    """The path named by a model's YAML: vp | rectified | trig."""
     if kind == "vp":
         return VariancePreserving(schedule)
     if kind == "rectified":
         return Rectified()
-    raise ValueError(f"path must be vp or rectified, got {kind!r}")
+    if kind == "trig":
+        return Trigonometric()
+    raise ValueError(f"path must be vp, rectified or trig, got {kind!r}")

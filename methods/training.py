@@ -54,6 +54,13 @@ def keyed_generator(device: torch.device, *key: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
+def rectified_times(count: int, rng: torch.Generator, device: torch.device, mean: float = 0.0) -> Tensor:
+    """Rectified times s [count]: nine in ten logit-normal of a mean and deviation 1, the rest uniform in [0, 1]."""
+    uniform = torch.rand(count, generator=rng, device=device)
+    normal = (mean + torch.randn(count, generator=rng, device=device)).sigmoid()
+    return torch.where(torch.rand(count, generator=rng, device=device) < 0.1, uniform, normal)
+
+
 class Training(pl.LightningModule):
     """What every training here shares: the optimiser, keyed draws, and the held-out loss curve in the checkpoint."""
 
@@ -126,10 +133,7 @@ class DenoiserTraining(Training):
 
     def times(self, count: int, rng: torch.Generator, mean: float) -> Tensor:
         """Nine in ten logit-normal in the rectified time s, the rest uniform, as times of the model's own path."""
-        uniform = torch.rand(count, generator=rng, device=self.device)
-        normal = torch.randn(count, generator=rng, device=self.device)
-        spread = torch.rand(count, generator=rng, device=self.device) < 0.1
-        s = torch.where(spread, uniform, (mean + normal).sigmoid())
+        s = rectified_times(count, rng, self.device, mean)
         path = self.denoiser.path
         if isinstance(path, Rectified):
             return s

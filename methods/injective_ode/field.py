@@ -1,0 +1,289 @@
+"""The injective neural ODE: a velocity field on z_t = cos t x + sin t eps that is certified injective at any weights.
+
+A conditioner gives a mean mu(y), a variance c(y) in [c_lo, c_hi] and feature maps. With S_t = sqrt(c cos^2 t + sin^2 t)
+and the gauge u = (z - cos t mu) / S_t the field is
+
+    F(z, t; y) = -sin t mu + [sin t cos t (1 - c) / S_t^2] (z - cos t mu) + S_t k(t) N(u, t; features).
+
+Its first two terms are the exact probability-flow ODE of N(mu, diag c), and they are what the gauge removes:
+
+    du/dt = k(t) N(u, t; features),      |N(u1) - N(u2)| <= |u1 - u2| at any weights,  0 <= k(t) <= k_max.
+
+Theorem 1 (injectivity). For two solutions, |d/dt |u1 - u2|| <= k(t) |u1 - u2|, so by Gronwall the flow between any two
+times is bi-Lipschitz in u with constants e^-K and e^K, K = the integral of k. In z the bounds take the ratio of S at
+the two ends. k = 0 is the flow of a Gaussian: decoding the zero latent gives mu.
+
+Theorem 2 (strict monotonicity). With Lambda' = k + lambda and w = e^Lambda(t) u, dw/dt = h w + g(w), where
+h = k + lambda and g(w) = k e^Lambda N(e^-Lambda w) is Lipschitz with constant L = k. So this flow is f = g + h w with
+h = L + lambda, which is lambda-strongly monotone: <f(w1) - f(w2), w1 - w2> >= lambda |w1 - w2|^2. (h > -lambda
+would not do: g = -L w with h = 0.) Every lambda describes the same flow; its condition number does not depend on it.
+
+Theorem 3 (objective). The regression on v = cos t eps - sin t x is the one on the noise: with
+eps_hat = sin t z + cos t F, |eps - eps_hat|^2 = cos^2 t |v - F|^2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods.backbones.captions import VOCABULARIES
+from methods.injective_ode.conditioner import KINDS, Conditioner
+from methods.injective_ode.layers import Constraint, Core
+
+HALF_TURN = math.pi / 2
+FREQUENCIES = 6
+"""Harmonics of 2t that the network sees: few, so that the field stays smooth in time and solvers keep their order."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """One condition for each image: mean and variance [B, C, H, W], maps [B, C_i, H_i, W_i]."""
+
+    mean: Tensor
+    variance: Tensor
+    maps: tuple[Tensor, ...]
+
+    def repeat(self, draws: int) -> Features:
+        """For `draws` latents of every image, laid out draw by draw. Maps stay as they are: layers repeat them."""
+        return Features(self.mean.repeat(draws, 1, 1, 1), self.variance.repeat(draws, 1, 1, 1), self.maps)
+
+    def scale(self, t: Tensor) -> Tensor:
+        """S_t [B, C, H, W] at angles t [B]."""
+        cos, sin = _waves(t)
+        return (self.variance * cos.square() + sin.square()).sqrt()
+
+    def pack(self) -> Tensor:
+        """[B, 1, D], as a condition's embedding."""
+        return torch.cat([part.flatten(1) for part in (self.mean, self.variance, *self.maps)], dim=1)[:, None]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What the weights guarantee between the angles t0 and t1, for all inputs, in exact arithmetic.
+
+    Where `certified` is False (constraints soft and free) the same formulas are nominal: nothing enforces them.
+    """
+
+    certified: bool
+    t0: float
+    t1: float
+    lipschitz_N: float
+    """Of N, from the matrices in use: 1 up to their rounding."""
+    K: float
+    """The integral of k, times lipschitz_N."""
+    lam: float
+    """lambda of theorem 2, as asked."""
+    L: float
+    """The largest k(t): Lip(g) in theorem 2, where h(t) = k(t) + lambda."""
+    h_min: float
+    u_lower: float
+    u_upper: float
+    """|u(t1) - u'(t1)| / |u(t0) - u'(t0)| lies in [u_lower, u_upper] = [e^-K, e^K]."""
+    z_lower: float
+    z_upper: float
+    """The same for z."""
+    log_condition: float
+    """log(z_upper / z_lower) <= 2K + the spread of log S at the two ends."""
+    gronwall: float
+    """A reverse solve from t1 to t0: |error of u(t0)| <= gronwall (|error of u(t1)| + sum of local errors)."""
+    gronwall_z: float
+    """The same in z."""
+
+    def as_dict(self) -> dict[str, float | bool]:
+        return asdict(self)
+
+
+def _waves(t: Tensor) -> tuple[Tensor, Tensor]:
+    return t.cos()[:, None, None, None], t.sin()[:, None, None, None]
+
+
+class InjectiveField(nn.Module):
+    """Conditioner, gauge and core together; as a denoiser's backbone on the path `trig` it predicts v.
+
+    Arguments: `vocabulary` of captions (scenes | digits); `shape` (C, H, W); `constraint` strict | soft | free;
+    `widths` of N, from half the image's side down; `conditioner` widths, from the image's side down; `depth` layers a
+    level and direction; `k_max` the bound of k(t); `variance` (c_lo, c_hi): the floor keeps an image that a sharp
+    condition denies from being sent to |u| = |x - mu| / sqrt(c) without limit.
+    """
+
+    prediction = "v"
+
+    def __init__(
+        self,
+        vocabulary: str,
+        shape: Sequence[int],
+        constraint: Constraint = "strict",
+        widths: Sequence[int] = (48, 96, 96),
+        conditioner: Sequence[int] = (24, 48, 96),
+        depth: int = 2,
+        k_max: float = 4.0,
+        variance: Sequence[float] = (1e-3, 1.0),
+        time: int = 64,
+    ) -> None:
+        super().__init__()
+        if constraint not in ("strict", "soft", "free"):
+            raise ValueError(f"constraint must be strict, soft or free, got {constraint!r}")
+        if not 0 < variance[0] < variance[1]:
+            raise ValueError(f"variance must be (c_lo, c_hi) with 0 < c_lo < c_hi, got {list(variance)}")
+        channels, height, width = shape
+        deepest = 2 ** (len(widths) + 1)
+        if height % deepest or width % deepest:
+            raise ValueError(
+                f"{len(widths)} levels of 2x2 windows need sides divisible by {deepest}, got {list(shape)}"
+            )
+        self.vocabulary = VOCABULARIES[vocabulary]
+        self.shape = (channels, height, width)
+        self.constraint, self.k_max = constraint, k_max
+        self.c_lo, self.c_hi = variance
+        self.widths = tuple(conditioner)
+        sides = tuple((height >> i, width >> i) for i in range(1, len(widths) + 1))
+        told = tuple(self.widths[min(i, len(self.widths) - 1)] for i in range(1, len(widths) + 1))
+        self.conditioner = Conditioner(channels, self.widths, self.vocabulary.size, self.vocabulary.slots)
+        self.core = Core(constraint, channels, tuple(widths), sides, told, time, depth)
+        self.levels = len(widths)
+        self.clock = nn.Sequential(nn.Linear(2 * FREQUENCIES, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
+        self.rate = nn.Parameter(torch.zeros(FREQUENCIES))
+
+    # --- conditions --------------------------------------------------------------------------------------------
+
+    def describe(self, tokens: Tensor, y: Tensor, known: Tensor, kind: Tensor) -> Features:
+        """tokens int [B, slots], y [B, C, H, W] (0 where nothing is known), known [B, 1, H, W], kind int [B]."""
+        known = known.to(y.dtype)
+        correction, logit, maps = self.conditioner(tokens, y, known, kind)
+        variance = self.c_lo * (self.c_hi / self.c_lo) ** torch.sigmoid(logit)
+        return Features(known * y + correction, variance, tuple(maps[1:]))
+
+    def encode(
+        self,
+        captions: list[str],
+        y: Tensor | None = None,
+        known: Tensor | None = None,
+        kind: str | Sequence[str] = "null",
+    ) -> Tensor:
+        """Captions (the empty one is unknown) and, where there is one, a measurement -> embeddings [B, 1, D].
+
+        `y` [B, C, H, W] in model range; `known` bool [B, 1, H, W], None: all of y is seen; `kind`: one of `KINDS`, or
+        one an image. Raises ValueError for a caption outside the grammar, an unknown kind, or a kind without its y.
+        """
+        kinds = [kind] * len(captions) if isinstance(kind, str) else list(kind)
+        if unknown := set(kinds) - set(KINDS):
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {sorted(unknown)[0]!r}")
+        measured = [name != "null" and not name.startswith("is_") for name in kinds]
+        if any(measured) != (y is not None):
+            raise ValueError("a measured kind and y need each other: kinds null and is_* have no y, the others do")
+        like = next(self.parameters())
+        if y is None:
+            y, seen = like.new_zeros(len(captions), *self.shape), like.new_zeros(len(captions), 1, *self.shape[1:])
+        else:
+            y = y.to(like)
+            seen = torch.ones_like(y[:, :1]) if known is None else known.to(like)
+        tokens = torch.tensor([self.vocabulary.tokens(caption) for caption in captions], device=like.device)
+        indices = torch.tensor([KINDS.index(name) for name in kinds], device=like.device)
+        return self.describe(tokens, y, seen, indices).pack()
+
+    def unpack(self, embedding: Tensor) -> Features:
+        """The features that an embedding [B, 1, D] of `encode` holds."""
+        _, height, width = self.shape
+        sizes = [self.shape, self.shape]
+        sizes += [(w, height >> i, width >> i) for i, w in enumerate(self.widths) if i]
+        parts = embedding[:, 0].split([math.prod(size) for size in sizes], dim=1)
+        mean, variance, *maps = (part.unflatten(1, size) for part, size in zip(parts, sizes, strict=True))
+        return Features(mean, variance, tuple(maps))
+
+    # --- the field ---------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
+        """A backbone's call: latents [B, C, H, W], angles [B], embeddings of `encode` -> v."""
+        return self.velocity(x, t, self.unpack(embedding))
+
+    def velocity(self, z: Tensor, t: Tensor, features: Features) -> Tensor:
+        """F(z, t; y) = dz/dt [B, C, H, W] at angles t [B] in [0, pi/2]."""
+        cos, sin = _waves(t)
+        scale = features.scale(t)
+        centred = z - cos * features.mean
+        gaussian = sin * cos * (1 - features.variance) / scale.square() * centred - sin * features.mean
+        return gaussian + scale * self.gauge_velocity(centred / scale, t, features)
+
+    def gauge_velocity(self, u: Tensor, t: Tensor, features: Features) -> Tensor:
+        """du/dt = k(t) N(u, t; features)."""
+        maps = list(features.maps)
+        while len(maps) < self.levels:
+            maps.append(F.avg_pool2d(maps[-1], 2))
+        last = tuple(m.permute(0, 2, 3, 1) for m in maps)
+        return self.strength(t)[:, None, None, None] * self.core(u, self.clock(self._harmonics(t)), last)
+
+    def to_gauge(self, z: Tensor, t: Tensor, features: Features) -> Tensor:
+        """u = (z - cos t mu) / S_t."""
+        return (z - _waves(t)[0] * features.mean) / features.scale(t)
+
+    def from_gauge(self, u: Tensor, t: Tensor, features: Features) -> Tensor:
+        """z = cos t mu + S_t u."""
+        return _waves(t)[0] * features.mean + features.scale(t) * u
+
+    def strength(self, t: Tensor) -> Tensor:
+        """k(t) [B] in [0, k_max], smooth in t."""
+        return self.k_max * torch.sigmoid(self._harmonics(t)[:, :FREQUENCIES] @ self.rate - 1)
+
+    def _harmonics(self, t: Tensor) -> Tensor:
+        angles = 2 * t[:, None] * torch.arange(FREQUENCIES, dtype=t.dtype, device=t.device)
+        return torch.cat([angles.cos(), angles.sin()], dim=1).to(self.rate.dtype)
+
+    # --- what is guaranteed ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def certificate(
+        self, features: Features | None = None, lam: float = 1.0, t0: float = 0.0, t1: float = HALF_TURN
+    ) -> Certificate:
+        """The guaranteed constants between t0 and t1, in float64: for all conditions, or for those of `features`.
+
+        K is a Gauss-Legendre quadrature of the analytic k(t) on 64 nodes.
+        """
+        nodes, weights = np.polynomial.legendre.leggauss(64)
+        rate = self.rate.detach().cpu().double().numpy()
+
+        def k(t: np.ndarray) -> np.ndarray:
+            return self.k_max / (1 + np.exp(1 - np.cos(2 * t[..., None] * np.arange(FREQUENCIES)) @ rate))
+
+        def integral(a: float, b: np.ndarray) -> np.ndarray:
+            half = (b - a) / 2
+            return half * (k(a + half[..., None] * (nodes + 1)) @ weights)
+
+        c = (self.c_lo, self.c_hi)
+        if features is not None:
+            c = (float(features.variance.min()), float(features.variance.max()))
+
+        def s(t: float | np.ndarray, c: float) -> np.ndarray:
+            return np.sqrt(c * np.cos(t) ** 2 + np.sin(t) ** 2)
+
+        lipschitz = self.core.lipschitz() if self.constraint == "strict" else 1.0
+        grid = np.linspace(t0, t1, 257)
+        growth = lipschitz * integral(t0, grid)
+        K = float(growth[-1])
+        ends = np.array([[float(s(t, value)) for value in c] for t in (t0, t1)])
+        lower = math.exp(-K) * ends[1].min() / ends[0].max()
+        upper = math.exp(K) * ends[1].max() / ends[0].min()
+        return Certificate(
+            certified=self.constraint == "strict",
+            t0=t0,
+            t1=t1,
+            lipschitz_N=lipschitz,
+            K=K,
+            lam=lam,
+            L=lipschitz * float(k(grid).max()),
+            h_min=lipschitz * float(k(grid).min()) + lam,
+            u_lower=math.exp(-K),
+            u_upper=math.exp(K),
+            z_lower=float(lower),
+            z_upper=float(upper),
+            log_condition=math.log(upper / lower),
+            gronwall=math.exp(K),
+            # The reverse flow from t to t0 stretches z by at most max S_t0 / min S_t times e^(K up to t).
+            gronwall_z=float((ends[0].max() / s(grid, c[0]) * np.exp(growth)).max()),
+        )

@@ -1,0 +1,216 @@
+"""The network N(u, t; features) of the injective ODE, in three constraints with one interface.
+
+`strict`: 1-Lipschitz in u at any weights. Every step is an isometry or 1-Lipschitz: pixel-unshuffle of 2x2 windows, an
+orthogonal matrix Q = (I + A)^-1 (I - A) with A skew (Cayley), a bias (which never matters), the smooth modulus
+sqrt(q^2 + e^2) - e on half of the channels, and first and last projections divided by max(1, largest singular value).
+`soft`: 3x3 convolutions under torch's spectral_norm, which normalises the flattened kernel and not the operator, so
+nothing is certified. `free`: residual 3x3 convolutions without any constraint.
+
+Inside, maps are [B, H, W, C], in which windows are rows of one matrix product.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+Constraint = Literal["strict", "soft", "free"]
+SOFTNESS = 0.1
+"""e of the smooth modulus."""
+
+
+def gather_windows(x: Tensor) -> Tensor:
+    """[B, H, W, C] -> [B, H/2, W/2, 4C]: pixel-unshuffle, a permutation of the entries."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
+
+
+def scatter_windows(x: Tensor) -> Tensor:
+    """The inverse of `gather_windows`."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h, w, 2, 2, c // 4).permute(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c // 4)
+
+
+def modulus(x: Tensor) -> Tensor:
+    """sqrt(q^2 + e^2) - e on the first half of the channels, identity on the rest: 1-Lipschitz."""
+    bent, kept = x.chunk(2, dim=-1)
+    return torch.cat([(bent.square() + SOFTNESS**2).sqrt() - SOFTNESS, kept], dim=-1)
+
+
+def cayley(weight: Tensor, size: int) -> Tensor:
+    """The orthogonal matrix (I + A)^-1 (I - A) = 2 (I + A)^-1 - I of the skew A [size, size] whose entries above the
+    diagonal, row by row, are `weight`."""
+    row, column = torch.triu_indices(size, size, 1, device=weight.device)
+    half = weight.new_zeros(size, size).index_put((row, column), weight)
+    identity = torch.eye(size, dtype=weight.dtype, device=weight.device)
+    return 2 * torch.linalg.inv(identity + half - half.T) - identity
+
+
+class Rotation(nn.Module):
+    """An orthogonal matrix on 2x2 windows, shifted by one pixel at every other layer (the map's borders wrap)."""
+
+    def __init__(self, width: int, shift: int) -> None:
+        super().__init__()
+        self.size = size = 4 * width
+        self.shift = shift
+        # Eigenvalues of A within +-i: rotations by up to 90 degrees, far from the identity and from its negative.
+        self.weight = nn.Parameter(torch.randn(size * (size - 1) // 2) * 0.5 / size**0.5)
+        self._frozen: tuple[object, Tensor] | None = None
+
+    @property
+    def matrix(self) -> Tensor:
+        """Q. Frozen weights keep it, computed in float64, until they change."""
+        if self.weight.requires_grad:
+            return cayley(self.weight, self.size)
+        state = (self.weight.data_ptr(), self.weight._version, self.weight.dtype, self.weight.device)
+        if self._frozen is None or self._frozen[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._frozen = state, cayley(self.weight.double(), self.size).to(self.weight.dtype)
+        return self._frozen[1]
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        if self.shift:
+            x = x.roll((1, 1), (1, 2))
+        x = scatter_windows(gather_windows(x) @ self.matrix.T)
+        if self.shift:
+            x = x.roll((-1, -1), (1, 2))
+        return modulus(x + bias)
+
+
+class SoftConvolution(nn.Module):
+    """A 3x3 convolution whose flattened kernel has spectral norm about one, then the modulus."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = spectral_norm(nn.Conv2d(width, width, 3, padding=1, bias=False))
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        return modulus(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + bias)
+
+
+class FreeConvolution(nn.Module):
+    """x + conv(SiLU(x + bias))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        return x + self.conv(F.silu(x + bias).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Projection(nn.Module):
+    """A matrix on channels, divided by max(1, its largest singular value) where `bounded`."""
+
+    def __init__(self, before: int, after: int, bounded: bool, zero: bool = False) -> None:
+        super().__init__()
+        start = torch.zeros(after, before) if zero else torch.linalg.qr(torch.randn(max(after, before), before))[0]
+        self.weight = nn.Parameter(start)
+        self.bounded = bounded
+
+    @property
+    def matrix(self) -> Tensor:
+        if not self.bounded:
+            return self.weight
+        # The eigenvalues of the smaller Gram matrix: their gradient exists at zero weights too.
+        gram = (
+            self.weight.T @ self.weight if self.weight.shape[0] > self.weight.shape[1] else self.weight @ self.weight.T
+        )
+        return self.weight / torch.linalg.eigvalsh(gram)[-1].clamp(min=1.0).sqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix.T
+
+
+class Layer(nn.Module):
+    """One layer with its bias(t, features, position)."""
+
+    def __init__(
+        self, constraint: Constraint, width: int, side: tuple[int, int], time: int, features: int, shift: int
+    ) -> None:
+        super().__init__()
+        makers = {
+            "strict": lambda: Rotation(width, shift),
+            "soft": lambda: SoftConvolution(width),
+            "free": lambda: FreeConvolution(width),
+        }
+        self.mix = makers[constraint]()
+        self.told = nn.Linear(features, width)
+        self.time = nn.Linear(time, 2 * width)
+        self.position = nn.Parameter(torch.zeros(*side, width))
+
+    def forward(self, x: Tensor, time: Tensor, features: Tensor) -> Tensor:
+        """x [B, H, W, C]; time [B, T]; features [B', H, W, F] with B a multiple of B': draws share an image's."""
+        scale, shift = self.time(time)[:, None, None].chunk(2, dim=-1)
+        told = self.told(features)
+        told = told.repeat(len(x) // len(told), 1, 1, 1)
+        return self.mix(x, told * (1 + scale) + shift + self.position)
+
+
+class Core(nn.Module):
+    """N: U-shaped by pixel-unshuffle. Going down, `widths[i + 1]` of the 4 widths[i] channels go on, the rest skip.
+
+    `sides` and `features` are the spatial size and the channels of the conditioner's map at every level.
+    """
+
+    def __init__(
+        self,
+        constraint: Constraint,
+        channels: int,
+        widths: tuple[int, ...],
+        sides: tuple[tuple[int, int], ...],
+        features: tuple[int, ...],
+        time: int,
+        depth: int = 2,
+    ) -> None:
+        super().__init__()
+        if any(after > 4 * before for before, after in pairwise(widths)):
+            raise ValueError(f"a width can be at most four times the one before it, got {list(widths)}")
+        if widths[0] < 4 * channels:
+            raise ValueError(f"the first width must hold a 2x2 patch of the image: at least {4 * channels}")
+        self.widths = widths
+        bounded = constraint == "strict"
+        self.inp = Projection(4 * channels, widths[0], bounded)
+        self.out = Projection(widths[0], 4 * channels, bounded, zero=constraint != "soft")
+        if constraint == "soft":
+            self.inp, self.out = (spectral_norm(part) for part in (self.inp, self.out))  # type: ignore[assignment]  # undefined at zero weights
+
+        def level(i: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                Layer(constraint, widths[i], sides[i], time, features[i], shift=n % 2) for n in range(depth)
+            )
+
+        self.down = nn.ModuleList(level(i) for i in range(len(widths)))
+        self.up = nn.ModuleList(level(i) for i in range(len(widths)))
+
+    def forward(self, u: Tensor, time: Tensor, maps: tuple[Tensor, ...]) -> Tensor:
+        """u [B, C, H, W], time features [B, T], the conditioner's maps [B', H_i, W_i, F_i] -> [B, C, H, W]."""
+        x = self.inp(gather_windows(u.permute(0, 2, 3, 1)))
+        skips = []
+        for i, layers in enumerate(self.down):
+            if i:
+                x = gather_windows(x)
+                x, skip = x[..., : self.widths[i]], x[..., self.widths[i] :]
+                skips.append(skip)
+            for layer in layers:  # type: ignore[attr-defined]
+                x = layer(x, time, maps[i])
+        for i, layers in reversed(list(enumerate(self.up))):
+            for layer in layers:  # type: ignore[attr-defined]
+                x = layer(x, time, maps[i])
+            if i:
+                x = scatter_windows(torch.cat([x, skips.pop()], dim=-1))
+        return scatter_windows(self.out(x)).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def lipschitz(self) -> float:
+        """The bound that the matrices in use give, in float64: 1 up to rounding where the constraint is strict."""
+        bound = 1.0
+        for module in self.modules():
+            if isinstance(module, (Rotation, Projection)):
+                bound *= float(torch.linalg.matrix_norm(module.matrix.double(), 2))
+        return bound

@@ -1,0 +1,249 @@
+"""The injective neural ODE as a method: inversion, restoration, posterior samples, and edits inside its latent.
+
+The solver walks in the gauge u = (z - cos t mu) / S_t (field.py), where the flow of a certified field is
+du/dt = k(t) N(u, t): the Gaussian part, which is most of the way, is exact at any number of steps. A guided velocity F
+is walked in the gauge of its caption: du/dt = (F - G) / S_t with G the velocity of N(mu, diag c).
+
+Restoration, given y of a known kind (`procedure`):
+    zero         decode u_T = 0 under (y, kind): close to the posterior mean
+    sample       decode u_T ~ N(0, I) under (y, kind): a posterior sample; the mean of n of them
+    bridge       encode y under "data are such images", decode its latent under (y, kind)
+    consistency  decode noise under the caption alone; each step's estimate of the image is drawn to the measurement,
+                 x0 += w A^T(y - A x0), w = sigma_t^2 / (sigma_t^2 + sigma_y^2) (after DDNM, Wang et al., ICLR 2023)
+
+The conditioner runs once for each condition. As with a text encoder's pass, its seconds count and it is no evaluation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from methods.base import Constrain, Generators, Latent, Measurement, normal, pinned_pixels
+from methods.denoiser import Condition, Denoiser
+from methods.flow_ode import Chart, FlowODE
+from methods.injective_ode import options
+from methods.injective_ode.conditioner import CORRUPTIONS
+from methods.injective_ode.field import Features, InjectiveField
+from methods.options import MethodOptions
+from methods.paths import Node, TimeGrid, Trigonometric
+from methods.solvers import Field
+
+
+class Operator(Protocol):
+    """A measurement that knows its operator: A, A^T, and the noise's std in model range."""
+
+    @property
+    def sigma(self) -> float: ...
+    def forward(self, x: Tensor) -> Tensor: ...
+    def adjoint(self, y: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LocalEdit:
+    """An edit u_T' = u_T + M delta, and what became of the rest: L2 norms [B] outside the mask."""
+
+    image: Tensor
+    outside: Tensor
+    """Measured: |x' - x|."""
+    bound: Tensor
+    """Guaranteed for the exact flow of a certified field: max S_0 outside the mask, times e^K |M delta|."""
+    certified: bool
+    """Whether the field is certified; where it is not, the bound is nominal."""
+
+
+def uncertainty(samples: Tensor) -> Tensor:
+    """Posterior samples [n, B, C, H, W], n >= 2 -> their std at each pixel, RMS over channels, [B, 1, H, W].
+
+    About 0 where the measurement decides, large where the model invents.
+    """
+    if len(samples) < 2:
+        raise ValueError(f"a spread needs two samples or more, got {len(samples)}")
+    return samples.var(0).mean(1, keepdim=True).sqrt()
+
+
+class InjectiveODE(FlowODE):
+    Options = options.InjectiveODE
+
+    def __init__(self, denoiser: Denoiser, options: MethodOptions, grid: TimeGrid) -> None:
+        if not isinstance(denoiser.backbone, InjectiveField):
+            made = type(denoiser.backbone).__name__
+            raise ValueError(f"InjectiveODE runs on an InjectiveField (scenes_inode, digits_inode ..), got {made}")
+        super().__init__(denoiser, options, grid)
+
+    @property
+    def network(self) -> InjectiveField:
+        return cast(InjectiveField, self.denoiser.backbone)
+
+    # --- the gauge as the solver's coordinate --------------------------------------------------------------------
+
+    def time(self, node: Node) -> float:
+        return node.time
+
+    def node(self, time: float) -> Node:
+        return cast(Trigonometric, self.denoiser.path).node(time)
+
+    def gauge(self, cond: Condition) -> Features:
+        """Of the caption (and measurement); of the null condition where guidance is 0."""
+        return self.network.unpack(cond.null if cond.guidance == 0 else cond.embedding)
+
+    def chart(self, time: float, cond: Condition) -> Chart:
+        return self._chart(self.node(time), self.gauge(cond))
+
+    def _chart(self, node: Node, gauge: Features) -> Chart:
+        mean, variance = (part.to(self.latent_dtype) for part in (gauge.mean, gauge.variance))
+        return Chart(node.alpha * mean, (variance * node.alpha**2 + node.sigma**2).sqrt())
+
+    def field(self, cond: Condition) -> Field:
+        """du/dt at angle t, from one (guided) evaluation of F."""
+        gauge = self.gauge(cond)
+        mean, variance = (part.to(self.latent_dtype) for part in (gauge.mean, gauge.variance))
+
+        def answer(t: float, u: Tensor) -> Tensor:
+            node = self.node(t)
+            chart = self._chart(node, gauge)
+            gaussian = node.sigma * (node.alpha * (1 - variance) / chart.scale * u - mean)
+            return (self.denoiser.output(chart.leave(u), t, cond) - gaussian) / chart.scale
+
+        return answer
+
+    def at_gauge(self, u: Tensor, cond: Condition) -> Latent:
+        """The latent of a point u [B, C, H, W] of the gauge at the noisy end; a solver starts anew from it."""
+        return Latent({"x_T": self.chart(self.times[-1], cond).leave(u)})
+
+    # --- restoration -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def given(self, measurement: Measurement, cond: Condition) -> Condition:
+        """The condition (y, kind) and, with `decode=caption`, the caption."""
+        if measurement.kind not in CORRUPTIONS:
+            raise ValueError(
+                f"InjectiveODE was trained on measurements of kind {', '.join(CORRUPTIONS)}, got {measurement.kind!r}; "
+                "procedure=consistency takes any"
+            )
+        captions = list(cond.captions) if self.options.decode == "caption" else [""] * len(measurement.y)
+        if len(captions) != len(measurement.y):
+            raise ValueError("the condition of a restoration must keep its captions: make it by denoiser.condition")
+        embedding = self.network.encode(captions, measurement.y, measurement.known, measurement.kind)
+        return replace(cond, embedding=embedding)
+
+    def restore(self, measurement: Measurement, cond: Condition, generators: Generators = ()) -> tuple[Tensor, Latent]:
+        """By the option `procedure`; known pixels of a mask are held as `project` says."""
+        if self.options.procedure == "consistency":
+            return self._consistent(measurement, cond, generators)
+        told = self.given(measurement, cond)
+        if self.options.procedure == "sample":
+            samples, latent = self._samples(measurement, told, self.options.samples, generators)
+            return self._with_known(samples.mean(0), measurement), latent
+        if self.options.procedure == "bridge":
+            latent = self.invert(self._y(measurement), self._as_data(measurement, cond))
+            latent = Latent({"x_T": latent.x_T})  # a velocity of the other condition means nothing under this one
+        else:
+            latent = self.at_gauge(torch.zeros_like(self._y(measurement)), told)
+        return self._decode_known(latent, told, measurement), latent
+
+    def posterior(self, measurement: Measurement, cond: Condition, samples: int, generators: Generators) -> Tensor:
+        """Samples [n, B, C, H, W] of what may have been measured; `uncertainty` makes a map of them."""
+        return self._samples(measurement, self.given(measurement, cond), samples, generators)[0]
+
+    def _samples(
+        self, measurement: Measurement, told: Condition, samples: int, generators: Generators
+    ) -> tuple[Tensor, Latent]:
+        """One after the other, so that evaluations are counted as they are made; and the last one's latent."""
+        decoded = []
+        for _ in range(samples):
+            latent = self.at_gauge(normal(self._y(measurement), generators), told)
+            decoded.append(self._decode_known(latent, told, measurement))
+        return torch.stack(decoded), latent
+
+    def _y(self, measurement: Measurement) -> Tensor:
+        return measurement.y.to(self.latent_dtype)
+
+    @torch.no_grad()
+    def _as_data(self, measurement: Measurement, cond: Condition) -> Condition:
+        """The condition under which y itself is an image: data are measurements of its kind, of nobody knows what."""
+        embedding = self.network.encode([""] * len(measurement.y), kind=f"is_{measurement.kind}")
+        return replace(cond, embedding=embedding, guidance=1.0)
+
+    def _decode_known(self, latent: Latent, cond: Condition, measurement: Measurement) -> Tensor:
+        y, known = self._y(measurement), measurement.known
+        if known is None or self.options.project == "none":
+            return self.decode(latent, cond)
+        constrain: Constrain | None = None
+        if self.options.project == "each_step":
+            constrain = pinned_pixels(y, known, latent.x_T, self.grid[self.grid.steps])
+        return self._with_known(self.decode(latent, cond, constrain), measurement)
+
+    def _with_known(self, x: Tensor, measurement: Measurement) -> Tensor:
+        """x with a mask's known pixels, unless `project=none`."""
+        if measurement.known is None or self.options.project == "none":
+            return x
+        return torch.where(measurement.known, self._y(measurement), x)
+
+    def _consistent(self, measurement: Measurement, cond: Condition, generators: Generators) -> tuple[Tensor, Latent]:
+        if not hasattr(measurement, "forward"):
+            raise ValueError("procedure=consistency needs a measurement that knows its operator")
+        operator, y = cast(Operator, measurement), self._y(measurement)
+        told = cond if self.options.decode == "caption" else self._undescribed(cond)
+        latent = self.at_gauge(normal(y, generators), told)
+        z = latent.x_T
+        for k in range(self.grid.steps, 0, -1):
+            node, after = self.grid[k], self.grid[k - 1]
+            x0, eps = self.denoiser.views(z, node, told)
+            weight = node.sigma**2 / (node.sigma**2 + operator.sigma**2)
+            x0 = x0 + weight * operator.adjoint(y - operator.forward(x0))
+            z = after.alpha * x0 + after.sigma * eps
+        return self._with_known(z, measurement), latent
+
+    # --- edits -----------------------------------------------------------------------------------------------------
+
+    def edit(
+        self, x0: Tensor, source: Condition, target: Condition, mask: Tensor | None = None, generators: Generators = ()
+    ) -> tuple[Tensor, Latent]:
+        """As every method's, from x_T alone: under another condition the solver's velocity means nothing.
+
+        With `edit=latent` the mask acts on the change of the latent, decoded under the source at guidance 1.
+        """
+        latent = self.invert(x0, self._inverting(source), generators)
+        edited = self.decode(Latent({"x_T": latent.x_T}), target)
+        if mask is None:
+            return edited, latent
+        if self.options.edit == "image":
+            return torch.where(mask, edited, x0), latent
+        told = source.at(1.0)
+        return self.edit_latent(x0, told, mask, self.towards(edited, x0, told)).image, latent
+
+    def towards(self, reference: Tensor, x0: Tensor, cond: Condition) -> Tensor:
+        """The change of u_T that turns x0 into a reference image, both [B, C, H, W] and under one condition."""
+        return self._u(self.invert(reference, cond), cond) - self._u(self.invert(x0, cond), cond)
+
+    def edit_latent(self, x0: Tensor, cond: Condition, mask: Tensor, delta: Tensor) -> LocalEdit:
+        """x0 with its latent changed by `delta` [B, C, H, W] (in the gauge, so in units of the noise) inside the mask
+        (bool [B, 1, H, W]): proposal, section 2.5. Raises ValueError for a guided condition, whose flow is another."""
+        if cond.evaluations != 1:
+            raise ValueError(
+                f"the certificate is of one condition, not of guidance {cond.guidance:g}: use cond.at(1.0)"
+            )
+        latent = self.invert(x0, cond)
+        moved = torch.where(mask, delta, 0.0)
+        start = self._u(latent, cond)
+        before, after = (self.decode(self.at_gauge(u, cond), cond) for u in (start, start + moved))
+        certificate = self.network.certificate(t0=self.times[0], t1=self.times[-1])
+        scale = cast(Tensor, self.chart(self.times[0], cond).scale)
+        widest = torch.where(mask, 0.0, scale).flatten(1).amax(1)
+        return LocalEdit(
+            image=after,
+            outside=_norm(torch.where(mask, 0.0, after - before)),
+            bound=widest * certificate.gronwall * _norm(moved),
+            certified=certificate.certified,
+        )
+
+    def _u(self, latent: Latent, cond: Condition) -> Tensor:
+        return self.chart(self.times[-1], cond).enter(latent.x_T)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1)
