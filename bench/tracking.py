@@ -403,14 +403,16 @@ def complete(mirror: Mirror, progress: Line = lambda text: None) -> Outcome:
         for mark in wanted:
             if mark in there:
                 continue
-            try:
-                mirror.write(mark)
-                made, in_a_row = made + 1, 0
-            except Exception as caught:
-                error, in_a_row = one_line(caught), in_a_row + 1
-                restart()
-                if in_a_row == GIVE_UP_AFTER:
+            for _ in range(2):  # a service that has died is found out by the first run that it drops
+                try:
+                    mirror.write(mark)
+                    made, in_a_row = made + 1, 0
                     break
+                except Exception as caught:
+                    error, in_a_row = one_line(caught), in_a_row + 1
+                    restart()
+            if in_a_row >= GIVE_UP_AFTER:
+                break
             progress(mark.run_id)
         if made:
             there = mirror.present()
