@@ -1,0 +1,270 @@
+"""What a flow does to distances and volumes, measured matrix-free on a plain velocity field; knows no model.
+
+For the flow Phi of dz/dt = f(t, z) with Jacobian J at a point: the ends of J's singular values (Golub & Kahan 1965, on
+products J v and J^T u through the solver), log |det J| (of the whole Jacobian, or as the integral of div f, by
+Hutchinson's estimator as in FFJORD, Grathwohl et al. 2019), ratios |Phi(a) - Phi(b)| / |a - b| of pairs drawn at random
+or sought by gradient ascent, round trips, and how much a restoration amplifies noise in what it is given.
+
+Every singular value and ratio reported here is attained by some perturbation, so each is an inner bound: a value
+outside a certificate's constants disproves the certificate, whether or not the search has converged.
+
+Points are [B, ...] and results [B]; the field must treat images of a batch independently. Use float64. Not to be called
+in inference mode, since it differentiates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from methods.solvers import RK4, Field, Solver, integrate, reverse
+
+CLASSIC = RK4()
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Phi: z at times[0] -> z at times[-1], by a solver with floating-point numbers."""
+
+    field: Field
+    times: Sequence[float]
+    solver: Solver = CLASSIC
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.solver.solution(integrate(self.field, z, self.times, self.solver))
+
+    @property
+    def inverse(self) -> Flow:
+        """The same flow from times[-1] to times[0]: the inverse map up to the solver's error."""
+        return Flow(self.field, list(self.times)[::-1], self.solver)
+
+
+# --- singular values ----------------------------------------------------------------------------------------------
+
+
+class SingularValues(NamedTuple):
+    """Ritz values [B] of J and the residuals |J^T u - s v| of their triplets, in the same units."""
+
+    largest: Tensor
+    smallest: Tensor
+    largest_residual: Tensor
+    smallest_residual: Tensor
+
+
+def singular_values(flow: Callable[[Tensor], Tensor], z: Tensor, iterations: int = 20, seed: int = 0) -> SingularValues:
+    """Both ends of the spectrum of J at z [B, ...], by `iterations` products with J and as many with J^T.
+
+    Lanczos bidiagonalisation with full reorthogonalisation; after as many iterations as z has dimensions it is exact.
+    `largest` never exceeds the largest singular value, `smallest` is never below the smallest. The small end converges
+    slowly where it is crowded: 1 / singular_values(flow.inverse, flow(z)).largest looks at it from the other side.
+    """
+    steps = min(iterations, z[0].numel())
+    if steps < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    rng = torch.Generator().manual_seed(seed)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward derivative
+        pull = vjp(flow, z)[1]
+        _, v = _orthonormal(_draw(z, rng).flatten(1), [], rng)
+        rights, lefts, bidiagonal = [v], list[Tensor](), z.new_zeros(len(z), steps, steps)
+        for j in range(steps):
+            pushed = jvp(flow, (z,), (rights[-1].view_as(z),))[1].flatten(1)
+            bidiagonal[:, j, j], u = _orthonormal(pushed, lefts, rng)
+            lefts.append(u)
+            beta, v = _orthonormal(pull(u.view_as(z))[0].flatten(1), rights, rng)
+            if j + 1 < steps:
+                bidiagonal[:, j, j + 1] = beta
+                rights.append(v)
+    left, values, _ = torch.linalg.svd(bidiagonal)
+    residuals = beta[:, None] * left[:, -1].abs()
+    return SingularValues(values[:, 0], values[:, -1], residuals[:, 0], residuals[:, -1])
+
+
+def _draw(like: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=rng, dtype=torch.float64).to(like)
+
+
+def _orthonormal(x: Tensor, basis: list[Tensor], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(norm [B], direction [B, D]) of what x [B, D] has outside of an orthonormal basis.
+
+    Where that is nothing (the basis spans an invariant subspace) the norm is 0 and the direction a random one, so that
+    the search goes on in the rest of the space.
+    """
+    outside = _without(x, basis)
+    norm = outside.norm(dim=1)
+    lost = norm <= 100 * torch.finfo(x.dtype).eps * x.norm(dim=1)
+    fresh = _without(_draw(x, rng), basis)
+    norm = torch.where(lost, 0, norm)
+    direction = torch.where(lost[:, None], fresh, outside)
+    return norm, direction / direction.norm(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def _without(x: Tensor, basis: list[Tensor]) -> Tensor:
+    """Twice is enough (Kahan and Parlett)."""
+    for _ in range(2 if basis else 0):
+        q = torch.stack(basis, dim=1)
+        x = x - ((q @ x[:, :, None]).mT @ q)[:, 0]
+    return x
+
+
+# --- volumes ------------------------------------------------------------------------------------------------------
+
+
+def jacobian(flow: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """J [B, D, D] at z [B, ...], a column a product: for small D."""
+    with sdpa_kernel(SDPBackend.MATH):
+        columns = [jvp(flow, (z,), (axis,))[1].flatten(1) for axis in _axes(z)]
+    return torch.stack(columns, dim=2)
+
+
+def _axes(z: Tensor) -> list[Tensor]:
+    """The D unit vectors, each for every image."""
+    unit = torch.eye(z[0].numel(), dtype=z.dtype, device=z.device)
+    return [axis.view(1, *z.shape[1:]).expand_as(z) for axis in unit]
+
+
+def log_determinant(flow: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """log |det J| [B] at z, of the whole Jacobian."""
+    return torch.linalg.slogdet(jacobian(flow, z))[1]
+
+
+class Estimate(NamedTuple):
+    """Mean and standard error over probes, [B] each; the error is 0 where nothing is drawn."""
+
+    mean: Tensor
+    standard_error: Tensor
+
+
+def divergence_integral(flow: Flow, z: Tensor, probes: int | None = None, seed: int = 0) -> Estimate:
+    """log |det J| = integral of div f along the path from z, integrated beside it by the flow's own solver.
+
+    `probes` (2 or more) signs e drawn once a path estimate div f = E[e^T (df/dz) e], a product each an evaluation; None
+    takes the trace itself, D products.
+    """
+    if probes is not None and probes < 2:
+        raise ValueError(f"probes must be 2 or more for a standard error, got {probes}")
+    dims = z[0].numel()
+    rng = torch.Generator().manual_seed(seed)
+    vectors = _axes(z) if probes is None else [_draw(z, rng).sign() for _ in range(probes)]
+
+    def with_divergence(t: float, state: Tensor) -> Tensor:
+        x = state[:, :dims].reshape(z.shape)
+        slope, products = flow.field(t, x), [jvp(lambda y: flow.field(t, y), (x,), (e,))[1] for e in vectors]
+        parts = torch.stack([(e * product).flatten(1).sum(1) for e, product in zip(vectors, products, strict=True)], 1)
+        parts = parts.sum(1, keepdim=True) if probes is None else parts
+        return torch.cat([slope.flatten(1), parts], dim=1)
+
+    start = torch.cat([z.flatten(1), z.new_zeros(len(z), probes or 1)], dim=1)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        ended = flow.solver.solution(integrate(with_divergence, start, flow.times, flow.solver))
+    integrals = ended[:, dims:]
+    if probes is None:
+        return Estimate(integrals[:, 0], torch.zeros_like(integrals[:, 0]))
+    return Estimate(integrals.mean(1), integrals.std(1) / probes**0.5)
+
+
+# --- pairs --------------------------------------------------------------------------------------------------------
+
+
+def pair_ratios(flow: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """|Phi(a) - Phi(b)| / |a - b| [B]."""
+    return (flow(a) - flow(b)).flatten(1).norm(dim=1) / (a - b).flatten(1).norm(dim=1)
+
+
+def random_pair_ratios(
+    flow: Callable[[Tensor], Tensor], z: Tensor, size: float, pairs: int = 8, seed: int = 0
+) -> Tensor:
+    """Ratios [B, pairs] of z and z + d, with d of length `size` in random directions."""
+    rng = torch.Generator().manual_seed(seed)
+    others = [z + _of_length(_draw(z, rng), size) for _ in range(pairs)]
+    return torch.stack([pair_ratios(flow, z, other) for other in others], dim=1)
+
+
+class Pairs(NamedTuple):
+    """The smallest and largest ratio met in the search, [B] each."""
+
+    smallest: Tensor
+    largest: Tensor
+
+
+def adversarial_pair_ratios(
+    flow: Callable[[Tensor], Tensor], z: Tensor, size: float, updates: int = 50, rate: float = 0.05, seed: int = 0
+) -> Pairs:
+    """Pairs at a distance of `size` whose ratio Adam drives down, and up, moving both the point and the direction.
+
+    It starts at z and wanders by up to about `rate` a coordinate and update; the ratios hold wherever it ends.
+    """
+    found = []
+    for sign in (1.0, -1.0):
+        point = z.detach().clone().requires_grad_()
+        towards = _draw(z, torch.Generator().manual_seed(seed)).requires_grad_()
+        adam = torch.optim.Adam([point, towards], lr=rate)
+        best = torch.full((len(z),), sign * torch.inf, dtype=z.dtype, device=z.device)
+        for _ in range(updates):
+            ratios = pair_ratios(flow, point, point + _of_length(towards, size))
+            best = sign * torch.minimum(sign * best, sign * ratios.detach())
+            point.grad, towards.grad = torch.autograd.grad(sign * ratios.log().sum(), [point, towards])
+            adam.step()
+        found.append(best)
+    return Pairs(*found)
+
+
+def _of_length(d: Tensor, size: float) -> Tensor:
+    return size * d / d.flatten(1).norm(dim=1).view(-1, *[1] * (d.dim() - 1))
+
+
+# --- round trips and stability ------------------------------------------------------------------------------------
+
+
+class RoundTrip(NamedTuple):
+    """|z_back - z| of an encoding and its decoding, and their evaluations of the field."""
+
+    rms: Tensor
+    """[B], from the solver's whole state."""
+    largest: Tensor
+    """[B], of any number of an image; 0 for a bit-exact solver."""
+    alone: Tensor
+    """[B], rms of decoding from the solution alone, without the rest of the state."""
+    encoding: int
+    decoding: int
+
+
+def round_trip(field: Field, z: Tensor, times: Sequence[float], solver: Solver) -> RoundTrip:
+    """There and back from z [B, ...] as the solver holds it (a fixed-point number is a multiple of its unit)."""
+    calls = 0
+
+    def counted(t: float, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return field(t, x)
+
+    with torch.no_grad():
+        held = solver.numbers.value(solver.numbers.keep(z))
+        state = integrate(counted, z, times, solver)
+        encoding = calls
+        back = solver.solution(reverse(counted, state, times, solver)) - held
+        decoding = calls - encoding
+        begun = solver.begin(field, times[-1], solver.solution(state))
+        alone = solver.solution(reverse(field, begun, times, solver)) - held
+    return RoundTrip(_rms(back), back.flatten(1).abs().amax(1), _rms(alone), encoding, decoding)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.flatten(1).square().mean(1).sqrt()
+
+
+def noise_amplification(
+    restore: Callable[[Tensor], Tensor], y: Tensor, sigma: float, draws: int = 8, seed: int = 0
+) -> Tensor:
+    """|R(y + n) - R(y)| / |n| [B, draws] of a restoration R for noise n ~ N(0, sigma^2) in its measurement.
+
+    R must be the same function at every call: fix its own draws.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        return torch.stack([pair_ratios(restore, y, y + sigma * _draw(y, rng)) for _ in range(draws)], dim=1)
