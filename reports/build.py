@@ -235,7 +235,12 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
     if results.reconstructs:
         flags = dict(zip(zip(spent["line"], spent["block"], spent["column"], strict=True), spent["flag"], strict=True))
         same = (latent_table(spent, results, timed=False),)
-    tables = tuple(comparison(metric, summary, results, flags) for metric in results.metrics)
+    tables: tuple[Table, ...] = ()
+    if results.guarantees:
+        from reports.guarantees import guarantee_tables
+
+        tables = guarantee_tables(results)
+    tables += tuple(comparison(metric, summary, results, flags) for metric in results.metrics)
     tables += (latent_table(spent, results, timed=True) if results.reconstructs else cost_table(spent, results),)
     title = results.manifest.get("title") or results.manifest["name"]
     styled = tuple(paper(table) if style == "paper" else table for table in tables[:-1])
@@ -272,6 +277,8 @@ def _draw(
         return paths[0].read_bytes()
 
     with draw.styled():
+        if results.guarantees:
+            shown += _guarantees(results, keep)
         # An error on a logarithmic scale says more of a round trip than its PSNR does.
         round_trip = results.reconstructs and results.error is not None
         if round_trip:
@@ -322,6 +329,30 @@ def _round_trips(
     ]
     return [
         Figure(name.replace("_", "-"), title, f"{title}; {panels}. The numbers are in the tables.", keep(name, figure))
+        for name, title, figure in drawn
+    ]
+
+
+def _guarantees(results: Results, keep: Callable[[str, Any], bytes]) -> list[Figure]:
+    """What was measured in the band that is certified, and round trips."""
+    from reports.guarantees import band_figure, trip_figure
+    from reports.html import Figure
+
+    drawn = [
+        (
+            "singular_values",
+            "Singular values of the flow's Jacobian (thick) and ratios of pairs (thin), least to most over images, in "
+            "the certified band (shaded; hatched where it is nominal)",
+            band_figure(results),
+        ),
+        (
+            "round_trips",
+            "Round-trip error of the image against evaluations and against dopri5's tolerance",
+            trip_figure(results),
+        ),
+    ]
+    return [
+        Figure(name.replace("_", "-"), title, f"{title}. The numbers are in the tables.", keep(name, figure))
         for name, title, figure in drawn
     ]
 

@@ -99,7 +99,7 @@ def save(figure: Figure, stem: Path, vector: bool = True) -> list[Path]:
     return paths
 
 
-def _grid(
+def grid_of_panels(
     panels: int, width: float, height: float, labels: Sequence[str] = (), most: int = 4
 ) -> tuple[Figure, list[Axes]]:
     """Panels with room below for a legend of `labels`. Many lines get larger panels, two a row."""
@@ -123,7 +123,7 @@ def _legend_columns(width: float, labels: Sequence[str]) -> int:
     return max(1, int(width / (0.62 + 0.078 * max(map(len, labels), default=1))))
 
 
-def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
     handles: dict[str, Any] = {}
     for panel in axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -137,7 +137,7 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results) -> Figure:
     """The metric against severity (or steps): a panel a block, a line a method with its 95 % band, the input dashed."""
     chosen = summary[(summary["metric"] == metric.name) & np.isfinite(summary["mean"])]
     names = [*((line.key, line.title) for line in results.lines), (INPUT, INPUT_TITLE)]
-    figure, axes = _grid(len(results.blocks), 3.0, 2.7, [title for _, title in names])
+    figure, axes = grid_of_panels(len(results.blocks), 3.0, 2.7, [title for _, title in names])
     style = looks(results.lines)
     band = 0.15 if len(results.lines) <= 5 else 0.07 if len(results.lines) <= MANY else 0.0
     for panel, block in zip(axes, results.blocks, strict=True):
@@ -164,7 +164,7 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results) -> Figure:
         if part["mean"].gt(0).all() and metric.digits.endswith("e") and len(part):
             panel.set_yscale("log")
     axes[0].set_ylabel(metric.axis)
-    _legend(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
@@ -195,7 +195,7 @@ def round_trip(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, resul
     chosen = summary[(summary["metric"] == metric.name) & (summary["line"] != INPUT) & np.isfinite(summary["mean"])]
     evaluations = costs.set_index(["line", "block", "column"])["nfe"]
     style, rounding = looks(results.lines), EXACT[metric.name]
-    figure, axes = _grid(len(results.blocks), 3.4, 3.2, [line.title for line in results.lines])
+    figure, axes = grid_of_panels(len(results.blocks), 3.4, 3.2, [line.title for line in results.lines])
     for panel, block in zip(axes, results.blocks, strict=True):
         part = chosen[chosen["block"] == block.key]
         rms = np.sqrt(part["mean"].to_numpy(dtype=float))
@@ -241,7 +241,7 @@ def round_trip(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, resul
         top = 3 * float(inexact.max()) if len(inexact) else floor * 10
         panel.set_ylim(floor / 10 if exact else floor, top)
     axes[0].set_ylabel(f"rms error ({'latent' if metric.name == 'latent_mse' else 'image'})")
-    _legend(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
@@ -269,7 +269,7 @@ def _decades(panel: Axes, floor: float) -> None:
 def latent_scale(costs: pd.DataFrame, results: Results) -> Figure:
     """The latent's standard deviation against the columns, log: 1 is the prior's, beyond 3 the latent has exploded."""
     style = looks(results.lines)
-    figure, axes = _grid(len(results.blocks), 3.4, 2.8, [line.title for line in results.lines])
+    figure, axes = grid_of_panels(len(results.blocks), 3.4, 2.8, [line.title for line in results.lines])
     for panel, block in zip(axes, results.blocks, strict=True):
         part = costs[(costs["block"] == block.key) & np.isfinite(costs["latent_std"]) & (costs["latent_std"] > 0)]
         known: list[float] = []
@@ -299,7 +299,7 @@ def latent_scale(costs: pd.DataFrame, results: Results) -> Figure:
         if high / low < 300:
             _plain_y_ticks(panel)
     axes[0].set_ylabel("std of the latent")
-    _legend(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
@@ -340,7 +340,7 @@ def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, results: 
     means = shared.groupby("line", sort=False)["mean"].mean()
     table = costs.set_index("line")
     style = looks(results.lines)
-    figure, axes = _grid(2, 4.2, 3.2, [line.title for line in results.lines])
+    figure, axes = grid_of_panels(2, 4.2, 3.2, [line.title for line in results.lines])
     for panel, (cost, label) in zip(axes, (("nfe", "NFE an image"), ("seconds", "seconds an image")), strict=True):
         points = []
         for line in results.lines:
@@ -367,7 +367,7 @@ def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, results: 
         panel.set_xlabel(label)
         panel.margins(0.12)
     axes[0].set_ylabel(f"{metric.axis}, mean over {columns} of {places} columns")
-    _legend(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
