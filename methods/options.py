@@ -311,7 +311,7 @@ class Guarantees(BaseModel):
     iterations: int = Field(12, ge=1, description="of Lanczos for singular values; exact at the image's dimension")
     pairs: int = Field(4, ge=1, description="pairs of points in random directions")
     updates: int = Field(6, ge=1, description="of Adam, for the nearest and for the widest pair")
-    rate: float = Field(0.05, gt=0, description="of Adam")
+    rate: float = Field(0.3, gt=0, description="of Adam, about the change of a coordinate in an update")
     distance: float = Field(0.01, gt=0, description="of the points of a pair, L2")
     probes: int = Field(2, ge=2, description="of Hutchinson's estimator of the log-determinant")
     tolerances: tuple[float, ...] = Field(

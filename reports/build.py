@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from reports.figures import Gallery
     from reports.html import Figure
 
-VERSION = 4  # of the reports: raise it when the same rows should give other files
+VERSION = 5  # of the reports: raise it when the same rows should give other files
 KEYS = ("sweep", "store", "out", "metric", "quiet", "style")
 INPUTS = ".inputs"
 
@@ -236,10 +236,12 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
         flags = dict(zip(zip(spent["line"], spent["block"], spent["column"], strict=True), spent["flag"], strict=True))
         same = (latent_table(spent, results, timed=False),)
     tables: tuple[Table, ...] = ()
+    own: dict[str, str] = {}
     if results.guarantees:
-        from reports.guarantees import guarantee_tables
+        from reports.guarantees import guarantee_csv, guarantee_tables
 
         tables = guarantee_tables(results)
+        own = {"guarantees.csv": guarantee_csv(results)}
     tables += tuple(comparison(metric, summary, results, flags) for metric in results.metrics)
     tables += (latent_table(spent, results, timed=True) if results.reconstructs else cost_table(spent, results),)
     title = results.manifest.get("title") or results.manifest["name"]
@@ -251,6 +253,7 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
         "costs.md": markdown(tables[-1:], f"{title}: costs"),  # measured, so never the same twice
         "table.csv": csv(summary, results),
         "costs.csv": csv(spent, results),
+        **own,
     }
     for name, text in texts.items():
         _write(out / name, text.encode())
@@ -341,7 +344,7 @@ def _guarantees(results: Results, keep: Callable[[str, Any], bytes]) -> list[Fig
     drawn = [
         (
             "singular_values",
-            "Singular values of the flow's Jacobian (thick) and ratios of pairs (thin), least to most over images, in "
+            "Singular values of the flow's Jacobian (thick) and of sought pairs (thin), least to most over images, in "
             "the certified band (shaded; hatched where it is nominal)",
             band_figure(results),
         ),

@@ -69,7 +69,7 @@ class Place:
 
 def places(results: Results) -> Iterator[Place]:
     """In the order of the tables; only those with rows."""
-    groups = {key: rows for key, rows in results.rows.groupby(["line", "block", "column"], sort=False)}
+    groups = dict(iter(results.rows.groupby(["line", "block", "column"], sort=False)))
     for block in results.blocks:
         for line in results.lines:
             for column in block.columns:
@@ -92,6 +92,10 @@ def _tolerance(solver: str) -> float:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
+DISTANCES = ("σ of J", "sought pairs", "certified", "used", "outside", "random pairs")
+VOLUMES = ("log |det J|", "at most", "log condition", "at most", "amplification", "largest")
+
+
 def guarantee_tables(results: Results) -> tuple[Table, ...]:
     found = list(places(results))
     notes = tuple(absent(results))
@@ -99,13 +103,15 @@ def guarantee_tables(results: Results) -> tuple[Table, ...]:
         Table(
             "guarantees",
             "Distances of the flow, measured against the certificate",
-            _groups(results, found, ("σ of J", "pairs", "sought pairs", "certified", "used", "outside"), _distances),
+            _groups(
+                results, found, ("σ of J", "sought pairs", "certified", "used", "outside", "random pairs"), _distances
+            ),
             (
                 "The least and the most over images of: singular values of the flow's Jacobian (Lanczos), "
-                "|Φ(a) − Φ(b)| / |a − b| of pairs in random directions, and of pairs sought by gradient steps. "
+                "|Φ(a) − Φ(b)| / |a − b| of pairs sought by gradient steps, and of pairs in random directions. "
                 "All are attained, so one outside of the certified constants would disprove them. " + INVARIANT,
                 "Used: the widest measured over the certified one, at the end where it is nearer; at most 1 inside. "
-                "Nominal: constants of the certified form that nothing enforces on this field. "
+                "In brackets: nominal constants, of the certified form, that nothing enforces on this field. "
                 "Outside: images with any value, the volume included, beyond the constants.",
                 *notes,
             ),
@@ -113,12 +119,7 @@ def guarantee_tables(results: Results) -> tuple[Table, ...]:
         Table(
             "volumes",
             "Volume, condition and stability",
-            _groups(
-                results,
-                found,
-                ("log |det J|", "at most", "log condition", "at most", "amplification", "largest"),
-                _volumes,
-            ),
+            _groups(results, found, VOLUMES, _volumes),
             (
                 "log |det J| by Hutchinson's estimator, mean over images ± its standard error. Log condition: the most "
                 "of log(σ max / σ min). Amplification: |R(y + n) − R(y)| / |n| of the restoration R for noise n on "
@@ -143,13 +144,15 @@ def _groups(results: Results, found: Sequence[Place], columns: tuple[str, ...], 
 def _distances(place: Place) -> list[Entry]:
     band = _span(place.band)
     if band.value is not None and not place.certified:
-        band = Entry(f"nominal {band.text}", band.value)
+        band = Entry(f"({band.text})", band.value, hint="nominal")
     used = [place.values(f"used_{end}").max(initial=-math.inf) for end in ("min", "max")]
     return [
-        *(_span(place.span(kind)) for kind in ("sv", "pairs", "adversarial")),
+        _span(place.span("sv")),
+        _span(place.span("adversarial")),
         band,
         _number(max(used), ".3g"),
         _outside(place),
+        _span(place.span("pairs")),
     ]
 
 
@@ -200,6 +203,24 @@ def _trip_table(results: Results, found: Sequence[Place], notes: tuple[str, ...]
 
 
 ERROR_AND_COST = (("", ".1e"), (NFE, ".0f"))
+
+
+IDENTITY = ("model", "image_id", "seed")
+MEASURED = (
+    "sv_min", "sv_max", "pairs_min", "pairs_max", "adversarial_min", "adversarial_max", "log_det", "log_det_error",
+    "certified", "certified_min", "certified_max", "certified_z_min", "certified_z_max", "certified_log_det", "K", "L",
+    "lam", "h_min", "lipschitz_N", "gronwall", "gronwall_z", "used_min", "used_max", "violated", "amplification",
+    "amplification_max",
+)  # fmt: skip
+
+
+def guarantee_csv(results: Results) -> str:
+    """A line an image, with everything that was measured and all constants, at full precision."""
+    rows = results.rows
+    names = {"line": "line", "block": "corruption", "column": "severity"}
+    trips = [str(column) for column in rows.columns if str(column).startswith(TRIP)]
+    kept = [name for name in (*names, *IDENTITY, *MEASURED, *trips) if name in rows]
+    return rows[kept].rename(columns=names).to_csv(index=False, lineterminator="\n")
 
 
 def _span(span: tuple[float, float] | None) -> Entry:
@@ -257,8 +278,8 @@ def _line(panel: Axes, x: Sequence[float], y: Sequence[float], look: Look, title
 
 
 def band_figure(results: Results) -> Figure:
-    """Measured singular values (thick) and pairs (thin), least to most over images, in the certified band (shaded;
-    nominal: hatched), log: a panel a corruption, a bar a method and severity."""
+    """Measured singular values (thick) and sought pairs (thin), least to most over images, in the certified band
+    (shaded; nominal: hatched), log: a panel a corruption, a bar a method and severity."""
     style, lines = looks(results.lines), list(results.lines)
     figure, panels = grid_of_panels(len(results.blocks), 3.2, 2.9, [line.title for line in lines])
     step = 0.8 / max(1, len(lines))
@@ -273,13 +294,13 @@ def band_figure(results: Results) -> Figure:
                 panel.bar(
                     centre, band[1] - band[0], 0.9 * step, bottom=band[0], linewidth=0, edgecolor="#BBBBBB", **how
                 )
-            for kind, width in (("adversarial", 1.2), ("pairs", 1.2), ("sv", 4.0)):
+            for kind, width, aside in (("sv", 4.0, -0.12), ("adversarial", 1.2, 0.18)):
                 if span := place.span(kind):
                     title = place.line.title if kind == "sv" else None
-                    panel.plot([centre] * 2, span, color=look.color, linewidth=width, label=title)
-                    panel.plot([centre], [span[0]], color=look.color, marker="_", markersize=6)
-                    panel.plot([centre], [span[1]], color=look.color, marker="_", markersize=6)
+                    panel.plot([centre + aside * step] * 2, span, color=look.color, linewidth=width, label=title)
         panel.axhline(1, color="#9A9A9A", linewidth=0.8, zorder=1)
+        panel.use_sticky_edges = False  # a bar would end the axis at its own foot
+        panel.set_xlim(-0.5, len(block.columns) - 0.5)
         panel.set_yscale("log")
         panel.set_title(block.title)
         panel.set_xlabel(block.axis)

@@ -177,9 +177,7 @@ class InjectiveODE(FlowODE):
             constrain = pinned_pixels(y, known, latent.x_T, self.grid[self.grid.steps])
         return torch.where(known, y, self.decode(latent, cond, constrain))
 
-    def _consistent(
-        self, measurement: Measurement, cond: Condition, generators: Generators
-    ) -> tuple[Tensor, Latent]:
+    def _consistent(self, measurement: Measurement, cond: Condition, generators: Generators) -> tuple[Tensor, Latent]:
         if not hasattr(measurement, "forward"):
             raise ValueError("procedure=consistency needs a measurement that knows its operator")
         operator, y = cast(Operator, measurement), self._y(measurement)
@@ -221,7 +219,9 @@ class InjectiveODE(FlowODE):
         """x0 with its latent changed by `delta` [B, C, H, W] (in the gauge, so in units of the noise) inside the mask
         (bool [B, 1, H, W]): proposal, section 2.5. Raises ValueError for a guided condition, whose flow is another."""
         if cond.evaluations != 1:
-            raise ValueError(f"the certificate is of one condition, not of guidance {cond.guidance:g}: use cond.at(1.0)")
+            raise ValueError(
+                f"the certificate is of one condition, not of guidance {cond.guidance:g}: use cond.at(1.0)"
+            )
         latent = self.invert(x0, cond)
         moved = torch.where(mask, delta, 0.0)
         start = self._u(latent, cond)
