@@ -56,10 +56,8 @@ def check(method: FlowODE, problem: Problem, options: Guarantees) -> dict[str, C
     with torch.enable_grad():
         cond = _decoding(exact, measurement, _double(problem.source))
         start = exact.chart(exact.times[0], cond).enter(problem.image.double())
-        measured = _distances(exact, start, cond, options)
         return (
-            {name: column.tolist() for name, column in measured.items()}
-            | _against(measured, certificates(exact, cond), start[0].numel())
+            distances(exact, start, cond, options)
             | _round_trips(exact, start, cond, options)
             | _amplification(exact, measurement, _double(problem.source), options)
         )
@@ -95,14 +93,15 @@ def _decoding(method: FlowODE, measurement: Measurement, cond: Condition) -> Con
 # --- distances and volumes ----------------------------------------------------------------------------------------
 
 
-def _distances(method: FlowODE, start: Tensor, cond: Condition, options: Guarantees) -> dict[str, Tensor]:
+def distances(method: FlowODE, start: Tensor, cond: Condition, options: Guarantees) -> dict[str, Column]:
+    """Singular values, pairs and volume of the flow at start [B, ...] in the solver's coordinate, and the constants."""
     times = data_end_times(method.times[0], method.times[-1], options.steps)
     flow = Flow(method.field(cond), times)
     values = singular_values(flow, start, options.iterations)
     random = random_pair_ratios(flow, start, options.distance, options.pairs)
     sought = adversarial_pair_ratios(flow, start, options.distance, options.updates, options.rate)
     volume = divergence_integral(flow, start, options.probes)
-    return {
+    measured = {
         "sv_min": values.smallest,
         "sv_max": values.largest,
         "pairs_min": random.amin(1),
@@ -112,6 +111,8 @@ def _distances(method: FlowODE, start: Tensor, cond: Condition, options: Guarant
         "log_det": volume.mean,
         "log_det_error": volume.standard_error,
     }
+    columns = {name: column.tolist() for name, column in measured.items()}
+    return columns | _against(measured, certificates(method, cond), start[0].numel())
 
 
 def _against(

@@ -307,10 +307,10 @@ class Guarantees(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     version: int = Field(1, description="raised when the numbers change; part of a cell's identity")
-    steps: int = Field(6, ge=1, le=1000, description="steps of rk4, denser at the data end, under all derivatives")
-    iterations: int = Field(12, ge=1, description="of Lanczos for singular values; exact at the image's dimension")
+    steps: int = Field(5, ge=1, le=1000, description="steps of rk4, denser at the data end, under all derivatives")
+    iterations: int = Field(10, ge=1, description="of Lanczos for singular values; exact at the image's dimension")
     pairs: int = Field(4, ge=1, description="pairs of points in random directions")
-    updates: int = Field(6, ge=1, description="of Adam, for the nearest and for the widest pair")
+    updates: int = Field(4, ge=1, description="of Adam, for the nearest and for the widest pair")
     rate: float = Field(0.3, gt=0, description="of Adam, about the change of a coordinate in an update")
     distance: float = Field(0.01, gt=0, description="of the points of a pair, L2")
     probes: int = Field(2, ge=2, description="of Hutchinson's estimator of the log-determinant")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,9 +103,7 @@ def guarantee_tables(results: Results) -> tuple[Table, ...]:
         Table(
             "guarantees",
             "Distances of the flow, measured against the certificate",
-            _groups(
-                results, found, ("σ of J", "sought pairs", "certified", "used", "outside", "random pairs"), _distances
-            ),
+            _groups(results, found, DISTANCES, _distances),
             (
                 "The least and the most over images of: singular values of the flow's Jacobian (Lanczos), "
                 "|Φ(a) − Φ(b)| / |a − b| of pairs sought by gradient steps, and of pairs in random directions. "
@@ -142,18 +140,21 @@ def _groups(results: Results, found: Sequence[Place], columns: tuple[str, ...], 
 
 
 def _distances(place: Place) -> list[Entry]:
-    band = _span(place.band)
-    if band.value is not None and not place.certified:
-        band = Entry(f"({band.text})", band.value, hint="nominal")
     used = [place.values(f"used_{end}").max(initial=-math.inf) for end in ("min", "max")]
     return [
         _span(place.span("sv")),
         _span(place.span("adversarial")),
-        band,
+        _constant(place, _span(place.band)),
         _number(max(used), ".3g"),
         _outside(place),
         _span(place.span("pairs")),
     ]
+
+
+def _constant(place: Place, entry: Entry) -> Entry:
+    """In brackets where it is nominal."""
+    nominal = entry.value is not None and not place.certified
+    return replace(entry, text=f"({entry.text})", hint="nominal") if nominal else entry
 
 
 def _outside(place: Place) -> Entry:
@@ -170,9 +171,9 @@ def _volumes(place: Place) -> list[Entry]:
     band = place.band
     return [
         Entry(f"{volume:.3g} ±{error:.2g}", volume) if math.isfinite(volume) else Entry(MISSING, mark="missing"),
-        _number(place.mean("certified_log_det"), ".3g"),
+        _constant(place, _number(place.mean("certified_log_det"), ".3g")),
         _number(condition.max(initial=-math.inf), ".3g"),
-        _number(math.log(band[1] / band[0]) if band else math.nan, ".3g"),
+        _constant(place, _number(math.log(band[1] / band[0]) if band else math.nan, ".3g")),
         _number(place.mean("amplification"), ".3g"),
         _number(place.values("amplification_max").max(initial=-math.inf), ".3g"),
     ]
