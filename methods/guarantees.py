@@ -12,6 +12,7 @@ the conditioner, which has no certificate: its amplification is measured and com
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -40,6 +41,8 @@ Column = Sequence[float | int | bool | None]
 
 SLACK = 1e-9
 """Relative; what float64 rounding may add to a measured value before it counts as outside of a bound."""
+RESOLVED = 1e-3
+"""The rounding of a pair's ratio, eps |Phi| / |a - b|, from which on the pair says nothing: its columns are None."""
 
 
 def check(method: FlowODE, problem: Problem, options: Guarantees) -> dict[str, Column]:
@@ -67,7 +70,8 @@ def in_float64(method: FlowODE) -> FlowODE:
     """The same method around a copy of its network in float64, on its whole grid."""
     denoiser = method.denoiser
     network = copy.deepcopy(denoiser.backbone).double()
-    network.to(memory_format=torch.contiguous_format)  # forward derivatives of some layers want plain strides
+    # Forward derivatives of some layers want plain strides.
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     twin = Denoiser(network, denoiser.path, denoiser.prediction).eval().requires_grad_(False)
     return type(method)(twin, method.options.model_copy(update={"dtype": "float64", "strength": 1.0}), method.grid)
 
@@ -101,46 +105,56 @@ def distances(method: FlowODE, start: Tensor, cond: Condition, options: Guarante
     random = random_pair_ratios(flow, start, options.distance, options.pairs)
     sought = adversarial_pair_ratios(flow, start, options.distance, options.updates, options.rate)
     volume = divergence_integral(flow, start, options.probes)
-    measured = {
-        "sv_min": values.smallest,
-        "sv_max": values.largest,
+    rounding = torch.finfo(start.dtype).eps * flow(start).flatten(1).norm(dim=1) / options.distance
+    pairs = {
         "pairs_min": random.amin(1),
         "pairs_max": random.amax(1),
         "adversarial_min": sought.smallest,
         "adversarial_max": sought.largest,
+    }
+    measured = {
+        "sv_min": values.smallest,
+        "sv_max": values.largest,
+        **{name: torch.where(rounding < RESOLVED, column, torch.nan) for name, column in pairs.items()},
         "log_det": volume.mean,
         "log_det_error": volume.standard_error,
     }
-    columns = {name: column.tolist() for name, column in measured.items()}
-    return columns | _against(measured, certificates(method, cond), start[0].numel())
+    columns = {name: _numbers(column) for name, column in measured.items()}
+    return columns | _against(measured, rounding, certificates(method, cond), start[0].numel())
+
+
+def _numbers(column: Tensor) -> Column:
+    return [value if math.isfinite(value) else None for value in column.tolist()]
 
 
 def _against(
-    measured: Mapping[str, Tensor], certified: Sequence[Certificate] | None, dimensions: int
+    measured: Mapping[str, Tensor], rounding: Tensor, certified: Sequence[Certificate] | None, dimensions: int
 ) -> dict[str, Column]:
     """The certificate's constants; the extremes measured over them, at most 1 inside; whether any value is outside.
 
     |log |det J|| <= D K, since each of D singular values lies in [e^-K, e^K]; so does the estimate from every probe of
-    signs e, as |e^T (df/dz) e| <= k |e|^2.
+    signs e, as |e^T (df/dz) e| <= k |e|^2. Where the flow overflows, `violated` is None: nothing was seen.
     """
-    images = len(measured["sv_min"])
+    images = len(rounding)
     if certified is None:
         return {name: [None] * images for name in (*CONSTANTS, *AGAINST)}
     columns: dict[str, list[Any]] = {
         name: [getattr(c, attribute) for c in certified] for name, attribute in CONSTANTS.items()
     }
-    lower, upper = (measured["sv_min"].new_tensor(columns[f"certified_{end}"]) for end in ("min", "max"))
-    volume = lower.new_tensor(columns["K"]) * dimensions
-    least = torch.stack([measured[f"{kind}_min"] for kind in KINDS]).amin(0)
-    most = torch.stack([measured[f"{kind}_max"] for kind in KINDS]).amax(0)
-    outside = (lower > least * (1 + SLACK)) | (most > upper * (1 + SLACK))
+    lower, upper = (rounding.new_tensor(columns[f"certified_{end}"]) for end in ("min", "max"))
+    volume = rounding.new_tensor(columns["K"]) * dimensions
+    least = torch.stack([measured[f"{kind}_min"].nan_to_num(torch.inf) for kind in KINDS]).amin(0)
+    most = torch.stack([measured[f"{kind}_max"].nan_to_num(-torch.inf) for kind in KINDS]).amax(0)
+    slack = 1 + SLACK + torch.where(rounding < RESOLVED, 10 * rounding, 0)
+    outside = (lower > least * slack) | (most > upper * slack)
     outside |= measured["log_det"].abs() > volume + SLACK * dimensions
+    seen = (measured["sv_min"] + measured["sv_max"] + measured["log_det"]).isfinite()
     return {
         **columns,
         "certified_log_det": volume.tolist(),
-        "used_min": (lower / least).tolist(),
-        "used_max": (most / upper).tolist(),
-        "violated": outside.tolist(),
+        "used_min": _numbers(lower / least),
+        "used_max": _numbers(most / upper),
+        "violated": [value if known else None for value, known in zip(outside.tolist(), seen.tolist(), strict=True)],
     }
 
 
