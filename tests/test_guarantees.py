@@ -141,10 +141,10 @@ def test_the_flow_of_a_gaussian_has_the_known_constants() -> None:
     """x0 ~ N(mu, var I) -> (x0 - mu) / sqrt(var): every distance grows by var^(-1/2); and nothing is certified."""
     variance = 0.25
     method = gaussian(variance)
-    found = check(method, problem(method.denoiser, "src"), QUICK.model_copy(update={"steps": 24}))
+    found = check(method, problem(method.denoiser, "src"), QUICK.model_copy(update={"steps": 16, "updates": 1}))
     for name in ("sv_min", "sv_max", "pairs_min", "pairs_max", "adversarial_min", "adversarial_max"):
-        assert found[name] == pytest.approx([variance**-0.5] * 2, rel=1e-4)
-    assert found["log_det"] == pytest.approx([-8 * math.log(variance)] * 2, rel=1e-4)
+        assert found[name] == pytest.approx([variance**-0.5] * 2, rel=1e-3)
+    assert found["log_det"] == pytest.approx([-8 * math.log(variance)] * 2, rel=1e-3)
     assert found["violated"] == found["certified"] == found["K"] == [None, None]
     # Inverted and decoded under conditions that say the same, a measurement comes back, and its noise with it.
     assert found["amplification"] == pytest.approx([1, 1], rel=1e-6)
@@ -172,7 +172,8 @@ def test_noise_is_put_where_something_was_measured() -> None:
 
 def test_a_guided_flow_has_no_certificate() -> None:
     method = injective("strict", seed=0, scale=1.0)
-    found = check(method, problem(method.denoiser, "the digit 3", guidance=3.0), QUICK)
+    few = QUICK.model_copy(update={"iterations": 1, "updates": 1, "tolerances": (1e-1,)})
+    found = check(method, problem(method.denoiser, "the digit 3", guidance=3.0), few)
     assert found["violated"] == [None, None] and found["trip_leapfrog_nfe"] == [2 * (5 + 4)] * 2
 
 
