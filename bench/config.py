@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bench.errors import UserError, nearest, unknown
+from bench.mirror import PROJECT
 from methods.options import Guarantees
 
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
@@ -149,6 +150,7 @@ class TrainConfig(Strict):
     warmup: int = Field(200, ge=0, description="updates of linear warm-up")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are the ones kept")
     caption_dropout: float = Field(0.1, ge=0, lt=1)
+    time_mean: float = Field(0.0, ge=-5, le=5, description="mean of the logit-normal time; above 0: more noise")
     seed: int = Field(0, ge=0)
     validate_every: int = Field(500, ge=1, description="updates between two checkpoints and held-out losses")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
@@ -240,7 +242,7 @@ class TrackerConfig(Strict):
 
     kind: Literal["wandb", "none"] = "none"
     mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online only if logged in")
-    project: str = "inversion-bench"
+    project: str = PROJECT
     entity: str | None = None
 
 
@@ -265,6 +267,7 @@ class RunConfig(Strict):
     retry: tuple[str, ...] = Field((), description="failure classes to run again; `all` for every one")
     dry_run: bool = False
     report: bool = Field(True, description="rebuild the report at the end")
+    highlight: tuple[str, ...] = Field((), description="methods that figures always colour, such as the proposed one")
     matrix: dict[str, tuple[Any, ...]] = Field({}, description="axis -> values; every combination is a cell")
     zip: tuple[dict[str, tuple[Any, ...]], ...] = Field((), description="axes that advance together")
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations to leave out")
@@ -300,7 +303,7 @@ class RunConfig(Strict):
     def _single_entry(cls, value: Any) -> Any:
         return (value,) if isinstance(value, Mapping) else value
 
-    @field_validator("retry", "metrics", mode="before")
+    @field_validator("retry", "metrics", "highlight", mode="before")
     @classmethod
     def _single_word(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value

@@ -18,8 +18,9 @@ from methods.denoiser import Denoiser
 from methods.paths import TimeGrid, make_path
 
 
-def build_backbone(config: ModelConfig, weights: bool = True) -> nn.Module:
-    """The network alone, with its weights unless they are yet to be made."""
+def build_backbone(config: ModelConfig, weights: bool = True, strict: bool = True) -> nn.Module:
+    """The network alone, with its weights unless they are yet to be made. Without `strict` the weights may lack
+    layers, which keep their initial values: a training that starts from a smaller network's weights."""
     arguments = dict(config.backbone)
     made = load(config.class_path, "model")
     wanted, path = inspect.signature(made).parameters, make_path(config.path.kind, config.path.schedule)
@@ -29,7 +30,7 @@ def build_backbone(config: ModelConfig, weights: bool = True) -> nn.Module:
     except (TypeError, ValueError, ImportError, FileNotFoundError) as error:
         raise UserError(f"model class {config.class_path}: {error}") from error
     if weights and config.weights_file is not None:
-        network.load_state_dict(load_file(config.weights_file))
+        network.load_state_dict(load_file(config.weights_file), strict=strict)
     return network
 
 

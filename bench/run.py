@@ -17,6 +17,7 @@ from bench.errors import run_command
 from bench.launch import cores, launch
 from bench.plan import Outlook, look, require_assets, show, summary
 from bench.store import Store
+from bench.tracking import Companion
 
 
 def manifest(outlook: Outlook) -> dict[str, object]:
@@ -28,6 +29,7 @@ def manifest(outlook: Outlook) -> dict[str, object]:
         "task": config.task,
         "profile": config.profile.name,
         "images": config.images,
+        "highlight": config.highlight,
         "cells": [{"id": cell.id, "axes": cell.axes} for cell in outlook.expansion.cells],
         "unavailable": outlook.expansion.unavailable,
         "skipped": [{"axes": skip.axes, "reason": skip.reason} for skip in outlook.expansion.skipped],
@@ -62,6 +64,14 @@ def compute(outlook: Outlook, console: Console) -> dict[str, int]:
     return counts
 
 
+def companion(outlook: Outlook) -> Companion | None:
+    """The process that mirrors the cells to W&B while they end, if there are any to come."""
+    config = outlook.config
+    if config.tracker.kind != "wandb" or not outlook.plan.todo:
+        return None
+    return Companion(Path(config.results), config.name, config.tracker)
+
+
 def report(outlook: Outlook) -> int:
     """Rebuild tables, figures and HTML in a process of their own: reports know the store, not us."""
     command = [sys.executable, "-m", "reports.build", f"sweep={outlook.config.name}", f"store={outlook.config.results}"]
@@ -90,16 +100,20 @@ def main(arguments: list[str]) -> int:
         console.print(f"unavailable: {reason}", style="yellow", highlight=False, soft_wrap=True)
     store = Store(outlook.config.results)
     store.write_manifest(outlook.config.name, manifest(outlook))
-    counts = compute(outlook, console) if outlook.plan.todo else {}
+    mirror = companion(outlook)
+    try:
+        counts = compute(outlook, console) if outlook.plan.todo else {}
+    except BaseException:
+        if mirror:
+            mirror.stop()
+        raise
     computed = counts.get("done", 0)
     failed = sum(counts.values()) - computed
     lost = len(outlook.plan.todo) - sum(counts.values())
     console.print(f"{computed} cells computed, {failed} failed" + (f", {lost} lost" if lost else ""), highlight=False)
-    if counts and outlook.config.tracker.kind == "wandb":
-        from bench.tracking import mirror
-
-        console.print(mirror(outlook.config, [c.id for c in outlook.plan.todo], store), highlight=False, soft_wrap=True)
     code = report(outlook) if outlook.config.report else 0
+    if mirror:
+        console.print(mirror.close(), highlight=False, soft_wrap=True)
     return 1 if failed or lost or outlook.plan.failed else code
 
 

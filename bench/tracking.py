@@ -1,90 +1,555 @@
-"""The Weights & Biases mirror of the store: one run for every method, model, corruption and data set.
+"""Writes the Weights & Biases mirror of the store: one run a cell, and one for the sweep (see bench.mirror).
 
-Written by one process after the cells, from the store alone, so it is never in a timed region; any failure of it is
-one line and the sweep goes on. Offline unless the user is logged in (`tracker.mode=online|offline` decides otherwise).
+While a sweep runs, a process of its own mirrors each cell after it has ended, at a low priority: nothing of wandb
+is in the process that computes or launches, so it is in no timed region, and whatever happens to it costs the sweep
+nothing. What it did not get done, `python -m bench.publish sweep=NAME` does from the store.
+
+Offline unless the user is logged in and the server answers (`tracker.mode=online|offline` decides otherwise).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
+import json
 import netrc
 import os
-from collections.abc import Iterable
+import queue
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from bench.config import RunConfig, TrackerConfig
+from bench.config import TrackerConfig
+from bench.errors import UserError
+from bench.mirror import (
+    CELL_FILES,
+    FAILURE_FILE,
+    HISTORY_FILE,
+    MARK,
+    RECIPE_FILE,
+    SWEEP_FILE,
+    TRAINING,
+    Mark,
+    curves,
+    digest,
+    offline_runs,
+    server_runs,
+)
 from bench.store import Store
 
-NUMBERS = ("psnr", "ssim", "mse", "lpips", "input_psnr", "latent_std", "nfe", "seconds", "peak_mib")
+QUIET = {
+    "WANDB_ERROR_REPORTING": "false",  # no telemetry; else a node without a network waits for it at its exit
+    "WANDB_SILENT": "true",
+    "WANDB_CONSOLE": "off",
+}
+FINISH_SECONDS = 60
+STALL_SECONDS = 180
+POLL_SECONDS = 1.0
+COMPLETE_NOW = "complete\n"
+GIVE_UP_AFTER = 3
+"""Runs that fail one after the other."""
+
+Line = Callable[[str], None]
+
+
+# --- online or offline ---------------------------------------------------------------------------------------------
+
+
+def server() -> str:
+    """The address of the W&B server, from the environment or the user's settings."""
+    os.environ.update(QUIET)
+    import wandb
+
+    return str(wandb.setup().settings.base_url)
+
+
+def logged_in() -> bool:
+    """Whether there is a key for a W&B server, in the environment or in ~/.netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        return any("wandb" in host or "coreweave" in host for host in netrc.netrc().hosts)
+    return False
+
+
+def answers(url: str, seconds: float = 3.0) -> bool:
+    """Whether the server takes a connection. Behind a proxy this cannot be known, and wandb must try."""
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return True
+    parts = urlsplit(url)
+    try:
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        socket.create_connection((parts.hostname or "", port), timeout=seconds).close()
+    except OSError:
+        return False
+    return True
 
 
 def mode(tracker: TrackerConfig) -> str:
-    """online | offline."""
+    """online | offline | disabled."""
     if tracker.mode != "auto":
         return tracker.mode
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    with contextlib.suppress(OSError, netrc.NetrcParseError):
-        hosts = netrc.netrc().hosts
-        if any("wandb" in host or "coreweave" in host for host in hosts):
-            return "online"
-    return "offline"
+    given = os.environ.get("WANDB_MODE", "")
+    if given in ("online", "offline", "disabled"):
+        return given
+    return "online" if logged_in() and answers(server()) else "offline"
 
 
-def mirror(config: RunConfig, cell_ids: Iterable[str], store: Store) -> str:
-    """Publish finished cells; returns one line that says what was written where."""
-    ids = [cell_id for cell_id in cell_ids if cell_id in store.done()]
-    if not ids:
-        return "wandb: nothing to publish"
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return _publish(config, ids, store)
-    except Exception as error:  # a mirror must never cost a sweep
-        return f"wandb: not published ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+# --- one run -------------------------------------------------------------------------------------------------------
 
 
-def _publish(config: RunConfig, ids: list[str], store: Store) -> str:
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else an offline node waits for telemetry at exit
-    os.environ.setdefault("WANDB_SILENT", "true")
+class Mirror:
+    """The mirror of one sweep: what it should hold, what it holds, and how a run is written."""
+
+    def __init__(self, store: Store, sweep: str, tracker: TrackerConfig, mode: str) -> None:
+        os.environ.update(QUIET)
+        self.store, self.sweep, self.tracker, self.mode = store, sweep, tracker, mode
+        self.folder = store.root.resolve() / "wandb"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        os.environ["WANDB_DATA_DIR"] = str(self.folder / ".data")  # tables wait there until an offline run is synced
+        self.url = ""
+        self.known: set[str] = set()  # runs that the server has, complete or not
+
+    def wanted(self) -> list[Mark]:
+        """Every record that should have a run now: cells in the manifest's order, then the sweep."""
+        done, failed = self.store.done(), self.store.failed()
+        ids = [cell["id"] for cell in self.store.manifest(self.sweep)["cells"]]
+        marks = [self.mark(cell_id, cell_id in done) for cell_id in ids if cell_id in done or cell_id in failed]
+        content = [(self.store.root / "sweeps" / f"{self.sweep}.json").read_bytes()]
+        content += [path.read_bytes() for path in self.report_files().values()]
+        content += [mark.digest.encode() for mark in marks]
+        return [*marks, Mark(self.sweep, "sweep", self.sweep, digest(*content))]
+
+    def mark(self, cell_id: str, done: bool) -> Mark:
+        path = self.store.root / ("cells" if done else "failures")
+        file = path / cell_id / "rows.parquet" if done else path / f"{cell_id}.json"
+        return Mark(self.sweep, "cell" if done else "failure", cell_id, digest(file.read_bytes()))
+
+    def present(self) -> set[Mark]:
+        """The marks of complete runs."""
+        if self.mode == "offline":
+            latest = {mark.run_id: mark for mark, _ in offline_runs(self.folder)}
+            return set(latest.values())
+        import wandb
+
+        api = wandb.Api(timeout=30)
+        entity = self.tracker.entity or api.default_entity
+        found = list(server_runs(api, f"{entity}/{self.tracker.project}", self.sweep))
+        self.known |= {run.id for _, run in found}
+        return {mark for mark, _ in found if mark is not None}
+
+    def write(self, mark: Mark) -> None:
+        """Make the run of a record, whole. Raises whatever wandb raises."""
+        if self.mode == "online" and not answers(server()):
+            raise ConnectionError(f"{server()} does not answer")
+        {"cell": self._cell, "failure": self._failure, "sweep": self._sweep}[mark.kind](mark)
+        self.known.add(mark.run_id)
+
+    def _cell(self, mark: Mark) -> None:
+        record, rows = self.store.record(mark.record), self.store.rows([mark.record])
+        numbers = rows.select_dtypes(["number", "bool"]).drop(columns=list(record["axes"]), errors="ignore")
+        means = {name: float(value) for name, value in numbers.mean().items() if value == value}
+        config = {
+            **_axes(record["axes"]),
+            "options": record["config"].get("method", {}).get("options", {}),
+            "provenance": record["provenance"],
+        }
+        summary = {**means, "count": len(rows), "outcome": "done", "numerical": int((rows["outcome"] != "ok").sum())}
+        files = {name: self.store.root / "cells" / mark.record / name for name in CELL_FILES}
+        with self._run(mark, mark.record, record["axes"], config, files) as run:
+            if images := _images(self.store.samples(mark.record), rows):
+                run.log({"images": images})
+            run.summary.update(summary)
+
+    def _failure(self, mark: Mark) -> None:
+        failure = self.store.failure(mark.record)
+        config = {**_axes(failure["axes"]), "provenance": failure["provenance"]}
+        files = {FAILURE_FILE: self.store.root / "failures" / f"{mark.record}.json"}
+        with self._run(mark, mark.record, failure["axes"], config, files, exit_code=1) as run:
+            run.summary.update({"outcome": failure["class"], "message": failure["message"]})
+
+    def report_files(self) -> dict[str, Path]:
+        """The report's tables, where it has been built: they change whenever anything else in it does."""
+        folder = self.store.root / "reports" / self.sweep
+        found = {name: folder / name for name in ("table.csv", "costs.csv", "table.md", "index.html")}
+        return {name: path for name, path in found.items() if path.is_file()}
+
+    def _sweep(self, mark: Mark) -> None:
+        import pandas as pd
+        import wandb
+
+        manifest, files = self.store.manifest(self.sweep), self.report_files()
+        axes = {"task": "sweep"}
+        config = {key: manifest.get(key) for key in ("title", "description", "task", "profile", "images")}
+        done, failed = self.store.done(), self.store.failed()
+        ids = {cell["id"] for cell in manifest["cells"]}
+        own = {SWEEP_FILE: self.store.root / "sweeps" / f"{self.sweep}.json"}
+        with self._run(mark, f"{self.sweep}: the sweep", axes, config, own | files) as run:
+            shown: dict[str, Any] = {}
+            for name in ("table", "costs"):
+                if f"{name}.csv" in files:
+                    frame = pd.read_csv(files[f"{name}.csv"])
+                    shown[name] = wandb.Table(
+                        columns=[str(column) for column in frame],
+                        data=frame.astype(object).where(frame.notna(), None).values.tolist(),
+                        allow_mixed_types=True,
+                    )
+            if "index.html" in files:
+                shown["report"] = wandb.Html(files["index.html"].read_text(), inject=False)
+            figures = sorted((self.store.root / "reports" / self.sweep / "figures").glob("*.png"))
+            shown |= {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
+            if shown:
+                run.log(shown)
+            run.summary.update({"cells": len(ids), "done": len(ids & done), "failed": len(ids & failed)})
+
+    @contextlib.contextmanager
+    def _run(
+        self,
+        mark: Mark,
+        name: str,
+        axes: Mapping[str, Any],
+        config: Mapping[str, Any],
+        files: Mapping[str, Path],
+        exit_code: int = 0,
+        final: Callable[[], Mark] | None = None,
+    ) -> Iterator[Any]:
+        """A run that holds what the block logs, the files, and at its end the mark (`final`, if it changes)."""
+        import wandb
+
+        tags = [str(axes[key]) for key in ("task", "model", "dataset") if axes.get(key)]
+        run = wandb.init(
+            project=self.tracker.project,
+            entity=self.tracker.entity,
+            group=self.sweep,
+            job_type=str(axes["task"]),
+            name=name,
+            id=mark.run_id,
+            tags=[tag[:64] for tag in dict.fromkeys([self.sweep, *tags])],
+            config={"kind": mark.kind, "sweep": self.sweep, "record": mark.record, **config},
+            dir=self.folder.parent,
+            mode=self.mode,  # type: ignore[arg-type]
+            reinit="create_new",
+            resume="allow" if mark.run_id in self.known else None,
+            settings=settings(),
+        )
+        place = Path(run.settings.sync_dir).resolve()
+        try:
+            if self.folder not in place.parents:  # wandb goes elsewhere, with a warning, where it cannot write
+                raise OSError(f"wandb does not write into {self.folder} but into {place}")
+            yield run
+            mark = final() if final else mark
+            for file_name, source in files.items():
+                if source.is_file():
+                    target = Path(run.dir, file_name)
+                    _link(source, target)
+                    run.save(str(target), base_path=run.dir, policy="now")
+            run.summary[MARK] = mark.digest
+        except BaseException:
+            with contextlib.suppress(Exception):
+                run.finish(exit_code=255)
+            raise
+        started = time.monotonic()
+        run.finish(exit_code=exit_code)
+        if time.monotonic() - started >= FINISH_SECONDS:
+            raise TimeoutError(f"{server()} did not take the run within {FINISH_SECONDS} s")
+        self.url = run.url or ""
+        _mark_complete(place, mark)
+
+
+class TrainingMirror(Mirror):
+    """The mirror of one training: OUT/NAME holds its curves and its recipe."""
+
+    def __init__(self, out: Path, name: str, tracker: TrackerConfig, mode: str) -> None:
+        super().__init__(Store(out), TRAINING, tracker, mode)
+        self.name = name
+
+    def wanted(self) -> list[Mark]:
+        return [self._now()]
+
+    def _now(self) -> Mark:
+        recipe, history = (self.store.root / self.name / file for file in (RECIPE_FILE, HISTORY_FILE))
+        fixed = {key: value for key, value in json.loads(recipe.read_text()).items() if key != "steps"}
+        record = f"{self.name}-{digest(json.dumps(fixed, sort_keys=True).encode())[:8]}"
+        return Mark(TRAINING, TRAINING, record, digest(history.read_bytes() if history.is_file() else b""))
+
+    def write(self, mark: Mark, ended: Callable[[], bool] = lambda: True) -> None:
+        """Log the curves, and go on as they grow until `ended`. An update is logged when a later one is there: it may
+        have been written in two lines, the loss and the held-out loss."""
+        folder = self.store.root / self.name
+        recipe = json.loads((folder / RECIPE_FILE).read_text())
+        axes = {"task": "train", "model": self.name, "dataset": recipe.get("dataset")}
+        files = {HISTORY_FILE: folder / HISTORY_FILE, RECIPE_FILE: folder / RECIPE_FILE}
+        with self._run(mark, f"train {self.name}", axes, {**axes, **recipe}, files, final=self._now) as run:
+            logged = run.starting_step - 1  # what a run that is resumed has already
+            while True:
+                last = ended()
+                steps = curves(folder / HISTORY_FILE)
+                for step in list(steps) if last else list(steps)[:-1]:
+                    if step > logged:
+                        run.log(steps[step], step=step)
+                        logged = step
+                if last:
+                    break
+        self.known.add(mark.run_id)
+
+
+def settings() -> Any:
+    """Nothing of the machine, the console or the code is recorded by wandb: the store has it. Settings that this
+    version of wandb does not know are left out."""
     import wandb
 
-    chosen = mode(config.tracker)
-    folder = Path(config.results).resolve()
-    groups = store.rows(ids).groupby(["method", "model", "dataset", "task", "corruption"], dropna=False, sort=True)
-    for keys, rows in groups:
-        axes = dict(zip(("method", "model", "dataset", "task", "corruption"), map(_plain, keys), strict=True))
-        words = "-".join(str(value) for value in axes.values() if value)
-        run_id = hashlib.blake2b(f"{config.name}|{'|'.join(sorted(rows.cell_id.unique()))}".encode(), digest_size=8)
-        run = wandb.init(
-            project=config.tracker.project,
-            entity=config.tracker.entity,
-            group=config.name,
-            name=words,
-            id=f"{words}-{run_id.hexdigest()}"[:120],
-            config={"sweep": config.name, **axes},
-            dir=folder,
-            mode=chosen,  # type: ignore[arg-type]
-            reinit="finish_previous",
-            settings=wandb.Settings(x_disable_stats=True, console="off", silent=True, finish_timeout=30),
-        )
-        columns = [name for name in NUMBERS if name in rows]
-        by = ["severity", "steps", "guidance", "seed"]
-        for step, (point, cell) in enumerate(rows.groupby(by, dropna=False, sort=True)):
-            means = {name: float(value) for name, value in cell[columns].mean().items() if value == value}
-            run.log(
-                {**means, **{k: v for k, v in zip(by, map(_plain, point), strict=True) if v is not None}}, step=step
+    wanted: dict[str, Any] = {
+        "silent": True,
+        "console": "off",
+        "disable_git": True,
+        "disable_code": True,
+        "symlink": False,
+        "init_timeout": 30,
+        "finish_timeout": FINISH_SECONDS,
+        "x_disable_stats": True,
+        "x_disable_meta": True,
+        "x_disable_machine_info": True,
+        "x_save_requirements": False,
+        "x_transaction_log_flush_interval": 2,
+    }
+    return wandb.Settings(**{key: value for key, value in wanted.items() if key in wandb.Settings.model_fields})
+
+
+def _axes(axes: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in axes.items() if not key.endswith("_title")}
+
+
+def _link(source: Path, target: Path) -> None:
+    """The store's files never change, so a second name for them is a copy that costs nothing."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _images(samples: Mapping[str, Any], rows: Any) -> list[Any]:
+    """Truth, input and output side by side, with the scores of each."""
+    import numpy as np
+    import wandb
+
+    if not samples:
+        return []
+    by_image = rows.set_index("image_id")
+    shown = []
+    for index, image_id in enumerate(samples["ids"].tolist()):
+        strip = np.concatenate([samples[name][index] for name in ("truth", "input", "output")], axis=1)
+        row = by_image.loc[image_id]
+        scores = ", ".join(f"{name} {row[name]:.4g}" for name in ("psnr", "ssim", "lpips") if row.get(name) is not None)
+        shown.append(wandb.Image(strip.squeeze(), caption=f"{image_id}: truth, input, output; {scores}"))
+    return shown
+
+
+def _mark_complete(place: Path, mark: Mark) -> None:
+    """Write the mark, and drop older offline folders of the same run: `wandb sync` would append one to the other."""
+    content = {"time": time.time_ns(), MARK: mark.as_dict()}
+    temporary = place / f".{MARK}.json"
+    temporary.write_text(json.dumps(content))
+    os.replace(temporary, place / f"{MARK}.json")
+    older = place.parent.glob(f"offline-run-*-{mark.run_id}") if place.name.startswith("offline-") else ()
+    for folder in older:
+        if folder != place and folder.name.split("-", 3)[3] == mark.run_id:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- all runs of a sweep -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """What a pass over the mirror did."""
+
+    wanted: int
+    made: int
+    left: int
+    where: str
+    error: str = ""
+
+    def line(self, publish: str) -> str:
+        """What a user should know; `publish` is the command that makes what is left."""
+        if self.left:
+            return (
+                f"wandb: {self.left} of {self.wanted} runs are not mirrored ({self.error or 'reason unknown'}); "
+                f"{publish} completes it"
             )
-        run.finish()
-    return f"wandb: {len(groups)} runs mirrored {chosen} in {folder / 'wandb'}"
+        return f"wandb: {self.wanted} runs {self.where}, {self.made} of them new"
 
 
-def _plain(value: Any) -> Any:
-    """A pandas value as Python's own; missing as None."""
-    if value is None or value != value:
-        return None
-    return value.item() if hasattr(value, "item") else value
+def one_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def complete(mirror: Mirror, progress: Line = lambda text: None) -> Outcome:
+    """Make every run that is missing; what cannot be made is counted, and never raises."""
+    error, made, in_a_row = "", 0, 0
+    wanted, there = mirror.wanted(), set()
+    try:
+        there = mirror.present()
+        for mark in wanted:
+            if mark in there:
+                continue
+            try:
+                mirror.write(mark)
+                made, in_a_row = made + 1, 0
+            except Exception as caught:
+                error, in_a_row = one_line(caught), in_a_row + 1
+                restart()
+                if in_a_row == GIVE_UP_AFTER:
+                    break
+            progress(mark.run_id)
+        if made:
+            there = mirror.present()
+    except Exception as caught:
+        error = one_line(caught)
+    where = f"in {mirror.folder}, offline" if mirror.mode == "offline" else f"at {mirror.url or server()}"
+    return Outcome(len(wanted), made, len(set(wanted) - there), where, error)
+
+
+def restart() -> None:
+    """Forget wandb's service, which may be dead: the next run starts another."""
+    import wandb
+
+    with contextlib.suppress(Exception):
+        wandb.teardown(exit_code=1)
+
+
+# --- beside a running sweep ----------------------------------------------------------------------------------------
+
+
+class Companion:
+    """The process that mirrors a running sweep: it watches the store and needs to be told of the end alone."""
+
+    def __init__(self, store: Path, sweep: str, tracker: TrackerConfig, training: bool = False) -> None:
+        """`sweep` in `store`, or the training of that name in the folder `store`."""
+        root = Path(__file__).resolve().parent.parent
+        path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        order = {"store": str(store.resolve()), "name": sweep, "tracker": tracker.model_dump(), "training": training}
+        self.publish = publish_command(sweep, training)
+        self.lines: queue.Queue[str] = queue.Queue()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bench.tracking", json.dumps(order)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C is the sweep's affair
+        )
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.put(line.rstrip("\n"))
+
+    def close(self) -> str:
+        """Have it complete the mirror; returns one line that says what was written where."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):  # it has died
+            self.process.stdin.write(COMPLETE_NOW)
+            self.process.stdin.flush()
+        last, heard = "", time.monotonic()
+        while time.monotonic() - heard < STALL_SECONDS:
+            try:
+                last, heard = self.lines.get(timeout=0.2), time.monotonic()
+            except queue.Empty:
+                if self.process.poll() is not None and self.lines.empty():
+                    break
+            if last.startswith("wandb: "):
+                break
+        self.stop()
+        if last.startswith("wandb: "):
+            return last
+        return f"wandb: the mirror stopped; {self.publish} completes it"
+
+    def stop(self) -> None:
+        """End it and wandb's service, whatever they are at."""
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGTERM if self.process.poll() is None else signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def follow(order: str) -> int:
+    """The companion's own life: mirror cells as they appear in the store, and when told so all that is missing."""
+    given = json.loads(order)
+    os.nice(10)  # a timed region on the same cores shall hardly notice
+    talk = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever wandb or its service prints
+    tracker = TrackerConfig.model_validate(given["tracker"])
+    chosen = mode(tracker)
+    if chosen == "disabled":
+        print("wandb: disabled", file=talk)
+        return 0
+    if given["training"]:
+        training = TrainingMirror(Path(given["store"]), given["name"], tracker, chosen)
+        with contextlib.suppress(Exception):  # the last pass tries again
+            training.present()
+            training.write(training.wanted()[0], ended=lambda: _told(POLL_SECONDS))
+        mirror: Mirror = training
+    else:
+        mirror = Mirror(Store(given["store"]), given["name"], tracker, chosen)
+        _follow_cells(mirror)
+    if sys.stdin.readline() != COMPLETE_NOW:
+        return 1  # the sweep has died; what is missing stays so until somebody publishes
+    outcome = complete(mirror, lambda text: print(text, file=talk))
+    print(outcome.line(publish_command(given["name"], given["training"])), file=talk)
+    return 0
+
+
+def _told(seconds: float) -> bool:
+    """Whether there is a word from the sweep, or none to come; waits for it."""
+    return bool(select.select([sys.stdin], [], [], seconds)[0])
+
+
+def _follow_cells(mirror: Mirror) -> None:
+    seen: set[str] = set()
+    with contextlib.suppress(Exception):
+        seen = {mark.record for mark in mirror.present()}
+    in_a_row = 0
+    while not _told(POLL_SECONDS):
+        ids = {cell["id"] for cell in mirror.store.manifest(mirror.sweep)["cells"]}
+        for cell_id in sorted((ids & mirror.store.done()) - seen):
+            if in_a_row == GIVE_UP_AFTER or _told(0):
+                break
+            seen.add(cell_id)
+            try:
+                mirror.write(mirror.mark(cell_id, done=True))
+                in_a_row = 0
+            except Exception:  # the last pass tries again
+                in_a_row += 1
+                restart()
+
+
+def publish_command(name: str, training: bool = False) -> str:
+    """What a user types to complete a mirror."""
+    return f"python -m bench.publish {'train' if training else 'sweep'}={name}"
+
+
+def require_login() -> None:
+    """Raises UserError where no server can be asked."""
+    if not logged_in():
+        raise UserError("not logged in to W&B: run `wandb login` or set WANDB_API_KEY; or tracker.mode=offline")
+    if not answers(server()):
+        raise UserError(f"the W&B server {server()} does not answer; tracker.mode=offline writes the mirror to disk")
+
+
+if __name__ == "__main__":
+    sys.exit(follow(sys.argv[1]))

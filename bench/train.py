@@ -1,28 +1,33 @@
 """Train an embedded model: `python -m bench.train model=scenes_vp [train.steps=5000] [out=DIR] [card=true]`.
 
 Checkpoints go to DIR/NAME/ (default results/train), and the same command goes on from the last one. At the end DIR
-holds NAME.safetensors and its card: NAME.md, NAME.json (figures, sha256, command) and a picture.
+holds NAME.safetensors and its card: NAME.md, NAME.json (figures, sha256, command) and a picture. The curves go to
+DIR/NAME/history.jsonl, and from there to Weights & Biases (tracker=none turns that off).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.config import FlowTrainConfig, ModelConfig, compose_config
+from bench.config import FlowTrainConfig, ModelConfig, TrackerConfig, compose_config
 from bench.errors import UserError, run_command, unknown
+from bench.mirror import HISTORY_FILE, RECIPE_FILE
 from bench.registry import check_options, load
+from bench.tracking import Companion
 
 HELD_OUT = 512
 """Images of the test split that the loss curve is measured on, from the end that no sweep's `images` reaches first."""
 
 
-def parse(arguments: list[str]) -> tuple[str, ModelConfig, Path]:
-    """The model's name, its configuration and the output folder."""
+def parse(arguments: list[str]) -> tuple[str, ModelConfig, Path, TrackerConfig]:
+    """The model's name, its configuration, the output folder and the tracker."""
     own = {"out": "results/train"}
     overrides = []
     for argument in arguments:
@@ -44,7 +49,7 @@ def parse(arguments: list[str]) -> tuple[str, ModelConfig, Path]:
     model = config.model[names[0]]
     if model.train is None or model.dataset is None:
         raise UserError(f"model {names[0]} has no training recipe (keys dataset and train in its YAML)")
-    return names[0], model, out
+    return names[0], model, out, config.tracker
 
 
 def _render(job: tuple[str, str, int]) -> tuple[Any, str]:
@@ -67,10 +72,11 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
     """Train, or go on training; returns the weights' file."""
     import pytorch_lightning as pl
     import torch
-    from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+    from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
     from safetensors.torch import save_file
     from torch.utils.data import DataLoader
 
+    from bench.history import History
     from methods.training import Optimisation
 
     recipe = config.train
@@ -92,11 +98,12 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
         val_check_interval=recipe.validate_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        logger=False,
+        logger=History(folder / HISTORY_FILE),
         enable_model_summary=False,
         callbacks=[  # a checkpoint follows each held-out loss, so that it holds the whole curve
             EMAWeightAveraging(decay=recipe.ema),
             ModelCheckpoint(folder, save_last=True, save_on_train_epoch_end=False, enable_version_counter=False),
+            LearningRateMonitor("step"),
             TQDMProgressBar(refresh_rate=50),
         ],
     )
@@ -125,7 +132,7 @@ def _module(config: ModelConfig, optimisation: Any) -> Any:
     start = config.model_copy(update={"weights": config.train.init})
     if start.weights_file is not None and not start.weights_file.is_file():
         raise UserError(f"train.init={config.train.init!r}: there is no file {start.weights_file}")
-    network: Any = build_backbone(start, weights=config.train.init is not None)
+    network: Any = build_backbone(start, weights=config.train.init is not None, strict=False)
     if config.kind == "judge":
         return JudgeTraining(network, optimisation, seed=config.train.seed)
     if config.train.flow is not None:
@@ -144,7 +151,8 @@ def _module(config: ModelConfig, optimisation: Any) -> Any:
             config.train.seed,
         )
     denoiser = Denoiser(network, make_path(config.path.kind, config.path.schedule), config.prediction)
-    return DenoiserTraining(denoiser, optimisation, config.train.caption_dropout, config.train.seed)
+    recipe = config.train
+    return DenoiserTraining(denoiser, optimisation, recipe.caption_dropout, recipe.seed, recipe.time_mean)
 
 
 class Observer:
@@ -234,13 +242,35 @@ def _tensors(config: ModelConfig, images: int) -> tuple[Any, Any]:
     return tensors("train", range(images)), tensors("test", held_out)
 
 
+@contextlib.contextmanager
+def mirrored(name: str, config: ModelConfig, out: Path, tracker: TrackerConfig) -> Iterator[None]:
+    """The curves of a training, mirrored to W&B by a process of its own while they grow."""
+    assert config.train is not None
+    folder = out / name
+    folder.mkdir(exist_ok=True)
+    recipe = {"dataset": config.dataset, **config.train.model_dump(mode="json")}
+    (folder / RECIPE_FILE).write_text(json.dumps(recipe, indent=1))
+    leader = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+    companion = Companion(out, name, tracker, training=True) if tracker.kind == "wandb" and leader else None
+    try:
+        yield
+    except BaseException:
+        if companion:
+            companion.stop()
+        raise
+    if companion:
+        print(companion.close())
+
+
 def main(arguments: list[str]) -> int:
     card_only = "card=only" in arguments
     arguments = [argument for argument in arguments if not argument.startswith("card=")]
-    name, config, out = parse(arguments)
+    name, config, out, tracker = parse(arguments)
     out.mkdir(parents=True, exist_ok=True)
     if not card_only:
-        print(f"weights: {fit(name, config, out)}")
+        with mirrored(name, config, out, tracker):
+            weights = fit(name, config, out)
+        print(f"weights: {weights}")
     from bench.cards import write_card
 
     recipe = [argument for argument in arguments if not argument.startswith("out=")]

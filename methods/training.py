@@ -2,9 +2,10 @@
 
 Loss: E |F(x_t, t, c) - target|^2 where the target is the declared prediction (v of Salimans & Ho 2022 on the
 variance-preserving path, velocity of Liu et al. 2023 on the rectified one). Nine in ten times are logit-normal in the
-rectified time s = sigma / (alpha + sigma) (Esser et al. 2024, section 3.1), where an image's shapes are decided; the
-rest are uniform in s, so that both ends of the path, where inversion starts and stops, are seen too. A caption is
-dropped with probability `caption_dropout`.
+rectified time s = sigma / (alpha + sigma) (Esser et al. 2024, section 3.1) with mean `time_mean` and deviation 1: what
+stands where is decided at high noise, so captions of several objects ask for a mean above 0. The rest are uniform in
+s, so that both ends of the path, where inversion starts and stops, are seen too. A caption is dropped with probability
+`caption_dropout`.
 """
 
 from __future__ import annotations
@@ -53,11 +54,12 @@ def keyed_generator(device: torch.device, *key: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def rectified_times(count: int, rng: torch.Generator, device: torch.device) -> Tensor:
-    """Rectified times s [count]: nine in ten logit-normal, the rest uniform in [0, 1]."""
+def rectified_times(count: int, rng: torch.Generator, device: torch.device, mean: float = 0.0) -> Tensor:
+    """Rectified times s [count]: nine in ten logit-normal around `mean`, the rest uniform in [0, 1]."""
     uniform = torch.rand(count, generator=rng, device=device)
-    normal = torch.randn(count, generator=rng, device=device).sigmoid()
-    return torch.where(torch.rand(count, generator=rng, device=device) < 0.1, uniform, normal)
+    normal = torch.randn(count, generator=rng, device=device)
+    spread = torch.rand(count, generator=rng, device=device) < 0.1
+    return torch.where(spread, uniform, (mean + normal).sigmoid())
 
 
 class Training(pl.LightningModule):
@@ -116,15 +118,23 @@ def _to_model_range(images: Tensor) -> Tensor:
 class DenoiserTraining(Training):
     """Batches are (images uint8 [B, C, H, W], caption tokens [B, slots])."""
 
-    def __init__(self, denoiser: Denoiser, optimisation: Optimisation, caption_dropout: float = 0.1, seed: int = 0):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        optimisation: Optimisation,
+        caption_dropout: float = 0.1,
+        seed: int = 0,
+        time_mean: float = 0.0,
+    ) -> None:
         super().__init__(optimisation, seed)
         self.denoiser = denoiser
         self.network = denoiser.backbone
         self.caption_dropout = caption_dropout
+        self.time_mean = time_mean
 
-    def times(self, count: int, rng: torch.Generator) -> Tensor:
+    def times(self, count: int, rng: torch.Generator, mean: float) -> Tensor:
         """Nine in ten logit-normal in the rectified time s, the rest uniform, as times of the model's own path."""
-        s = rectified_times(count, rng, self.device)
+        s = rectified_times(count, rng, self.device, mean)
         path = self.denoiser.path
         if isinstance(path, Rectified):
             return s
@@ -134,7 +144,7 @@ class DenoiserTraining(Training):
         return (above - torch.rand(count, generator=rng, device=self.device)).clamp(min=0)
 
     def loss(self, images: Tensor, targets: Tensor, rng: torch.Generator, training: bool) -> Tensor:
-        t = self.times(len(images), rng)
+        t = self.times(len(images), rng, self.time_mean if training else 0.0)  # every held-out loss has one measure
         noise = torch.randn(images.shape, generator=rng, device=self.device)
         alpha, sigma = (c.to(images.dtype)[:, None, None, None] for c in self.denoiser.path.coefficients(t))
         answer = {

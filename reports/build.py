@@ -1,6 +1,7 @@
 """Rebuild a sweep's tables, figures and page from the store.
 
     python -m reports.build sweep=corruptions [store=results] [out=DIR] [metric=psnr] [quiet=true] [style=paper]
+                            [source=wandb]
 
 sweep   a sweep that has run into the store
 store   the results folder (default: results)
@@ -8,6 +9,8 @@ out     where to write (default: STORE/reports/SWEEP)
 metric  the metric of the printed table, the cost figure and the image captions (default: psnr, and all tables printed)
 quiet   true prints the path of the page alone
 style   full (default): every column; paper: Markdown, LaTeX and the terminal show one column a block, severity 3 say
+source  store (default) | wandb: the mirror on a W&B server | files: the offline run folders in STORE/wandb
+project, entity  of source=wandb (default: inversion-bench, and the entity of your login)
 
 Exit code 0; 1 if cells that would be compared measured different inputs (the page says which); 2 for a mistake in
 the arguments. Nothing is redrawn while the store holds what it held at the last build.
@@ -20,11 +23,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bench.mirror import PROJECT
 from bench.store import Store
 from reports.results import METRICS, Metric, MixedMeasurements, Results, check_measurements, load
 from reports.tables import (
@@ -40,14 +44,8 @@ from reports.tables import (
     without_hints,
 )
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from reports.figures import Gallery
-    from reports.html import Figure
-
-VERSION = 5  # of the reports: raise it when the same rows should give other files
-KEYS = ("sweep", "store", "out", "metric", "quiet", "style")
+VERSION = 8  # of the reports: raise it when the same rows should give other files
+KEYS = ("sweep", "store", "out", "metric", "quiet", "style", "source", "project", "entity")
 INPUTS = ".inputs"
 
 
@@ -89,6 +87,8 @@ def parse(arguments: Sequence[str]) -> Options:
             raise UsageError(f"argument {argument!r} has no value; write {key}=VALUE")
         given[key] = value
     root = Path(given.get("store", "results"))
+    out = Path(given["out"]) if "out" in given else root / "reports" / given.get("sweep", "")
+    root = _mirrored(given, root)
     stores = _stores_beside(root)
     if not (root / "sweeps").is_dir():
         raise UsageError(
@@ -102,10 +102,27 @@ def parse(arguments: Sequence[str]) -> Options:
     metric = _one_of("metric", given["metric"], tuple(METRICS)) if "metric" in given else None
     quiet = _one_of("quiet", given.get("quiet", "false").lower(), ("true", "false")) == "true"
     style = _one_of("style", given.get("style", "full"), ("full", "paper"))
-    out = Path(given["out"]) if "out" in given else root / "reports" / sweep
     if out.exists() and not out.is_dir():
         raise UsageError(f"out={out} is a file; give a folder")
     return Options(sweep, root, out, metric, quiet, style)
+
+
+def _mirrored(given: Mapping[str, str], root: Path) -> Path:
+    """The store itself, or the one put together from its mirror."""
+    source = _one_of("source", given.get("source", "store"), ("store", "wandb", "files"))
+    if source == "store":
+        return root
+    if "sweep" not in given:
+        raise UsageError(f"no sweep given; source={source} needs sweep=NAME")
+    from reports.sources import NoMirror, from_files, from_server
+
+    place = root / "mirrored" / source
+    try:
+        if source == "files":
+            return from_files(root / "wandb", given["sweep"], place).root
+        return from_server(given.get("project", PROJECT), given.get("entity"), given["sweep"], place).root
+    except NoMirror as error:
+        raise UsageError(str(error)) from error
 
 
 def _stores_beside(root: Path) -> list[str]:
@@ -225,6 +242,7 @@ def _refuse(results: Results, out: Path, inputs: str, error: str) -> Built:
 
 def _build(store: Store, results: Results, lead: Metric | None, out: Path, inputs: str, style: str) -> Built:
     from reports.html import page
+    from reports.illustrations import illustrate
     from reports.latex import document, latex
     from reports.summary import costs, entry_costs, summarise
 
@@ -257,121 +275,9 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
     }
     for name, text in texts.items():
         _write(out / name, text.encode())
-    figures, galleries, drawn = _draw(store, results, lead, summary, spent, out)
+    figures, galleries, drawn = illustrate(store, results, lead, summary, spent, out)
     _write(out / "index.html", page(results, tables, figures, galleries).encode())
     return Built(inputs, (*texts, *drawn, "index.html"), (*styled, tables[-1]))
-
-
-def _draw(
-    store: Store, results: Results, lead: Metric | None, summary: pd.DataFrame, spent: pd.DataFrame, out: Path
-) -> tuple[list[Figure], list[Gallery], list[str]]:
-    """The figures as files; those of the page, its sample images, and the names written."""
-    from reports import figures as draw
-    from reports.html import Figure
-
-    folder = out / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    names: list[str] = []
-    shown: list[Figure] = []
-
-    def keep(stem: str, figure: Any, vector: bool = True) -> bytes:
-        paths = draw.save(figure, folder / stem, vector)
-        names.extend(f"figures/{path.name}" for path in paths)
-        return paths[0].read_bytes()
-
-    with draw.styled():
-        if results.guarantees:
-            shown += _guarantees(results, keep)
-        # An error on a logarithmic scale says more of a round trip than its PSNR does.
-        round_trip = results.reconstructs and results.error is not None
-        if round_trip:
-            shown += _round_trips(results, summary, spent, keep)
-        for metric in results.metrics:
-            if round_trip or not (metric.printed or metric is lead):
-                continue
-            axis = results.blocks[0].axis
-            title = f"{metric.title} against {axis}: mean and 95 % bootstrap band"
-            png = keep(f"curves_{metric.name}", draw.curves(metric, summary, results))
-            alt = f"{title}; a panel for each of {', '.join(block.title for block in results.blocks)}"
-            shown.append(Figure(f"curves-{metric.name}", title, f"{alt}. The numbers are in the table.", png))
-        if lead is not None and not results.reconstructs:
-            title = f"{lead.title} against cost; the grey staircase joins the methods that no other beats in both"
-            png = keep(f"pareto_{lead.name}", draw.pareto(lead, summary, spent, results))
-            shown.append(Figure("pareto", title, f"{title}. The numbers are in the tables.", png))
-        galleries = _galleries(store, results, lead)
-        for number, block in enumerate(() if round_trip else results.blocks):  # copies of the truth: the page has them
-            own = {shown.column: shown for shown in galleries if shown.block.key == block.key}
-            if own:
-                stem = f"grid_{number + 1}_{_file_name(block.key)}"
-                keep(stem, draw.image_grid(own[draw.middle(block.axis, list(own))]), vector=False)
-    return shown, galleries, names
-
-
-def _round_trips(
-    results: Results, summary: pd.DataFrame, spent: pd.DataFrame, keep: Callable[[str, Any], bytes]
-) -> list[Figure]:
-    """Error against steps and against evaluations, and the scale of the latents."""
-    from reports import figures as draw
-    from reports.html import Figure
-
-    error, axis = results.error, results.blocks[0].axis
-    assert error is not None
-    panels = f"a panel for each of {', '.join(block.title for block in results.blocks)}"
-    drawn = [
-        (
-            f"curves_{error.name}",
-            f"Round-trip error against {axis}; in grey the slopes of a first (1/N) and of a second order method (1/N²)",
-            draw.round_trip(error, summary, spent, results, "steps"),
-        ),
-        (
-            f"work_{error.name}",
-            f"Round-trip error against network evaluations, a line through a method's {axis}",
-            draw.round_trip(error, summary, spent, results, "nfe"),
-        ),
-        ("latent_std", f"Scale of the latent against {axis}; 1 is the prior's", draw.latent_scale(spent, results)),
-    ]
-    return [
-        Figure(name.replace("_", "-"), title, f"{title}; {panels}. The numbers are in the tables.", keep(name, figure))
-        for name, title, figure in drawn
-    ]
-
-
-def _guarantees(results: Results, keep: Callable[[str, Any], bytes]) -> list[Figure]:
-    """What was measured in the band that is certified, and round trips."""
-    from reports.guarantees import band_figure, trip_figure
-    from reports.html import Figure
-
-    drawn = [
-        (
-            "singular_values",
-            "Singular values of the flow's Jacobian (thick) and of sought pairs (thin), least to most over images, in "
-            "the certified band (shaded; hatched where it is nominal)",
-            band_figure(results),
-        ),
-        (
-            "round_trips",
-            "Round-trip error of the image against evaluations and against dopri5's tolerance",
-            trip_figure(results),
-        ),
-    ]
-    return [
-        Figure(name.replace("_", "-"), title, f"{title}. The numbers are in the tables.", keep(name, figure))
-        for name, title, figure in drawn
-    ]
-
-
-def _galleries(store: Store, results: Results, lead: Metric | None) -> list[Gallery]:
-    from reports.figures import gallery, score_index
-
-    scores = score_index(results, lead)
-    found = (
-        gallery(store, results, block, column, lead, scores) for block in results.blocks for column in block.columns
-    )
-    return [shown for shown in found if shown is not None]
-
-
-def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() and c.isascii() else "_" for c in text.lower()).strip("_") or "all"
 
 
 # --- shell ---------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def frechet(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
 def _factor(x: Array) -> Array:
     """A [min(n, d), d] with A^T A the covariance of x [n, d]."""
     centred = (x - x.mean(0)) / np.sqrt(len(x) - 1)
-    return np.linalg.qr(centred, mode="r") if len(x) > x.shape[1] else centred
+    return np.asarray(np.linalg.qr(centred, mode="r")) if len(x) > x.shape[1] else centred
 
 
 def kernel(x: npt.ArrayLike, y: npt.ArrayLike) -> float:

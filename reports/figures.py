@@ -1,321 +1,90 @@
-"""The figures: curves against the columns' axis and quality against cost as PNG and PDF, grids of images as PNG.
+"""Figures of a restoration or an edit: curves, quality against cost, performance profiles, image by image.
 
-Colours are Okabe & Ito's (2008), told apart by every kind of colour vision; a method's colour, marker and line follow
-from its place in the sorted names, so that it looks the same in every figure of a report. Files carry no dates and no
-version strings: the same numbers give the same bytes.
+Whom a figure colours, and how files come out the same twice, is `reports.drawing`'s.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from bench.store import Store
-from reports.results import Block, Line, Metric, Results
-from reports.summary import EXPLODED, INPUT, INPUT_TITLE
+from reports.drawing import (
+    GREY,
+    INPUT_COLOUR,
+    LABEL,
+    PALETTE,
+    TWINS,
+    Cast,
+    End,
+    draw_line,
+    halo,
+    ink,
+    legend,
+    name_ends,
+    panels,
+    plain_ticks,
+)
+from reports.results import Metric, Results
+from reports.summary import INPUT
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A500")
-MARKERS = "osD^vph<"
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)))
-INPUT_COLOUR = "#808080"
-STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.7,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "lines.linewidth": 1.7,
-    "lines.markersize": 5,
-    "legend.frameon": False,
-    "figure.dpi": 100,
-    "savefig.dpi": 160,
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "inversion-bench",
-}
-MANY = 8  # lines, from which on bands are left out and panels grow
-ROWS = 4  # images of a grid
-METHODS_A_BAND = 8  # of an image grid; more wrap into a further band below
-TILE = 96  # pixels of a tile, at least
+Images = npt.NDArray[np.float64]  # a value an image, nan where there is none
+WIDE, TALL = 4.9, 3.6  # inches, of a panel with many lines
+DRAWS = 1000  # resamples of a profile's band
 
 
-@dataclass(frozen=True)
-class Look:
-    """How a line of the tables is drawn."""
-
-    color: str
-    marker: str
-    linestyle: Any
-
-
-def looks(lines: Sequence[Line]) -> dict[str, Look]:
-    """One look a line, by sorted name: the palette repeats with other markers and dashes."""
-    size = len(PALETTE)
-    return {
-        key: Look(PALETTE[i % size], MARKERS[(i + i // size) % len(MARKERS)], DASHES[i // size % len(DASHES)])
-        for i, key in enumerate(sorted(line.key for line in lines))
-    }
-
-
-@contextmanager
-def styled() -> Iterator[None]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(dict[Any, Any](STYLE))
-        yield
-
-
-def save(figure: Figure, stem: Path, vector: bool = True) -> list[Path]:
-    """stem.png and, unless the figure is a bitmap itself, stem.pdf; without dates."""
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in (("png", "pdf") if vector else ("png",))]
-    figure.savefig(paths[0], metadata={"Software": None})
-    if not vector:
-        return paths
-    figure.set_layout_engine("none")  # keep what was laid out: the PDF need not lay it out again
-    figure.savefig(paths[1], metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    return paths
-
-
-def grid_of_panels(
-    panels: int, width: float, height: float, labels: Sequence[str] = (), most: int = 4
-) -> tuple[Figure, list[Axes]]:
-    """Panels with room below for a legend of `labels`. Many lines get larger panels, two a row."""
-    from matplotlib.figure import Figure
-
-    if len(labels) > MANY:
-        width, height, most = max(width, 4.9), max(height, 3.5), 2
-    columns = min(panels, most)
-    rows = math.ceil(panels / columns)
-    wide = max(width * columns, 4.5)
-    legend = 0.3 + 0.19 * math.ceil(len(labels) / _legend_columns(wide, labels))
-    figure = Figure(figsize=(wide, height * rows + legend), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for spare in axes[panels:]:
-        spare.set_axis_off()
-    return figure, axes[:panels]
-
-
-def _legend_columns(width: float, labels: Sequence[str]) -> int:
-    """How many entries stand side by side in `width` inches: a handle, a gap and the longest label."""
-    return max(1, int(width / (0.62 + 0.078 * max(map(len, labels), default=1))))
-
-
-def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
-    handles: dict[str, Any] = {}
-    for panel in axes:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    if handles:
-        columns = min(len(handles), _legend_columns(figure.get_figwidth(), list(handles)))
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=2.6)
-
-
-def curves(metric: Metric, summary: pd.DataFrame, results: Results) -> Figure:
+def curves(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cast) -> Figure:
     """The metric against severity (or steps): a panel a block, a line a method with its 95 % band, the input dashed."""
     chosen = summary[(summary["metric"] == metric.name) & np.isfinite(summary["mean"])]
-    names = [*((line.key, line.title) for line in results.lines), (INPUT, INPUT_TITLE)]
-    figure, axes = grid_of_panels(len(results.blocks), 3.0, 2.7, [title for _, title in names])
-    style = looks(results.lines)
-    band = 0.15 if len(results.lines) <= 5 else 0.07 if len(results.lines) <= MANY else 0.0
+    crowded = cast.crowded
+    given = next(iter(chosen.loc[chosen["line"] == INPUT, "title"]), "")
+    titles = [*cast.titles.values(), given]
+    width, height, most = (WIDE, TALL, 2) if crowded else (3.0, 2.7, 4)
+    figure, axes = panels(len(results.blocks), width, height, most, () if crowded else titles)
+    band = 0.15 if len(cast.titles) <= 5 else 0.1
     for panel, block in zip(axes, results.blocks, strict=True):
         part = chosen[chosen["block"] == block.key]
-        for key, title in names:
+        x = np.arange(len(block.columns))
+        ends: list[End] = []
+        for key in reversed([*cast.looks, INPUT]):  # the best on top
             points = part[part["line"] == key]
             if points.empty:
                 continue
             # A gap in the line where a cell is missing, rather than a straight guess across it.
             whole = points.set_index("column").reindex(block.columns)
-            x = np.arange(len(block.columns))
+            look = cast.looks[key] if key in cast.leads else None
             if key == INPUT:
-                panel.plot(x, whole["mean"], color=INPUT_COLOUR, linestyle="--", linewidth=1.3, label=title, zorder=1.5)
-                continue
-            look = style[key]
-            if band:
-                panel.fill_between(x, whole["low"], whole["high"], color=look.color, alpha=band, linewidth=0)
-            _draw_line(panel, x, whole["mean"], look, title)
+                panel.plot(x, whole["mean"], color=INPUT_COLOUR, linestyle="--", linewidth=1.3, label=given)
+            else:
+                draw_line(panel, x, whole["mean"], look, cast.titles[key])
+            if look is not None:
+                panel.fill_between(x, whole["low"], whole["high"], color=look.color, alpha=band, linewidth=0, zorder=1)
+            last = int(np.flatnonzero(whole["mean"].notna().to_numpy())[-1])
+            name = given.split(" (")[0] if key == INPUT else cast.titles[key]
+            ends.append(End(float(x[last]), float(whole["mean"].iloc[last]), name, ink(look)))
         panel.set_title(block.title)
         panel.locator_params(axis="y", nbins=6)
         panel.set_xlabel(block.axis)
-        panel.set_xticks(range(len(block.columns)), block.columns)
-        panel.set_xlim(-0.25, len(block.columns) - 0.75)
+        panel.set_xticks(x, block.columns)
+        panel.set_xlim(-0.15 if crowded else -0.25, len(x) - (1 if crowded else 0.75))
         if part["mean"].gt(0).all() and metric.digits.endswith("e") and len(part):
             panel.set_yscale("log")
-    axes[0].set_ylabel(metric.axis)
-    legend_below(figure, axes)
+        panel.set_ylim(panel.get_ylim())
+        if crowded:
+            name_ends(panel, ends, height - 0.7)
+    for panel in axes[::most]:
+        panel.set_ylabel(metric.axis)
+    if not crowded:
+        legend(figure, axes, backwards=True)
     return figure
-
-
-def _draw_line(panel: Axes, x: Any, y: Any, look: Look, title: str) -> None:
-    panel.plot(
-        x,
-        y,
-        color=look.color,
-        marker=look.marker,
-        linestyle=look.linestyle,
-        markeredgecolor="white",
-        markeredgewidth=0.6,
-        label=title,
-    )
-
-
-# --- round trips ---------------------------------------------------------------------------------------------------
-
-EXACT = {"latent_mse": 1e-9, "mse": 1e-6}  # rms below which an error is the arithmetic's: float64, float32 images
-
-
-def round_trip(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, results: Results, against: str) -> Figure:
-    """Root mean squared error of the round trip, log-log, a panel a block, a line a method through its columns.
-
-    `against`: "steps" with the slopes of first and second order in grey, or "nfe". Methods whose error is that of the
-    arithmetic lie side by side in a strip at the bottom: how far below it they are, the table says.
-    """
-    chosen = summary[(summary["metric"] == metric.name) & (summary["line"] != INPUT) & np.isfinite(summary["mean"])]
-    evaluations = costs.set_index(["line", "block", "column"])["nfe"]
-    style, rounding = looks(results.lines), EXACT[metric.name]
-    figure, axes = grid_of_panels(len(results.blocks), 3.4, 3.2, [line.title for line in results.lines])
-    for panel, block in zip(axes, results.blocks, strict=True):
-        part = chosen[chosen["block"] == block.key]
-        rms = np.sqrt(part["mean"].to_numpy(dtype=float))
-        inexact = rms[rms > rounding]
-        floor = 10.0 ** math.floor(math.log10(inexact.min() / 2)) if len(inexact) else rounding
-        exact = [
-            line.key for line in results.lines if (part.loc[part["line"] == line.key, "mean"] <= rounding**2).any()
-        ]
-        heights = dict(zip(exact, floor * 10.0 ** -np.linspace(0.15, 0.85, max(2, len(exact))), strict=False))
-        xs: list[float] = []
-        for line in results.lines:
-            points = part[part["line"] == line.key]
-            if points.empty:
-                continue
-            # A gap in the line where a cell is missing; a column that is no number has no place on the axis.
-            whole = points.set_index("column")["mean"].reindex(block.columns)
-            x = np.array(
-                [
-                    evaluations.get((line.key, block.key, c), math.nan) if against == "nfe" else _number(c)
-                    for c in block.columns
-                ]
-            )
-            y = np.sqrt(whole.to_numpy(dtype=float))
-            y = np.where(y <= rounding, heights.get(line.key, floor), y)
-            _draw_line(panel, x, y, style[line.key], line.title)
-            xs += [float(v) for v in x[np.isfinite(x) & np.isfinite(y)] if v > 0]
-        panel.set_title(block.title)
-        panel.set_xlabel("NFE an image" if against == "nfe" else block.axis)
-        if not xs:
-            continue
-        panel.set_xscale("log")
-        panel.set_yscale("log")
-        _plain_ticks(panel, xs)
-        if exact:
-            panel.axhspan(floor / 10, floor, color="#EEEEEE", zorder=0.5, linewidth=0)
-            panel.text(
-                0.01, floor * 1.1, f"exact to rounding (below {rounding:.0e})",
-                transform=panel.get_yaxis_transform(), va="bottom", fontsize=6.5, color="#666666",
-            )  # fmt: skip
-            _decades(panel, floor)
-        if against == "steps" and len(inexact) and max(xs) > min(xs):
-            _slopes(panel, min(xs), max(xs), 1.4 * float(inexact.max()))
-        top = 3 * float(inexact.max()) if len(inexact) else floor * 10
-        panel.set_ylim(floor / 10 if exact else floor, top)
-    axes[0].set_ylabel(f"rms error ({'latent' if metric.name == 'latent_mse' else 'image'})")
-    legend_below(figure, axes)
-    return figure
-
-
-def _slopes(panel: Axes, first: float, last: float, start: float) -> None:
-    """1/N and 1/N² from one point above all errors."""
-    x = np.array([first, last])
-    for order, name in ((1, "1/N"), (2, "1/N²")):
-        y = start * (x / first) ** -order
-        panel.plot(x, y, color="#9A9A9A", linewidth=1.1, linestyle=(0, (4, 2)), zorder=1.2)
-        panel.annotate(
-            name, (x[1], y[1]), xytext=(3, 0), textcoords="offset points",
-            fontsize=7.5, color="#666666", va="center", annotation_clip=False,
-        )  # fmt: skip
-
-
-def _decades(panel: Axes, floor: float) -> None:
-    """No tick inside the strip, whose heights mean nothing."""
-    from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, NullLocator
-
-    plain = LogFormatterSciNotation()
-    panel.yaxis.set_minor_locator(NullLocator())
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value) if value > 0.99 * floor else ""))
-
-
-def latent_scale(costs: pd.DataFrame, results: Results) -> Figure:
-    """The latent's standard deviation against the columns, log: 1 is the prior's, beyond 3 the latent has exploded."""
-    style = looks(results.lines)
-    figure, axes = grid_of_panels(len(results.blocks), 3.4, 2.8, [line.title for line in results.lines])
-    for panel, block in zip(axes, results.blocks, strict=True):
-        part = costs[(costs["block"] == block.key) & np.isfinite(costs["latent_std"]) & (costs["latent_std"] > 0)]
-        known: list[float] = []
-        for line in results.lines:
-            points = part[part["line"] == line.key]
-            if points.empty:
-                continue
-            y = points.set_index("column")["latent_std"].reindex(block.columns).to_numpy(dtype=float)
-            _draw_line(panel, [_number(c) for c in block.columns], y, style[line.key], line.title)
-            known += y[np.isfinite(y)].tolist()
-        panel.set_title(block.title)
-        panel.set_xlabel(block.axis)
-        if not known:
-            continue
-        panel.set_xscale("log")
-        panel.set_yscale("log")
-        _plain_ticks(panel, [x for x in map(_number, block.columns) if x > 0])
-        low, high = min(0.25, min(known) / 1.3), max(4.0, max(known) * 1.3)
-        panel.axhline(1, color="#9A9A9A", linewidth=1.1, linestyle=(0, (4, 2)), zorder=1.2)
-        panel.axhspan(EXPLODED, high, color="#FBE3E0", zorder=0.5, linewidth=0)
-        panel.axhspan(low, 1 / EXPLODED, color="#E3ECF7", zorder=0.5, linewidth=0)
-        for height, va, word in ((EXPLODED * 1.05, "bottom", "exploded"), (1 / EXPLODED / 1.05, "top", "collapsed")):
-            panel.text(
-                0.01, height, word, transform=panel.get_yaxis_transform(), va=va, fontsize=6.5, color="#666666"
-            )  # fmt: skip
-        panel.set_ylim(low, high)
-        if high / low < 300:
-            _plain_y_ticks(panel)
-    axes[0].set_ylabel("std of the latent")
-    legend_below(figure, axes)
-    return figure
-
-
-def _plain_y_ticks(panel: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    panel.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panel.yaxis.set_minor_locator(NullLocator())
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 # --- quality against cost ------------------------------------------------------------------------------------------
@@ -334,52 +103,34 @@ def shared_columns(metric: Metric, summary: pd.DataFrame) -> tuple[pd.DataFrame,
     return shared, shared.groupby(["block", "column"], sort=False).ngroups, places
 
 
-def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, results: Results) -> Figure:
+def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, cast: Cast) -> Figure:
     """Mean metric against network evaluations and against seconds; the staircase joins what nothing beats in both."""
     shared, columns, places = shared_columns(metric, summary)
     means = shared.groupby("line", sort=False)["mean"].mean()
     table = costs.set_index("line")
-    style = looks(results.lines)
-    figure, axes = grid_of_panels(2, 4.2, 3.2, [line.title for line in results.lines])
+    figure, axes = panels(2, 4.9, 4.2, 2)
     for panel, (cost, label) in zip(axes, (("nfe", "NFE an image"), ("seconds", "seconds an image")), strict=True):
-        points = []
-        for line in results.lines:
-            x, y = table.at[line.key, cost], means.get(line.key, math.nan)
+        points: dict[str, tuple[float, float]] = {}
+        for key in reversed(cast.looks):
+            x, y = float(table.at[key, cost]), float(means.get(key, math.nan))
             if not (math.isfinite(x) and math.isfinite(y) and x > 0):
                 continue
-            look = style[line.key]
+            points[key] = (x, y)
+            look = cast.looks[key] if key in cast.leads else None
             panel.plot(
-                x,
-                y,
-                color=look.color,
-                marker=look.marker,
-                markersize=8,
-                linestyle="none",
-                markeredgecolor="white",
-                label=line.title,
-                zorder=3,
-            )
-            points.append((x, y))
-        _staircase(panel, points, metric.higher_is_better)
-        if points:
-            panel.set_xscale("log")
-            _plain_ticks(panel, [x for x, _ in points])
+                x, y, linestyle="none", markeredgecolor="white", zorder=3 if look else 2,
+                **({"color": look.color, "marker": look.marker, "markersize": 8} if look
+                   else {"color": GREY, "marker": "o", "markersize": 5.5}),
+            )  # fmt: skip
+        _staircase(panel, list(points.values()), metric.higher_is_better)
         panel.set_xlabel(label)
         panel.margins(0.12)
+        if points:
+            panel.set_xscale("log")
+            plain_ticks(panel, [x for x, _ in points.values()])
+            _name_points(panel, points, cast, (4.1, 3.5))
     axes[0].set_ylabel(f"{metric.axis}, mean over {columns} of {places} columns")
-    legend_below(figure, axes)
     return figure
-
-
-def _plain_ticks(panel: Axes, x: Sequence[float]) -> None:
-    """20, 50, 100 rather than powers of ten, of which a narrow range would show one or none."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    panel.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if max(x) / min(x) < 300 else (1,)))
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panel.xaxis.set_minor_locator(NullLocator())
-    if max(x) / min(x) < 2.5:
-        panel.set_xlim(min(x) / 2, max(x) * 2)
 
 
 def _staircase(panel: Axes, points: Sequence[tuple[float, float]], higher: bool) -> None:
@@ -392,168 +143,203 @@ def _staircase(panel: Axes, points: Sequence[tuple[float, float]], higher: bool)
         panel.step(*zip(*front, strict=True), where="post", color="#BBBBBB", linewidth=1.2, zorder=1)
 
 
-# --- images --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image [H, W, 3] uint8 with what is printed below it; None where the cell has not finished."""
-
-    image: np.ndarray | None
-    caption: str
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """The sample images of one column: a row an image; truth, input and every method side by side."""
-
-    block: Block
-    column: str
-    heads: tuple[str, ...]
-    ids: tuple[str, ...]
-    pictures: tuple[tuple[Picture, ...], ...]
-
-
-def gallery(
-    store: Store, results: Results, block: Block, column: str, metric: Metric | None, scores: Mapping[Any, Any]
-) -> Gallery | None:
-    """The first images that every finished method of this column kept. None where no cell kept any.
-
-    `scores`: (cell, image) -> (value, value of the input), as `score_index` gives it.
-    """
-    kept: list[tuple[Line, str | None, dict[str, np.ndarray]]] = []
-    for line in results.lines:
-        cells = results.by_key.get((line.key, block.key, column))
-        if cells is None:
+def _name_points(panel: Axes, points: dict[str, tuple[float, float]], cast: Cast, inches: tuple[float, float]) -> None:
+    """Each point's name at the nearest of a ring of places where it covers no point and no other name."""
+    panel.set_xlim(panel.get_xlim())
+    panel.set_ylim(panel.get_ylim())
+    to_axes = panel.transData + panel.transAxes.inverted()
+    size = np.array(inches) * 72  # the panel in points of type, roughly
+    dots = {key: np.asarray(to_axes.transform(point)) * size for key, point in points.items()}
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots.values()]
+    for key in cast.looks:  # the best choose first
+        if key not in dots:
             continue
-        done = next((cell.id for cell in cells if cell.status == "done"), None)
-        kept.append((line, done, store.samples(done) if done else {}))
-    filled = [(cell, samples) for _, cell, samples in kept if samples]
-    if not filled:
-        return None
-    places = {cell: {str(name): i for i, name in enumerate(samples["ids"])} for cell, samples in filled}
-    ids = [name for name in places[filled[0][0]] if all(name in place for place in places.values())][:ROWS]
-    source, reference = filled[0]
-    measured = "input" in reference and not results.reconstructs  # a round trip's input is the truth
-    rows = []
-    for name in ids:
-        i = places[source][name]
-        truth = _rgb(reference["truth"][i])
-        row = [Picture(truth, "")]
-        if measured:
-            value = scores.get((source, name), (math.nan, math.nan))[1]
-            row.append(Picture(_rgb(reference["input"][i]), _caption(metric, value)))
-        for _, cell, samples in kept:
-            if cell is None or not samples:
-                row.append(Picture(None, MISSING_CAPTION))
-                continue
-            value = scores.get((cell, name), (math.nan, math.nan))[0]
-            row.append(Picture(_rgb(samples["output"][places[cell][name]]), _caption(metric, value)))
-        rows.append(tuple(row))
-    heads = (TRUTH, *((MEASURED,) if measured else ()), *(line.title for line, _, _ in kept))
-    return Gallery(block, column, heads, tuple(ids), tuple(rows))
-
-
-MISSING_CAPTION = "no image"
-TRUTH, MEASURED = "truth", "input y"
-
-
-def score_index(results: Results, metric: Metric | None) -> dict[tuple[str, str], tuple[float, float]]:
-    """(cell, image) -> (metric, metric of the input)."""
-    rows = results.rows
-    if metric is None or metric.name not in rows:
-        return {}
-    values = rows[metric.name].astype(float)
-    inputs = rows[f"input_{metric.name}"].astype(float) if f"input_{metric.name}" in rows else values * math.nan
-    keys = zip(rows["cell_id"].astype(str), rows["image_id"].astype(str), strict=True)
-    return dict(zip(keys, zip(values.tolist(), inputs.tolist(), strict=True), strict=True))
-
-
-def _caption(metric: Metric | None, value: float) -> str:
-    if metric is None or math.isnan(value):
-        return ""
-    return "∞" if math.isinf(value) else f"{value:{metric.digits}}{f' {metric.unit}' if metric.unit else ''}"
-
-
-def _rgb(image: np.ndarray) -> np.ndarray:
-    image = image[..., None] if image.ndim == 2 else image
-    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
-
-
-def enlarge(image: np.ndarray, side: int) -> np.ndarray:
-    """Nearest neighbour to a square of `side` pixels: every source pixel stays visible."""
-    rows = np.arange(side) * image.shape[0] // side
-    columns = np.arange(side) * image.shape[1] // side
-    return image[rows][:, columns]
-
-
-def image_grid(shown: Gallery) -> Figure:
-    """The gallery as one figure. One bitmap holds all tiles: an axis a tile would take seconds to draw."""
-    import textwrap
-
-    from matplotlib.figure import Figure
-
-    largest = max(p.image.shape[0] for row in shown.pictures for p in row if p.image is not None)
-    side = largest * max(1, math.ceil(TILE / largest)) if largest < 256 else 256
-    gap, foot = side // 12, side // 5
-    inch = 0.95 / side  # a tile is .95 inch wide on paper, whatever its pixels
-    heads = [textwrap.wrap(title, 15, max_lines=3, placeholder="…") for title in shown.heads]
-    lines = max(map(len, heads))
-    bands = wrapped(shown)
-    rows, columns = len(shown.pictures), max(map(len, bands))
-    above = math.ceil((0.13 * lines + 0.08) / inch)  # pixels of the heads over a further band
-    tall = rows * (side + foot) + above
-    canvas = np.full((len(bands) * tall - above, columns * (side + gap) - gap, 3), 255, dtype=np.uint8)
-    placed = [
-        (b * tall + r * (side + foot), c * (side + gap), row[column])
-        for b, band in enumerate(bands)
-        for r, row in enumerate(shown.pictures)
-        for c, column in enumerate(band)
-    ]
-    for y, x, picture in placed:
-        tile = np.full((side, side, 3), 238, np.uint8) if picture.image is None else enlarge(picture.image, side)
-        canvas[y : y + side, x : x + side] = tile
-    head, border = 0.36 + 0.13 * lines, 0.12
-    width, height = canvas.shape[1] * inch + 2 * border, canvas.shape[0] * inch + head + border
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((border / width, border / height, 1 - 2 * border / width, canvas.shape[0] * inch / height))
-    axes.imshow(canvas, interpolation="none", aspect="auto")
-    axes.set_axis_off()
-    for b, band in enumerate(bands):
-        for c, column in enumerate(band):
-            words = "\n".join(heads[column])
-            left, base = c * (side + gap) + side / 2, b * tall - side / 14
-            axes.text(left, base, words, ha="center", va="bottom", fontsize=7.5)
-    for y, x, picture in placed:
-        if picture.caption:
-            inside = picture.image is None
-            axes.text(
-                x + side / 2,
-                y + side / 2 if inside else y + side + foot * 0.12,
-                picture.caption,
-                ha="center",
-                va="center" if inside else "top",
-                fontsize=6.5,
-                color="#777777" if inside else "#333333",
+        lead = key in cast.leads
+        font = LABEL + 0.7 * lead
+        width, height = 0.56 * font * len(cast.titles[key]) + 2, 1.2 * font
+        dot = dots[key]
+        corner, reach = _free_place(dot, (width, height), taken, (float(size[0]), float(size[1])))
+        taken.append((corner[0], corner[1], corner[0] + width, corner[1] + height))
+        color = cast.looks[key].color if lead else "#6B7177"
+        middle = (corner + np.array([width / 2, height / 2])) / size
+        panel.text(
+            middle[0], middle[1], cast.titles[key], transform=panel.transAxes, fontsize=font, color=color, ha="center",
+            va="center", zorder=4, path_effects=halo(),
+        )  # fmt: skip
+        if reach > 8:
+            near = np.clip(dot, corner, corner + np.array([width, height]))
+            panel.plot(
+                *zip(dot / size, near / size, strict=True),
+                transform=panel.transAxes,
+                color=color,
+                linewidth=0.5,
+                zorder=1.5,
             )
-    title = f"{shown.block.title}, {shown.block.axis} {shown.column}"
-    figure.text(border / width, 1 - 0.06 / height, title, fontsize=9.5, va="top")
+
+
+def _free_place(
+    dot: npt.NDArray[np.float64], box: tuple[float, float], taken: Sequence[tuple[float, float, float, float]],
+    size: tuple[float, float],
+) -> tuple[npt.NDArray[np.float64], float]:  # fmt: skip
+    """(lower left corner of a name, its distance from the dot), all in points of type."""
+    width, height = box
+    best: tuple[float, npt.NDArray[np.float64], float] | None = None
+    for reach in (6, 12, 20, 30, 42, 56, 72):
+        for angle in np.radians([0, 180, 90, 270, 45, 135, 225, 315, 20, 160, 200, 340]):
+            across, up = math.cos(angle), math.sin(angle)
+            middle = dot + np.array([across * (reach + width / 2), up * (reach + height / 2)])
+            corner = middle - np.array([width / 2, height / 2])
+            x0, y0, x1, y1 = corner[0], corner[1], corner[0] + width, corner[1] + height
+            outside = max(0.0, -x0) + max(0.0, -y0) + max(0.0, x1 - size[0]) + max(0.0, y1 - size[1])
+            covered = sum(
+                max(0.0, min(x1, right) - max(x0, left)) * max(0.0, min(y1, top) - max(y0, low))
+                for left, low, right, top in taken
+            )
+            cost = covered + 50 * outside
+            if best is None or cost < best[0] - 1e-9:
+                best = (cost, corner, float(reach))
+            if cost == 0:
+                return corner, float(reach)
+    assert best is not None
+    return best[1], best[2]
+
+
+# --- image by image ------------------------------------------------------------------------------------------------
+
+
+def by_image(metric: Metric, results: Results) -> pd.DataFrame:
+    """The metric of every image, its seeds averaged: index (line, block, column, image), one column `value`."""
+    import pandas as pd
+
+    places = ["line", "block", "column", "image_id"]
+    if metric.name not in results.rows:
+        return pd.DataFrame(columns=[*places, "value"])
+    rows = results.rows.loc[results.rows[metric.name].notna(), [*places, metric.name]]
+    means = rows.groupby(places, sort=False, observed=True)[metric.name].mean()
+    return means.astype(float).rename("value").reset_index()
+
+
+def profiles(metric: Metric, scores: pd.DataFrame, results: Results, cast: Cast) -> Figure:
+    """Share of images solved at least so well, over all columns of a block (Agarwal et al. 2021, score distributions).
+
+    `scores` as `by_image` gives them. Bands: 95 % bootstrap over images, an image with all its columns.
+    """
+    leads = [cast.titles[key] for key in cast.leads]
+    figure, axes = panels(len(results.blocks), 4.2, 3.1, 2, [*leads, "other methods"])
+    for panel, block in zip(axes, results.blocks, strict=True):
+        part = scores[(scores["block"] == block.key) & np.isfinite(scores["value"])]
+        panel.set_title(block.title)
+        panel.set_xlabel(f"{metric.axis}: {'at least' if metric.higher_is_better else 'at most'}")
+        if part.empty:
+            continue
+        table = part.pivot(index=["image_id", "column"], columns="line", values="value")
+        table = table.dropna() if len(table.dropna()) else table  # the same problems for every method
+        low, high = np.nanquantile(table.to_numpy(), [0.002, 0.998])
+        levels = np.linspace(low, high, 120)
+        images = table.index.get_level_values("image_id").astype(str).to_numpy()
+        for key in reversed(cast.looks):
+            if key not in table:
+                continue
+            values = table[key].to_numpy(dtype=float)
+            known = np.isfinite(values)
+            solved = _solved(values[known], levels, metric.higher_is_better)
+            if key not in cast.leads:
+                panel.plot(levels, solved.mean(axis=0), color=GREY, linewidth=1.0, label="other methods", zorder=1.6)
+                continue
+            look = cast.looks[key]
+            lower, upper = _profile_band(solved, images[known])
+            panel.fill_between(levels, lower, upper, color=look.color, alpha=0.1, linewidth=0, zorder=1)
+            panel.plot(
+                levels, solved.mean(axis=0), color=look.color, linestyle=look.linestyle, marker=look.marker,
+                markevery=(4, 17), markeredgecolor="white", markeredgewidth=0.6, label=cast.titles[key],
+            )  # fmt: skip
+        panel.set_ylim(-0.02, 1.02)
+        panel.set_xlim(low, high)
+    for panel in axes[::2]:
+        panel.set_ylabel("share of images")
+    legend(figure, axes, backwards=True)
     return figure
 
 
-def wrapped(shown: Gallery) -> list[list[int]]:
-    """The columns of each band of a grid: at most METHODS_A_BAND methods, evenly, after the truth and the input."""
-    lead = sum(head in (TRUTH, MEASURED) for head in shown.heads[:2])
-    methods = list(range(lead, len(shown.heads)))
-    bands = max(1, math.ceil(len(methods) / METHODS_A_BAND))
-    size = math.ceil(len(methods) / bands)
-    return [[*range(lead), *methods[i * size : (i + 1) * size]] for i in range(bands)]
+def _solved(values: Images, levels: Images, higher: bool) -> npt.NDArray[np.bool_]:
+    """[images, levels]"""
+    return values[:, None] >= levels if higher else values[:, None] <= levels
 
 
-def middle(axis: str, columns: Sequence[str]) -> str:
-    """The column to show first: severity 3, the common published setting, or the nearest; else the central one."""
-    if axis == "severity":
-        numbers = [column for column in columns if column.replace(".", "", 1).isdigit()]
-        if numbers:
-            return min(numbers, key=lambda column: abs(float(column) - 3))
-    return columns[(len(columns) - 1) // 2]
+def _profile_band(solved: npt.NDArray[np.bool_], images: npt.NDArray[Any]) -> tuple[Images, Images]:
+    """[levels] each: the ends of the 95 % interval; images are drawn with replacement, a few draws at a time."""
+    names, index = np.unique(images, return_inverse=True)
+    totals = np.zeros((len(names), solved.shape[1]))
+    np.add.at(totals, index, solved)
+    sizes, n, rng = np.bincount(index), len(names), np.random.default_rng(0)
+    chunk, shares = max(1, 1_000_000 // n), []
+    for start in range(0, DRAWS, chunk):
+        weights = rng.multinomial(n, np.full(n, 1 / n), size=min(chunk, DRAWS - start))
+        shares.append((weights @ totals) / (weights @ sizes)[:, None])
+    low, high = np.quantile(np.concatenate(shares), [0.025, 0.975], axis=0)
+    return low, high
+
+
+def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results: Results, cast: Cast) -> Figure:
+    """Every image as a point: the leading method against its best rival in that block, columns by shade and marker."""
+    leader = cast.leads[0]
+    figure, axes = panels(len(results.blocks), 3.1, 3.2, 4)
+    for panel, block in zip(axes, results.blocks, strict=True):
+        panel.set_title(block.title)
+        rival = _rival(metric, summary, block.key, leader)
+        part = scores[(scores["block"] == block.key) & np.isfinite(scores["value"])]
+        pair = part[part["line"].isin([leader, rival])]
+        table = pair.pivot(index=["column", "image_id"], columns="line", values="value")
+        if rival is None or leader not in table or rival not in table:
+            continue
+        table = table.dropna()
+        if len(table) > 4000:
+            table = table.iloc[:: math.ceil(len(table) / 4000)]
+        for i, column in enumerate(block.columns):
+            chosen = table[table.index.get_level_values("column") == column]
+            shade = _shade(i, len(block.columns))
+            panel.plot(
+                chosen[rival], chosen[leader], "osD^v"[i % 5], color=shade, markersize=4.2, alpha=0.9, label=column,
+                markeredgecolor="white", markeredgewidth=0.5, linestyle="none",
+            )  # fmt: skip
+        both = table.to_numpy()
+        ends = np.array([np.nanmin(both), np.nanmax(both)])
+        ends += np.array([-0.04, 0.04]) * max(float(np.ptp(ends)), 1e-12)
+        panel.plot(ends, ends, color="#9A9A9A", linewidth=0.9, zorder=1)
+        panel.set_xlim(ends)
+        panel.set_ylim(ends)
+        panel.set_aspect("equal")
+        panel.locator_params(nbins=5)
+        panel.set_xlabel(cast.titles[rival], color=cast.looks[rival].color)
+        panel.set_ylabel(cast.titles[leader], color=cast.looks[leader].color)
+        ahead = table[leader] > table[rival] if metric.higher_is_better else table[leader] < table[rival]
+        words = f"{cast.titles[leader]} better\nin {int(ahead.sum())} of {len(table)}"
+        panel.text(0.03, 0.97, words, transform=panel.transAxes, fontsize=7, va="top", color="#555555")
+    handles = {text: h for panel in axes for h, text in zip(*panel.get_legend_handles_labels(), strict=True)}
+    if handles:
+        title = results.blocks[0].axis
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), title=title)
+    return figure
+
+
+def _rival(metric: Metric, summary: pd.DataFrame, block: str, leader: str) -> str | None:
+    """The best other method of a block by its mean over the columns; one that never differs is no rival."""
+    shared, _, _ = shared_columns(metric, summary[summary["block"] == block])
+    table = shared.pivot(index="column", columns="line", values="mean")
+    if leader not in table:
+        return None
+    spread = float(table.max().max() - table.min().min())
+    differs = (table.sub(table[leader], axis=0).abs() > TWINS * spread).any()
+    means = table.loc[:, differs].mean()
+    if means.empty:
+        return None
+    return str(means.idxmax() if metric.higher_is_better else means.idxmin())
+
+
+def _shade(i: int, n: int) -> Any:
+    """From light to dark blue: in order, and in every colour vision."""
+    from matplotlib.colors import to_rgb
+
+    dark = np.array(to_rgb(PALETTE[0]))
+    share = 0.35 + 0.65 * i / max(1, n - 1)
+    return tuple((1 - share) * np.array([0.93, 0.8, 0.45]) + share * dark * (0.8 if share > 0.9 else 1))

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reports.figures import Look, grid_of_panels, legend_below, looks
+from reports.drawing import Cast, draw_line, legend, panels, plain_ticks
 from reports.results import Block, Line, Results
 from reports.tables import MISSING, Entry, Group, Row, Table, absent
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TRIP = "trip_"
@@ -237,21 +236,22 @@ def _number(value: float, style: str) -> Entry:
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def trip_figure(results: Results) -> Figure:
+def trip_figure(results: Results, cast: Cast) -> Figure:
     """Round-trip error of the image against evaluations and against dopri5's tolerance, log-log: a line a method,
     the mean over images, corruptions and severities; reversible solvers stand alone."""
-    style, solvers = looks(results.lines), round_trips(results)
-    figure, (work, tolerance) = grid_of_panels(2, 4.2, 3.2, [line.title for line in results.lines])
+    solvers = round_trips(results)
+    figure, (work, tolerance) = panels(2, 4.2, 3.2, legend=list(cast.titles.values()))
     for line in results.lines:
         rows = results.rows[results.rows["line"] == line.key]
         means = {name: (_mean(rows, f"{TRIP}{name}{NFE}"), _mean(rows, f"{TRIP}{name}")) for name in solvers}
         walked = [name for name in solvers if name.startswith(DOPRI5)]
-        _line(work, [means[n][0] for n in walked], [means[n][1] for n in walked], style[line.key], line.title)
-        _line(tolerance, [_tolerance(n) for n in walked], [means[n][1] for n in walked], style[line.key], line.title)
+        look, errors = cast.looks[line.key], [max(means[name][1], EXACT) for name in walked]
+        draw_line(work, [means[name][0] for name in walked], errors, look, line.title)
+        draw_line(tolerance, [_tolerance(name) for name in walked], errors, look, line.title)
         for name in solvers:
             if name not in walked and math.isfinite(means[name][1]):
                 x, y = means[name][0], max(means[name][1], EXACT)
-                work.plot(x, y, color=style[line.key].color, marker="*", markersize=10, linestyle="none")
+                work.plot(x, y, color=look.color, marker="*", markersize=10, linestyle="none")
                 work.annotate(name.replace("_", " "), (x, y), xytext=(6, 2), textcoords="offset points", fontsize=7)
     ends = [_tolerance(name) for name in solvers if name.startswith(DOPRI5)]
     if ends:
@@ -261,7 +261,10 @@ def trip_figure(results: Results) -> Figure:
         panel.set_yscale("log")
         panel.set_xlabel(label)
     work.set_ylabel("rms error of the image")
-    legend_below(figure, (work, tolerance))
+    evaluations = [x for name in solvers for x in results.rows[f"{TRIP}{name}{NFE}"].dropna().astype(float)]
+    if evaluations:
+        plain_ticks(work, evaluations)
+    legend(figure, (work, tolerance))
     return figure
 
 
@@ -273,21 +276,16 @@ def _mean(rows: pd.DataFrame, name: str) -> float:
     return float(rows[name].astype(float).mean()) if name in rows and len(rows) else math.nan
 
 
-def _line(panel: Axes, x: Sequence[float], y: Sequence[float], look: Look, title: str) -> None:
-    drawn = np.maximum(np.asarray(y, dtype=float), EXACT)
-    panel.plot(x, drawn, color=look.color, marker=look.marker, linestyle=look.linestyle, label=title)
-
-
-def band_figure(results: Results) -> Figure:
+def band_figure(results: Results, cast: Cast) -> Figure:
     """Measured singular values (thick) and sought pairs (thin), least to most over images, in the certified band
     (shaded; nominal: hatched), log: a panel a corruption, a bar a method and severity."""
-    style, lines = looks(results.lines), list(results.lines)
-    figure, panels = grid_of_panels(len(results.blocks), 3.2, 2.9, [line.title for line in lines])
+    lines = list(results.lines)
+    figure, axes = panels(len(results.blocks), 3.2, 2.9, legend=list(cast.titles.values()))
     step = 0.8 / max(1, len(lines))
-    for panel, block in zip(panels, results.blocks, strict=True):
+    for panel, block in zip(axes, results.blocks, strict=True):
         for place in (p for p in places(results) if p.block == block):
             centre = block.columns.index(place.column) + step * (lines.index(place.line) - (len(lines) - 1) / 2)
-            look = style[place.line.key]
+            look = cast.looks[place.line.key]
             if band := place.band:
                 how: dict[str, Any] = (
                     {"color": look.color, "alpha": 0.16} if place.certified else {"fill": False, "hatch": "////"}
@@ -306,6 +304,6 @@ def band_figure(results: Results) -> Figure:
         panel.set_title(block.title)
         panel.set_xlabel(block.axis)
         panel.set_xticks(range(len(block.columns)), block.columns)
-    panels[0].set_ylabel("|Φ(a) − Φ(b)| / |a − b|")
-    legend_below(figure, panels)
+    axes[0].set_ylabel("|Φ(a) − Φ(b)| / |a − b|")
+    legend(figure, axes)
     return figure

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports.figures import Gallery, middle
-from reports.results import Cell, Results, words
+from reports.images import Gallery, middle
+from reports.results import Results, words
 from reports.tables import Table
 
 if TYPE_CHECKING:
     import numpy as np
 
-BUDGET = 5_000_000  # bytes of sample images in the page, before base64 adds a third
-MANY = 6  # methods, from which on the page has a filter
-JPEG_BYTES = 0.6  # a pixel, at quality 85 and at its worst; for photographs too large to be embedded as they are
+LIMIT = 9_500_000  # bytes of the page, of which the sample images take what the rest leaves
+LEAST = 1_000_000  # bytes for the sample images, however large the rest
+JPEG_BYTES = 0.7  # a pixel, at quality 85 and at its worst; for photographs too large to be embedded as they are
+LISTED = 500  # cells named under one heading
+DATA = "@gallery-data@"  # stands in the page until its size without the images is known
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,18 @@ class Figure:
         return int.from_bytes(self.png[16:20], "big") * 96 // 160
 
     @property
+    def height(self) -> int:
+        return int.from_bytes(self.png[20:24], "big") * 96 // 160
+
+    @property
     def uri(self) -> str:
-        return _uri(self.png, "png")
+        """With 256 colours: a drawing has few, and the page stays a third of the size."""
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        drawing = Image.open(io.BytesIO(self.png)).convert("RGB")
+        drawing.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, "PNG")
+        return _uri(min(buffer.getvalue(), self.png, key=len), "png")
 
 
 def _uri(content: bytes, kind: str) -> str:
@@ -53,18 +66,21 @@ def _png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def encoder(galleries: Iterable[Gallery]) -> Any:
-    """array -> data URI: the image as it is (PNG) while all of them fit the budget, else smaller (JPEG)."""
+def encoder(galleries: Iterable[Gallery], budget: int) -> Callable[[np.ndarray], str]:
+    """array -> data URI: the image as it is (PNG) while all of them fit `budget` bytes, else smaller (JPEG)."""
     from PIL import Image
 
-    images = [p.image for g in galleries for row in g.pictures for p in row if p.image is not None]
-    files = {id(image): _png(image) for image in images} if sum(i.size for i in images) <= 3 * BUDGET else {}
-    whole = bool(files) and sum(map(len, files.values())) <= BUDGET
-    side = max(32, int(math.sqrt(BUDGET / JPEG_BYTES / max(1, len(images)))))
+    images = {p.image.tobytes(): p.image for g in galleries for row in g.pictures for p in row if p.image is not None}
+    budget = budget * 3 // 4  # base64 adds a third
+    whole: dict[bytes, bytes] = {}
+    if sum(map(len, images)) <= 4 * budget:
+        whole = {key: _png(image) for key, image in images.items()}
+    fits = bool(whole) and sum(map(len, whole.values())) <= budget
+    side = max(16, int(math.sqrt(budget / JPEG_BYTES / max(1, len(images)))))
 
     def encode(image: np.ndarray) -> str:
-        if whole:
-            return _uri(files[id(image)], "png")
+        if fits:
+            return _uri(whole[image.tobytes()], "png")
         buffer = io.BytesIO()
         picture = Image.fromarray(image)
         picture.thumbnail((side, side))
@@ -74,26 +90,59 @@ def encoder(galleries: Iterable[Gallery]) -> Any:
     return encode
 
 
-def gallery_panels(galleries: Sequence[Gallery]) -> list[dict[str, Any]]:
-    """A block's galleries as the template wants them: a panel a column, the middle one open."""
-    encode = encoder(galleries)
+def gallery_data(galleries: Sequence[Gallery], budget: int) -> str:
+    """JSON of all galleries for the page's script: every distinct image once, cells as [image or null, caption]."""
+    encode = encoder(galleries, budget)
+    images: dict[bytes, int] = {}
+    uris: list[str] = []
+
+    def index(image: np.ndarray | None) -> int | None:
+        if image is None:
+            return None
+        key = image.tobytes()
+        if key not in images:
+            images[key] = len(uris)
+            uris.append(encode(image))
+        return images[key]
+
     blocks: dict[str, dict[str, Any]] = {}
     for shown in galleries:
-        entry = blocks.setdefault(shown.block.key, {"block": shown.block, "panels": []})
-        place = f"{shown.block.title}, {shown.block.axis} {shown.column}"
-        rows = []
-        for name, pictures in zip(shown.ids, shown.pictures, strict=True):
-            row = []
-            for head, picture in zip(shown.heads, pictures, strict=True):
-                alt = f"{head}, image {name}, {place}" + (f", {picture.caption}" if picture.caption else "")
-                source = None if picture.image is None else encode(picture.image)
-                row.append({"src": source, "alt": alt, "caption": picture.caption})
-            rows.append(row)
-        strips = [(head, [row[i] for row in rows]) for i, head in enumerate(shown.heads)]
-        entry["panels"].append({"column": shown.column, "strips": strips})
-    for entry in blocks.values():
-        entry["open"] = middle(entry["block"].axis, [panel["column"] for panel in entry["panels"]])
-    return list(blocks.values())
+        entry = blocks.setdefault(shown.block.key, {"title": shown.block.title, "panels": []})
+        cells = [[[index(row[i].image), row[i].caption] for row in shown.pictures] for i in range(len(shown.heads))]
+        names = {"heads": shown.heads, "ids": shown.ids, "ranks": shown.ranks, "rule": shown.rule}
+        entry["panels"].append({"column": shown.column, **names, "cells": cells})
+        entry["open"] = middle(shown.block.axis, [panel["column"] for panel in entry["panels"]])
+    text = json.dumps({"images": uris, "blocks": list(blocks.values())}, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")  # no end of the script element inside it
+
+
+def filters(results: Results, tables: Sequence[Table]) -> list[tuple[str, str, list[str]]]:
+    """What the page can be narrowed to: (what elements carry it, its heading, its values), where there is a choice."""
+    blocks = results.blocks
+    inputs = dict.fromkeys(r.title for table in tables for group in table.groups for r in group.rows if r.reference)
+    columns = dict.fromkeys(column for block in blocks for column in block.columns)
+    offered = [
+        ("method", "method", [*(line.title for line in results.lines), *inputs]),
+        ("block", blocks[0].over if blocks else "", [block.title for block in blocks]),
+        ("column", blocks[0].axis if blocks else "", list(columns)),
+    ]
+    if not tables:
+        return []
+    return [(kind, legend, values) for kind, legend, values in offered if len(values) > 1]
+
+
+def failures(results: Results) -> list[dict[str, Any]]:
+    """Failures by what went wrong: class, message, traceback, and the cells (id, place) that ended so."""
+    places = {cell.id: describe(cell.axes) for cell in results.cells}
+    groups: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
+    for i, failure in results.failures.items():
+        trace = failure.get("traceback", "no traceback recorded")
+        key = (str(failure.get("class", "unknown")), str(failure.get("message", "")), str(trace))
+        groups.setdefault(key, []).append((i, places[i]))
+    return [
+        {"kind": kind, "message": message, "traceback": trace, "cells": cells}
+        for (kind, message, trace), cells in groups.items()
+    ]
 
 
 def by_reason(skipped: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -112,19 +161,26 @@ def provenance(results: Results) -> list[tuple[str, list[str]]]:
         return sorted({words(value) for value in values if value not in (None, "", [], {})})
 
     packages = {f"{name} {version}" for r in records for name, version in (r.get("packages") or {}).items()}
-    weights = {f"{name}: {sha}" for r in records for name, sha in (r.get("weights") or {}).items()}
+    weights = {f"{name}: {sha}" for r in records for name, sha in (r.get("weights") or {}).items() if sha}
     started = distinct(r.get("started") for r in records)
-    commits = {f"{r['git_sha']}{' (with local changes)' if r.get('dirty') else ''}" for r in records if "git_sha" in r}
+    commits = {r["git_sha"] + _changes(r.get("dirty")) for r in records if "git_sha" in r}
     shown = [
         ("Commit", sorted(commits)),
+        ("Python", distinct(r.get("python") for r in records)),
         ("Packages", sorted(packages)),
         ("Hosts", distinct(r.get("host") for r in records)),
+        ("Device", distinct(r.get("device") for r in records)),
         ("GPU", distinct(r.get("gpu") for r in records)),
+        ("CUDA", distinct(r.get("cuda") for r in records)),
         ("Threads", distinct(r.get("torch_threads") for r in records)),
         ("Weights (sha256)", sorted(weights)),
         ("Started", [started[0], f"to {started[-1]}"] if len(started) > 1 else started),
     ]
     return [(heading, values) for heading, values in shown if values]
+
+
+def _changes(dirty: Any) -> str:
+    return f" (with local changes {words(dirty)})" if dirty else ""
 
 
 def describe(axes: Mapping[str, Any]) -> str:
@@ -150,9 +206,8 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    missing: list[Cell] = [cell for cell in results.cells if cell.status == "missing"]
-    places = {cell.id: describe(cell.axes) for cell in results.cells}
-    return environment.get_template("report.html.j2").render(
+    blocks = results.blocks
+    html = environment.get_template("report.html.j2").render(
         manifest=results.manifest,
         title=results.manifest.get("title") or results.manifest["name"],
         description=results.manifest.get("description") or "",
@@ -160,15 +215,20 @@ def page(
         error=error,
         tables=tables,
         figures=figures,
-        galleries=gallery_panels(galleries),
+        galleries=bool(galleries),
+        data=DATA,
+        over=blocks[0].over if blocks else "",
+        axis=blocks[0].axis if blocks else "",
+        filters=filters(results, tables),
         images=int(results.rows["image_id"].nunique()),
         count={status: results.count(status) for status in ("done", "failed", "missing")},
         total=len(results.cells),
         methods=len(results.lines),
-        missing=[(cell.id, places[cell.id]) for cell in missing],
-        failures=[(i, places[i], failure) for i, failure in results.failures.items()],
+        missing=[cell.id for cell in results.cells if cell.status == "missing"],
+        failures=failures(results),
         unavailable=sorted((results.manifest.get("unavailable") or {}).items()),
         skipped=by_reason(results.manifest.get("skipped") or []),
-        filter=[line.title for line in results.lines] if len(results.lines) > MANY else [],
         provenance=provenance(results),
+        listed=LISTED,
     )
+    return html.replace(DATA, gallery_data(galleries, max(LEAST, LIMIT - len(html.encode())))) if galleries else html

@@ -91,7 +91,9 @@ def _positions(rows: pd.DataFrame, by: list[str]) -> dict[tuple[str, ...], npt.N
 
 def _pooled(results: Results, extractor: str, ids: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Features of the outputs of cells and of their truths, in the order of the images' names."""
-    outputs, names, truths = [], [], {}
+    outputs: list[npt.NDArray[Any]] = []
+    names: list[str] = []
+    truths: dict[str, npt.NDArray[Any]] = {}
     for cell_id in ids:
         found = results.features(cell_id)
         if f"{extractor}_output" not in found:
@@ -205,11 +207,11 @@ def _rank(metric: Metric, entries: list[dict[str, Any]], rows: _Rows, block: Blo
         known = ~np.isnan(values)
         row[np.searchsorted(names, np.unique(images[known]))] = cluster_means(values[known], images[known])
     ranking = rank(_above_floor(metric, scores), metric.higher_is_better)
-    for place, mark in ranking.marks.items():
-        whole[place]["mark"] = mark
-    for place, difference, p in zip(ranking.order[1:], ranking.differences, ranking.adjusted, strict=True):
+    for index, mark in ranking.marks.items():
+        whole[index]["mark"] = mark
+    for index, difference, p in zip(ranking.order[1:], ranking.differences, ranking.adjusted, strict=True):
         found = difference.interval
-        whole[place] |= {
+        whole[index] |= {
             "to_best": found.mean,
             "to_best_low": found.low,
             "to_best_high": found.high,

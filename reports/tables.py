@@ -189,7 +189,7 @@ def _notes(metric: Metric, summary: pd.DataFrame, results: Results) -> tuple[str
             "within an image).",
             "Bold: best, underlined: second, only where the Wilcoxon signed-rank test paired by image (Holm over "
             "methods, p < .05) holds it against every method ranked below.",
-            *_undecided(summary),
+            *_undecided(metric, summary),
             *absent(results),
         ]
     if summary["partial"].any():
@@ -202,13 +202,14 @@ def _notes(metric: Metric, summary: pd.DataFrame, results: Results) -> tuple[str
     return tuple(notes)
 
 
-def _undecided(summary: pd.DataFrame) -> list[str]:
+def _undecided(metric: Metric, summary: pd.DataFrame) -> list[str]:
     """In how many columns no method is bold, although several are compared."""
     compared = len(summary[summary["p_holm"].notna()].groupby(["block", "column"]))
     undecided = compared - int((summary["mark"] == "best").sum())
     if not undecided:
         return []
-    return [f"In {undecided} of {compared} columns the best is not significantly better than all others: no bold."]
+    where = f"{metric.title}: in {undecided} of {compared} columns"
+    return [f"{where} the best is not significantly better than all others, so none is bold."]
 
 
 SETS = {

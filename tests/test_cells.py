@@ -274,7 +274,7 @@ def test_the_weights_are_part_of_the_id(tmp_path: Path) -> None:
 
 def test_a_metrics_version_is_part_of_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
     before = ids(one_cell())
-    monkeypatch.setitem(metrics.VERSIONS, "psnr", 2)
+    monkeypatch.setitem(metrics.CATALOGUE, "psnr", metrics.Metric(version=2))
     assert ids(one_cell()) != before
 
 

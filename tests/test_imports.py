@@ -25,7 +25,7 @@ FORBIDDEN = {
     "reports": ("methods", "corruptions", "torch", "torchvision", "pytorch_lightning", "hydra", "submitit"),
     "bench": ("reports",),
 }
-ADMITTED = {"reports": ("bench.store",)}
+ADMITTED = {"reports": ("bench.store", "bench.mirror")}
 """What a room may know of bench."""
 HEAVY = ("torch", "pytorch_lightning", "torchvision", "lpips", "wandb", "sklearn", "matplotlib", "methods.base")
 

@@ -11,23 +11,62 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from reports.statistics import bootstrap, cluster_means, holm, paired_difference, signed_rank
+from reports.calibration import POPULATIONS, coverage, false_calls, nested_coverage
+from reports.statistics import (
+    bootstrap,
+    cluster_means,
+    hedges_g,
+    holm,
+    interval,
+    paired_difference,
+    performance_profile,
+    probability_of_improvement,
+    rank,
+    rank_biserial,
+    signed_rank,
+)
 
 
-def test_bootstrap_agrees_with_scipy() -> None:
+def test_bootstrap_is_the_studentised_one() -> None:
+    """Against its definition, sample by sample, with draws of its own."""
     x = np.random.default_rng(1).gamma(2.0, 3.0, size=40)
-    ours = bootstrap(x, np.arange(40), draws=20_000)
-    theirs = stats.bootstrap((x,), np.mean, method="percentile", n_resamples=20_000, rng=2).confidence_interval
-    width = theirs.high - theirs.low
+    rng = np.random.default_rng(2)
+    samples = x[rng.integers(40, size=(20_000, 40))]
+    t = (samples.mean(1) - x.mean()) / (samples.std(1, ddof=0) / math.sqrt(39))
+    error = x.std(ddof=1) / math.sqrt(40)
+    low, high = x.mean() - np.quantile(t, [0.975, 0.025]) * error
+    ours = interval(x)
     assert ours.mean == pytest.approx(x.mean())
-    assert ours.low == pytest.approx(theirs.low, abs=0.03 * width)
-    assert ours.high == pytest.approx(theirs.high, abs=0.03 * width)
+    assert ours.low == pytest.approx(low, abs=0.05 * (high - low))
+    assert ours.high == pytest.approx(high, abs=0.05 * (high - low))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 1000])
+def test_few_and_many_images_have_students_interval(n: int) -> None:
+    x = np.random.default_rng(n).normal(size=n)
+    theirs = stats.ttest_1samp(x, 0).confidence_interval(0.95)
+    ours = interval(x)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 5), (3, 12), (12, 12), (700, 1000)])
+def test_shares_have_wilsons_interval(hits: int, n: int) -> None:
+    theirs = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    ours = interval([1.0] * hits + [0.0] * (n - hits))
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_tied_values_have_an_interval() -> None:
+    """Samples of almost equal values have no spread to studentise with; the interval is finite all the same."""
+    found = interval([2.0] * 11 + [3.0])
+    assert found.low < found.mean < found.high < 3
+    assert interval([2.0] * 12).half_width == 0
 
 
 def test_bootstrap_agrees_with_the_normal_interval() -> None:
     """For many images the half-width is 1.96 standard deviations (1 / n) of the mean."""
     x = np.random.default_rng(0).normal(size=4000)
-    ours = bootstrap(x, np.arange(4000), draws=4000)
+    ours = bootstrap(x, np.arange(4000))
     assert ours.half_width == pytest.approx(1.95996 * x.std() / math.sqrt(4000), rel=0.05)
 
 
@@ -40,16 +79,20 @@ def test_seeds_are_nested_in_images() -> None:
     assert bootstrap([1.0, 1.0, 1.0, 5.0], ["a", "a", "a", "b"]).mean == 3.0
 
 
-def test_coverage() -> None:
-    """A nested normal model, 30 images of 3 seeds: the true mean lies inside about 95 % of the intervals."""
-    rng = np.random.default_rng(5)
-    images = np.repeat(np.arange(30), 3)
-    hits = 0
-    for seed in range(400):
-        values = 2.0 + rng.normal(size=30)[images] + 0.5 * rng.normal(size=90)
-        interval = bootstrap(values, images, draws=500, seed=seed)
-        hits += interval.low <= 2.0 <= interval.high
-    assert 0.90 <= hits / 400 <= 0.99
+@pytest.mark.parametrize("population", ["normal", "bounded (beta 8, 2)", "skewed (gamma 2)"])
+def test_coverage(population: str) -> None:
+    """The true mean lies inside 93 to 97 % of the intervals of 12 images."""
+    assert 0.93 <= coverage(*POPULATIONS[population], images=12, sweeps=2000) <= 0.97
+
+
+def test_coverage_of_nested_seeds() -> None:
+    assert 0.93 <= nested_coverage(images=30, seeds=3, sweeps=1000) <= 0.97
+
+
+@pytest.mark.parametrize(("methods", "images"), [(2, 12), (5, 20)])
+def test_equal_methods_are_rarely_called_different(methods: int, images: int) -> None:
+    marked, _ = false_calls(methods, images, sweeps=400)
+    assert marked <= 0.05
 
 
 def test_bootstrap_is_deterministic_and_order_free() -> None:
@@ -57,13 +100,6 @@ def test_bootstrap_is_deterministic_and_order_free() -> None:
     order = np.random.default_rng(6).permutation(30)
     names = np.asarray([f"{i:03d}" for i in range(30)])
     assert bootstrap(x, names) == bootstrap(x[order], names[order])
-
-
-def test_large_sets_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = np.random.default_rng(8).normal(size=50)
-    whole = bootstrap(x, np.arange(50), draws=300)
-    monkeypatch.setattr("reports.statistics.BLOCK", 120)
-    assert bootstrap(x, np.arange(50), draws=300) == whole
 
 
 def test_few_and_missing_images() -> None:
@@ -132,3 +168,50 @@ def test_holm_by_hand() -> None:
 def test_holm_lies_between_raw_and_bonferroni(p: list[float]) -> None:
     for raw, adjusted in zip(p, holm(p), strict=True):
         assert raw <= adjusted <= min(1.0, raw * len(p)) + 1e-12
+
+
+def test_effect_sizes() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=15), rng.normal(0.4, 1, size=15)
+    ranks = stats.rankdata(abs(a - b))
+    expected = (ranks[a > b].sum() - ranks[a < b].sum()) / ranks.sum()
+    assert rank_biserial(a - b) == pytest.approx(expected)
+    assert rank_biserial([0.0, 0.0]) == 0 and rank_biserial([1.0, 2.0]) == 1
+    cohen = (a - b).mean() / (a - b).std(ddof=1)
+    assert hedges_g(a - b) == pytest.approx(cohen * (1 - 3 / (4 * 14 - 1)), rel=1e-3)
+    assert hedges_g([2.0, 2.0]) == math.inf and hedges_g([0.0, 0.0]) == 0 and math.isnan(hedges_g([1.0]))
+
+
+def test_hedges_g_is_unbiased() -> None:
+    """Six differences of mean 0.7 deviations: Cohen's d is too large by a fifth on average, Hedges' g is right."""
+    x = np.random.default_rng(4).normal(0.7, 1, size=(4000, 6))
+    found = np.array([hedges_g(row) for row in x])
+    assert found.mean() == pytest.approx(0.7, abs=3 * found.std() / math.sqrt(4000))
+
+
+def test_probability_of_improvement() -> None:
+    assert probability_of_improvement([1, 2, 3, 4], [0, 2, 4, 4]) == 0.5
+    assert paired_difference([1, 2, 3], [0, 0, 0]).wins == 1
+    assert math.isnan(probability_of_improvement([], []))
+
+
+def test_performance_profile() -> None:
+    found = performance_profile([[1, 2, 3, np.nan], [5, 5, 5, 5]], [0, 2, 5, 6])
+    np.testing.assert_allclose(found, [[0.75, 0.5, 0, 0], [1, 1, 1, 0]])
+    lower = performance_profile([[1, 2, 3, np.nan]], [0, 2, 5], higher_is_better=False)
+    np.testing.assert_allclose(lower, [[0, 0.5, 0.75]])
+
+
+def test_ranking() -> None:
+    """A clear order is marked; methods that lead by noise alone are not; who has no score is not ranked."""
+    rng = np.random.default_rng(5)
+    base, noise = rng.normal(20, 5, size=12), rng.normal(0, 0.1, size=(4, 12))
+    clear = rank(base + noise + np.array([[0], [3], [1], [0]]), higher_is_better=True)
+    assert clear.order[:2] == (1, 2) and clear.marks == {1: "best", 2: "second"}
+    assert clear.adjusted[-1] == pytest.approx(3 * 2 / 2**12)
+    assert rank(-(base + noise + np.array([[0], [3], [1], [0]])), higher_is_better=False).marks == clear.marks
+    assert rank(base + noise, higher_is_better=True).marks == {}
+    gone = base + noise
+    gone[0] = np.nan
+    assert 0 not in rank(gone, higher_is_better=True).order
+    assert rank(base[None], higher_is_better=True).marks == {}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from bench import cards, train
 from bench.config import compose_config
 from bench.errors import UserError
+from bench.mirror import curves
 from bench.models import build_backbone, build_denoiser, build_grid
 from methods.backbones.attributes import HEADS, attributes
 from methods.backbones.captions import VOCABULARIES
@@ -21,7 +22,7 @@ from methods.sampling import sample
 from methods.training import Optimisation, keyed_generator
 
 ZOO = Path(__file__).resolve().parent.parent / "methods" / "zoo"
-TINY = ["model=digits_vp", "train.images=128", "train.validate_every=3", "train.threads=1"]
+TINY = ["model=digits_vp", "train.images=128", "train.validate_every=3", "train.threads=1", "tracker=none"]
 
 
 def test_train_resume_and_card(tmp_path: Path) -> None:
@@ -32,6 +33,9 @@ def test_train_resume_and_card(tmp_path: Path) -> None:
     assert first.keys() == second.keys() and any(not torch.equal(first[k], second[k]) for k in first)
     record = json.loads((tmp_path / "digits_vp.curve.json").read_text())
     assert [step for step, _ in record["curve"]] == [3, 6] and record["history"] == [[0, 3], [3, 6]]
+    assert [
+        step for step, logged in curves(tmp_path / "digits_vp" / "history.jsonl").items() if "held_out_loss" in logged
+    ]
     facts = json.loads((tmp_path / "digits_vp.json").read_text())
     assert facts["sha256"] and facts["command"].startswith("python -m bench.train model=digits_vp")
     card = (tmp_path / "digits_vp.md").read_text()
@@ -101,8 +105,9 @@ def test_the_zoo_is_what_its_cards_say(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["scenes_vp", "scenes_rf"])
 def test_samples_carry_what_their_captions_ask(name: str) -> None:
-    """The card's figures hold again on a smaller draw, within its sampling error."""
+    """The card's figures are what we ask of samples, and hold again on a smaller draw, within its sampling error."""
     facts = json.loads((ZOO / f"{name}.json").read_text())["agreement"]
+    assert facts["color"] >= 0.95 and facts["shape"] >= 0.90
     config = compose_config([f"model={name}"], sweep_required=False).model[name]
     captions = cards._captions(config, 64)
     found = cards.judge(cards.draw(config, captions, config.guidance, seed=5, steps=25), captions, ZOO)

@@ -2,7 +2,8 @@
 CPU thread: it works on 2x2 patches, so its widest maps are half the image's side.
 
 Time and caption modulate every residual block (scale and shift); the caption is a short list of slots, each a symbol
-of a fixed vocabulary, so that colour and shape of each object stay bound to each other.
+of a fixed vocabulary. With `caption_attention` the coarse maps also attend to the slots (as in Rombach et al. 2022):
+which of two objects is the square is then decided place by place, and colour and shape stay bound to each other.
 """
 
 from __future__ import annotations
@@ -63,10 +64,34 @@ class Attention(nn.Module):
         return x + self.out(mixed)
 
 
+class CaptionAttention(nn.Module):
+    """Every place of a map asks the caption's slots, knowing where it is: left and right objects stay apart."""
+
+    def __init__(self, width: int, slot: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(8, width)
+        self.q = nn.Conv2d(width + 2, width, 1)
+        self.kv = nn.Linear(slot, 2 * width)
+        self.out = nn.Conv2d(width, width, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, slots: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        down = torch.linspace(-1, 1, h, device=x.device, dtype=x.dtype)[:, None].expand(b, 1, h, w)
+        right = torch.linspace(-1, 1, w, device=x.device, dtype=x.dtype).expand(b, 1, h, w)
+        q = self.q(torch.cat([self.norm(x), down, right], dim=1)).reshape(b, self.heads, c // self.heads, h * w)
+        k, v = self.kv(slots).reshape(b, -1, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q.transpose(2, 3), k, v).transpose(2, 3).reshape(b, c, h, w)
+        return x + self.out(mixed)
+
+
 class UNet(nn.Module):
     """Two resolutions, `widths` channels each; `vocabulary` names the caption grammar (scenes | digits).
 
-    Arguments: `channels` of the image; `patch` 1 or 2; `t_max` the path's noisiest time, to bring times to [0, 1].
+    Arguments: `channels` of the image; `patch` 1 or 2; `t_max` the path's noisiest time, to bring times to [0, 1];
+    `caption_attention` for captions of several objects, which modulation alone mixes up.
     """
 
     def __init__(
@@ -77,10 +102,11 @@ class UNet(nn.Module):
         patch: int = 2,
         t_max: float = 1.0,
         embedding: int = 128,
+        caption_attention: bool = False,
     ) -> None:
         super().__init__()
         self.vocabulary = VOCABULARIES[vocabulary]
-        self.patch, self.t_max = patch, t_max
+        self.patch, self.t_max, self.caption_attention = patch, t_max, caption_attention
         w1, w2 = widths
         self.slots = nn.Embedding(self.vocabulary.size, 32)
         self.caption = nn.Sequential(nn.Linear(32 * self.vocabulary.slots, embedding), nn.SiLU())
@@ -93,6 +119,8 @@ class UNet(nn.Module):
         self.attention1 = Attention(w2)
         self.middle = nn.ModuleList([ResidualBlock(w2, w2, embedding)])
         self.attention2 = Attention(w2)
+        if caption_attention:
+            self.caption1, self.caption2 = CaptionAttention(w2, 32), CaptionAttention(w2, 32)
         self.up2 = nn.ModuleList([ResidualBlock(2 * w2, w2, embedding)])
         self.expand = nn.Conv2d(w2, w1, 3, padding=1)
         self.up1 = nn.ModuleList([ResidualBlock(2 * w1, w1, embedding)])
@@ -116,10 +144,16 @@ class UNet(nn.Module):
         h = self.pool(h)
         for block in self.down2:
             h = block(h, e)
-        h = skip2 = self.attention1(h)
+        h = self.attention1(h)
+        if self.caption_attention:
+            h = self.caption1(h, embedding)
+        skip2 = h
         for block in self.middle:
             h = block(h, e)
-        h = torch.cat([self.attention2(h), skip2], dim=1)
+        h = self.attention2(h)
+        if self.caption_attention:
+            h = self.caption2(h, embedding)
+        h = torch.cat([h, skip2], dim=1)
         for block in self.up2:
             h = block(h, e)
         h = F.interpolate(self.expand(h), scale_factor=2, mode="nearest")

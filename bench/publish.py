@@ -1,0 +1,84 @@
+"""Complete the Weights & Biases mirror: `python -m bench.publish sweep=NAME [results=DIR] [tracker.project=NAME ...]`.
+
+A training's curves: `python -m bench.publish train=NAME [out=DIR]`.
+
+Makes the runs that are missing, from the store alone, and nothing twice: a run's id follows from what it mirrors; and
+for a sweep on a server its dashboard (bench.dashboard). Goes to the server where you are logged in;
+`tracker.mode=offline` writes run folders to RESULTS/wandb, which `wandb sync --yes RESULTS/wandb/offline-run-*` can
+upload from a machine with a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.config import TrackerConfig, compose_config
+from bench.errors import UserError, run_command, unknown
+from bench.mirror import RECIPE_FILE
+from bench.store import Store
+from bench.tracking import Mirror, TrainingMirror, complete, mode, one_line, publish_command, require_login
+
+Maker = Callable[[TrackerConfig, str], Mirror]
+
+
+def _sweep(name: str, results: str) -> Maker:
+    store = Store(Path(results).expanduser())
+    if not name:
+        raise UserError(f"name a sweep: sweep=NAME, one of {', '.join(store.manifests()) or '(none in this store)'}")
+    if name not in store.manifests():
+        raise unknown("sweep", name, store.manifests(), f"in {str(store.root)!r}")
+    return lambda tracker, mode: Mirror(store, name, tracker, mode)
+
+
+def _training(name: str, out: Path) -> Maker:
+    trainings = [path.parent.name for path in out.glob(f"*/{RECIPE_FILE}")]
+    if name not in trainings:
+        raise unknown("training", name, trainings, f"in {str(out)!r}")
+    return lambda tracker, mode: TrainingMirror(out, name, tracker, mode)
+
+
+def dashboard(mirror: Mirror) -> str:
+    """The dashboard's line; that it cannot be made costs nothing else."""
+    from bench.dashboard import ensure
+
+    try:
+        return ensure(mirror)
+    except Exception as error:
+        return f"dashboard: not made ({one_line(error)})"
+
+
+def main(arguments: list[str]) -> int:
+    own = {"sweep": "", "results": "results", "train": "", "out": "results/train"}
+    overrides = ["tracker=wandb"]
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value
+        elif key.startswith("tracker."):
+            overrides.append(argument)
+        else:
+            raise unknown("argument", key, [*own, "tracker.mode", "tracker.project", "tracker.entity"])
+    make = (
+        _training(own["train"], Path(own["out"]).expanduser()) if own["train"] else _sweep(own["sweep"], own["results"])
+    )
+    tracker = compose_config(overrides, sweep_required=False).tracker
+    chosen = mode(tracker)
+    if chosen == "disabled":
+        raise UserError("WANDB_MODE=disabled: nothing can be published")
+    if chosen == "online":
+        require_login()
+    console = Console(highlight=False, soft_wrap=True)
+    mirror = make(tracker, chosen)
+    with console.status("publishing") as status:
+        outcome = complete(mirror, lambda text: status.update(f"publishing {text}"))
+    if chosen == "online" and own["sweep"] and not outcome.left:
+        console.print(dashboard(mirror))
+    console.print(outcome.line(publish_command(own["train"] or own["sweep"], bool(own["train"]))))
+    return 1 if outcome.left else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

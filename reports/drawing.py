@@ -1,0 +1,267 @@
+"""What all figures share: who is drawn how, panels, legends, labels at the end of a line, and files without dates.
+
+Colours are Okabe & Ito's (2008), told apart by every kind of colour vision, and every colour has a marker and a dash
+of its own, so that print without colour still tells lines apart. A method looks the same in every figure of a report.
+Where more than `MANY` methods would make a thicket, the best few and the highlighted ones are drawn in colour and the
+others in grey, each with its name at its end. Files carry no dates and no version strings: the same numbers give the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reports.results import Metric, Results
+from reports.summary import INPUT
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLE = Path(__file__).parent / "report.mplstyle"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A500")
+MARKERS = "osD^vph<"
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)))
+GREY, GREY_INK, INPUT_COLOUR = "#C4C8CC", "#80868C", "#808080"
+MANY = 8  # lines, from which on only some are coloured
+BEST = 5  # of many lines are coloured for their rank
+TWINS = 0.02  # of the spread of all means: two lines that never differ by more count as one when colours are given
+LABEL = 6.5  # points, of a name at the end of a line
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a line of the tables is drawn."""
+
+    color: str
+    marker: str
+    linestyle: Any
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Everyone's look, from the best to the worst, and whom a crowded figure draws in colour."""
+
+    looks: dict[str, Look]
+    leads: tuple[str, ...]
+    highlighted: tuple[str, ...]  # those that the sweep itself names
+    titles: Mapping[str, str]
+
+    @property
+    def crowded(self) -> bool:
+        return len(self.looks) > MANY
+
+    @property
+    def rule(self) -> str:
+        """Whom the figures colour, in words; empty where it is everyone."""
+        if not self.crowded:
+            return ""
+        own = " and the sweep's highlighted methods" if self.highlighted else ""
+        return f"in colour the best {len(self.leads) - len(self.highlighted)} by mean rank{own}, in grey the others"
+
+
+def standing(metric: Metric, summary: pd.DataFrame) -> list[str]:
+    """The lines from the best to the worst by their mean rank over all columns."""
+    known = summary[(summary["metric"] == metric.name) & (summary["line"] != INPUT) & summary["mean"].notna()]
+    ranks = known.groupby(["block", "column"], sort=False)["mean"].rank(ascending=not metric.higher_is_better)
+    return ranks.groupby(known["line"], sort=False).mean().sort_values(kind="stable").index.astype(str).tolist()
+
+
+def cast(results: Results, metric: Metric | None, summary: pd.DataFrame, last: Collection[str] = ()) -> Cast:
+    """Looks by standing in `metric`: the sweep's highlighted methods first, then the best, twins after their first.
+
+    Lines in `last` (those a figure does not draw) come after all others.
+    """
+    order = standing(metric, summary) if metric is not None else []
+    titles = {line.key: line.title for line in results.lines}
+    order += [key for key in titles if key not in order]
+    order.sort(key=lambda key: key in last)
+    named = set(results.manifest.get("highlight") or ())
+    highlighted = [line.key for line in results.lines if line.method in named]
+    rest = [key for key in order if key not in highlighted]
+    twins = _twins(metric, summary, [*highlighted, *rest])
+    leaders = [key for key in rest if key not in twins][:BEST]
+    follow = sorted((key for key in rest if key not in leaders), key=lambda key: (key in last, key in twins))
+    order = [*highlighted, *leaders, *follow]
+    size = len(PALETTE)
+    looks = {
+        key: Look(PALETTE[i % size], MARKERS[(i + i // size) % len(MARKERS)], DASHES[i // size % len(DASHES)])
+        for i, key in enumerate(order)
+    }
+    leads = order if len(titles) <= MANY else [*highlighted, *leaders]
+    return Cast(looks, tuple(leads), tuple(highlighted), titles)
+
+
+def _twins(metric: Metric | None, summary: pd.DataFrame, order: Sequence[str]) -> set[str]:
+    """Lines that follow an earlier one of `order` everywhere."""
+    if metric is None:
+        return set()
+    chosen = summary[(summary["metric"] == metric.name) & summary["line"].isin(order) & np.isfinite(summary["mean"])]
+    means = chosen.pivot(index=["block", "column"], columns="line", values="mean")
+    if metric.digits.endswith("e"):  # an error over many powers of ten
+        means = np.log10(means.clip(lower=metric.floor or 1e-30))
+    spread = float(np.nanmax(means.to_numpy()) - np.nanmin(means.to_numpy())) if means.size else 0.0
+    kept: list[str] = []
+    for key in (key for key in order if key in means):
+        if not any(bool(((means[key] - means[other]).abs() <= TWINS * spread).all()) for other in kept):
+            kept.append(key)
+    return {key for key in order if key in means and key not in kept}
+
+
+# --- files and panels ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(matplotlib.rc_params_from_file(STYLE, use_default_template=False))
+        yield
+
+
+def save(figure: Figure, stem: Path, vector: bool = True) -> list[Path]:
+    """stem.png and, unless the figure is a bitmap itself, stem.pdf; without dates."""
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in (("png", "pdf") if vector else ("png",))]
+    figure.savefig(paths[0], metadata={"Software": None})
+    if not vector:
+        return paths
+    figure.set_layout_engine("none")  # keep what was laid out: the PDF need not lay it out again
+    figure.savefig(paths[1], metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return paths
+
+
+def panels(count: int, width: float, height: float, most: int = 4, legend: Sequence[str] = ()) -> tuple[Figure, Any]:
+    """`count` axes of width x height inches, at most `most` a row, with room below for a legend of these labels."""
+    from matplotlib.figure import Figure
+
+    columns = min(count, most)
+    rows = math.ceil(count / columns)
+    wide = max(width * columns, 4.5)
+    below = 0.3 + 0.19 * math.ceil(len(legend) / _legend_columns(wide, legend)) if legend else 0.0
+    figure = Figure(figsize=(wide, height * rows + below), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for spare in axes[count:]:
+        spare.set_axis_off()
+    return figure, axes[:count]
+
+
+def _legend_columns(width: float, labels: Sequence[str]) -> int:
+    """How many entries stand side by side in `width` inches: a handle, a gap and the longest label."""
+    return max(1, int(width / (0.62 + 0.078 * max(map(len, labels), default=1))))
+
+
+def legend(figure: Figure, axes: Sequence[Axes], backwards: bool = False) -> None:
+    """One legend below all panels, in the order of drawing or `backwards`."""
+    handles: dict[str, Any] = {}
+    for panel in axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if backwards:
+        handles = dict(reversed(handles.items()))
+    if handles:
+        columns = min(len(handles), _legend_columns(figure.get_figwidth(), list(handles)))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=2.6)
+
+
+# --- lines and their names -----------------------------------------------------------------------------------------
+
+
+def draw_line(panel: Axes, x: Any, y: Any, look: Look | None, title: str, **changes: Any) -> None:
+    """A line in its look, or thin and grey without one."""
+    if look is None:
+        panel.plot(x, y, **{"color": GREY, "linewidth": 1.0, "marker": ".", "markersize": 3, "zorder": 1.6, **changes})
+        return
+    panel.plot(
+        x, y, color=look.color, marker=look.marker, linestyle=look.linestyle, markeredgecolor="white",
+        markeredgewidth=0.6, label=title, **changes,
+    )  # fmt: skip
+
+
+def spread(wanted: Sequence[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:
+    """Positions in order of `wanted`, at least `gap` apart where there is room, moved as little as it takes."""
+    order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
+    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
+    blocks: list[tuple[list[int], float]] = []  # members that touch, and the position of their first
+    for i in order:
+        members, start = [i], wanted[i]
+        while True:
+            start = min(max(start, low), high - gap * (len(members) - 1))
+            if not blocks or blocks[-1][1] + gap * len(blocks[-1][0]) <= start + 1e-12:
+                break
+            members = [*blocks.pop()[0], *members]
+            start = float(np.mean([wanted[m] - k * gap for k, m in enumerate(members)]))
+        blocks.append((members, start))
+    placed = {m: start + k * gap for members, start in blocks for k, m in enumerate(members)}
+    return [placed[i] for i in range(len(wanted))]
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of a line, in data coordinates, and what is written beside it."""
+
+    x: float
+    y: float
+    text: str
+    color: str
+
+
+def name_ends(panel: Axes, ends: Sequence[End], height: float) -> None:
+    """Names right of the panel, each joined to the end of its line. `height`: of the panel in inches, roughly.
+
+    The panel's limits must be final: the names stand where its transform puts the ends.
+    """
+    if not ends:
+        return
+    to_axes: Callable[[Any], Any] = (panel.transData + panel.transAxes.inverted()).transform
+    places = [to_axes((end.x, end.y)) for end in ends]
+    rows = spread([float(y) for _, y in places], LABEL * 1.22 / 72 / height, -0.03, 1.03)
+    for end, (x, y), row in zip(ends, places, rows, strict=True):
+        panel.annotate(
+            end.text, (1.055, row), xycoords="axes fraction", fontsize=LABEL, color=end.color, va="center",
+            annotation_clip=False,
+        )  # fmt: skip
+        panel.plot(
+            [x + 0.008, 1.015, 1.047], [y, row, row], transform=panel.transAxes, color=end.color, linewidth=0.5,
+            alpha=0.6, clip_on=False, zorder=1.4,
+        )  # fmt: skip
+
+
+def halo() -> list[Any]:
+    """A white edge around letters, so that they are read over lines."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=2.2, foreground="white")]
+
+
+def ink(look: Look | None) -> str:
+    return GREY_INK if look is None else look.color
+
+
+def number(text: str) -> float:
+    """A column's name as a place on an axis; nan where it is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def plain_ticks(panel: Axes, x: Sequence[float]) -> None:
+    """20, 50, 100 rather than powers of ten, of which a narrow range would show one or none."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    panel.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if max(x) / min(x) < 300 else (1,)))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.xaxis.set_minor_locator(NullLocator())
+    if max(x) / min(x) < 2.5:
+        panel.set_xlim(min(x) / 2, max(x) * 2)

@@ -1,0 +1,160 @@
+"""Which figures and images a report shows, and the words under them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.store import Store
+from reports import drawing, guarantees, theory
+from reports import figures as draw
+from reports.drawing import Cast
+from reports.html import Figure
+from reports.images import Gallery, gallery, image_grid, middle, scores_of
+from reports.results import Metric, Results
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def illustrate(
+    store: Store, results: Results, lead: Metric | None, summary: pd.DataFrame, spent: pd.DataFrame, out: Path
+) -> tuple[list[Figure], list[Gallery], list[str]]:
+    """The figures as files; those of the page, its sample images, and the names written."""
+    folder = out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    names: list[str] = []
+
+    def keep(stem: str, figure: Any, vector: bool = True) -> bytes:
+        paths = drawing.save(figure, folder / stem, vector)
+        names.extend(f"figures/{path.name}" for path in paths)
+        return paths[0].read_bytes()
+
+    with drawing.styled():
+        galleries = _galleries(store, results, lead)
+        # An error on a logarithmic scale says more of a round trip than its PSNR does.
+        if results.reconstructs and results.error is not None:
+            return _round_trips(results, summary, spent, keep), galleries, names
+        cast = drawing.cast(results, lead, summary)
+        shown = _guarantees(results, cast, keep) if results.guarantees else []
+        shown += _comparisons(results, lead, summary, spent, cast, keep)
+        for number, block in enumerate(results.blocks):
+            own = {shown.column: shown for shown in galleries if shown.block.key == block.key}
+            if own:
+                stem = f"grid_{number + 1}_{_file_name(block.key)}"
+                keep(stem, image_grid(own[middle(block.axis, list(own))], cast), vector=False)
+    return shown, galleries, names
+
+
+def _figure(name: str, title: str, png: bytes, results: Results, panels: bool = True) -> Figure:
+    """A figure of the page; its words for those who do not see it name its panels."""
+    named = f"; a panel for each of {', '.join(block.title for block in results.blocks)}" if panels else ""
+    return Figure(name.replace("_", "-"), title, f"{title}{named}. The numbers are in the tables.", png)
+
+
+def _comparisons(
+    results: Results, lead: Metric | None, summary: pd.DataFrame, spent: pd.DataFrame, cast: Cast,
+    keep: Callable[[str, Any], bytes],
+) -> list[Figure]:  # fmt: skip
+    """Curves of every printed metric; of the first one also quality against cost, profiles and image by image."""
+    rule = f" ({cast.rule})" if cast.rule else ""
+    shown = []
+    for metric in results.metrics:
+        if not (metric.printed or metric is lead):
+            continue
+        name, title = f"curves_{metric.name}", f"{metric.title} against {results.blocks[0].axis}: mean"
+        title += f" and 95 % bootstrap band{rule}"
+        shown.append(_figure(name, title, keep(name, draw.curves(metric, summary, results, cast)), results))
+    if lead is None or results.reconstructs:
+        return shown
+    title = f"{lead.title} against cost{rule}; the grey staircase joins the methods that no other beats in both"
+    pareto = keep(f"pareto_{lead.name}", draw.pareto(lead, summary, spent, cast))
+    shown.append(_figure("pareto", title, pareto, results, panels=False))
+    scores = draw.by_image(lead, results)
+    if scores.empty:
+        return shown
+    more = "at least" if lead.higher_is_better else "at most"
+    title = f"Performance profiles: share of images with {more} this {lead.title}, all columns together{rule}"
+    profiles = keep(f"profiles_{lead.name}", draw.profiles(lead, scores, results, cast))
+    shown.append(_figure("profiles", title, profiles, results))
+    if len(cast.titles) > 1:
+        leader = cast.titles[cast.leads[0]]
+        title = f"Image by image: {lead.title} of {leader} against its best rival; a point an image and column"
+        png = keep(f"scatter_{lead.name}", draw.scatter(lead, scores, summary, results, cast))
+        shown.append(_figure("scatter", title, png, results))
+    return shown
+
+
+def _guarantees(results: Results, cast: Cast, keep: Callable[[str, Any], bytes]) -> list[Figure]:
+    """What was measured in the band that is certified, and round trips."""
+    bands = (
+        "Singular values of the flow's Jacobian (thick) and ratios of sought pairs (thin), least to most over images, "
+        "in the certified band (shaded; hatched where it is nominal)"
+    )
+    trips = "Round-trip error of the image against evaluations and against dopri5's tolerance"
+    band, trip = guarantees.band_figure(results, cast), guarantees.trip_figure(results, cast)
+    return [
+        _figure("singular_values", bands, keep("singular_values", band), results),
+        _figure("round_trips", trips, keep("round_trips", trip), results, panels=False),
+    ]
+
+
+def _round_trips(
+    results: Results, summary: pd.DataFrame, spent: pd.DataFrame, keep: Callable[[str, Any], bytes]
+) -> list[Figure]:
+    """Error against steps and against evaluations, the scale of the latents, and what theory says of them."""
+    error, axis = results.error, results.blocks[0].axis
+    assert error is not None
+    cast = drawing.cast(results, error, summary, theory.exact(error, summary))
+    drawn = []
+    if any(len(block.columns) > 1 for block in results.blocks):
+        drawn = [
+            (
+                f"curves_{error.name}",
+                f"Round-trip error against {axis}; in grey the slopes of a first (1/N) and of a second order method "
+                "(1/N²), beside each method the order seen between its last two points",
+                theory.round_trip(error, summary, spent, results, cast, "steps"),
+            ),
+            (
+                f"work_{error.name}",
+                f"Round-trip error against network evaluations, a line through a method's {axis}",
+                theory.round_trip(error, summary, spent, results, cast, "nfe"),
+            ),
+            (
+                "latent_std",
+                f"Scale of the latent against {axis}; 1 is the prior's",
+                theory.latent_scale(spent, results, cast),
+            ),
+        ]
+    shown = [_figure(name, title, keep(name, figure), results) for name, title, figure in drawn]
+    for name, title, extra in (
+        (
+            "growth",
+            "Parasitic growth of the latent behind a perfect round trip: EDICT's p⁻²ᴺ and BDIA's γ⁻ᴺ, in grey through "
+            "the last point. What grows starts smaller where steps are finer, so the growth seen from one number of "
+            "steps to the next stays a little below the law's",
+            theory.growth(spent, results, cast),
+        ),
+        (
+            "marginals",
+            "Marginals of RF-Inversion by its ODEs and its SDEs: one and the same at 0 and at 1 alone "
+            "(Theorems 3.4 and 3.5)",
+            theory.marginals(results),
+        ),
+    ):
+        if extra is not None:
+            shown.append(_figure(name, title, keep(name, extra), results, panels=False))
+    return shown
+
+
+def _galleries(store: Store, results: Results, lead: Metric | None) -> list[Gallery]:
+    scores = scores_of(results, lead)
+    found = (
+        gallery(store, results, block, column, lead, scores) for block in results.blocks for column in block.columns
+    )
+    return [shown for shown in found if shown is not None]
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() and c.isascii() else "_" for c in text.lower()).strip("_") or "all"

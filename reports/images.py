@@ -1,0 +1,237 @@
+"""The sample images that cells keep: a gallery a column for the page, and a grid of a few of them as a figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.store import Store
+from reports.drawing import Cast
+from reports.results import Block, Line, Metric, Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
+MOST = 8  # images of a gallery
+TILE = 96  # pixels of a tile of the grid, at least
+ZOOM = 3  # the inset shows a window of this part of the side
+FRAME = (214, 40, 40)  # of the window, in the tile and around the inset
+TRUTH, MEASURED, NO_IMAGE = "truth", "input y", "no image"
+UNKNOWN = (math.nan, math.nan)
+Scores = Callable[[str], Mapping[str, tuple[float, float]]]
+RULE = "by the mean of all methods' {metric} on the {n} images kept"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image [H, W, 3] uint8 with what is printed below it; None where the cell has not finished."""
+
+    image: Pixels | None
+    caption: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The sample images of one column, the worst first; truth, input and every method side by side."""
+
+    block: Block
+    column: str
+    heads: tuple[str, ...]
+    ids: tuple[str, ...]
+    ranks: tuple[str, ...]  # worst, median, best or nothing
+    pictures: tuple[tuple[Picture, ...], ...]
+    rule: str  # what worst and best mean
+
+
+def gallery(
+    store: Store, results: Results, block: Block, column: str, metric: Metric | None, scores: Scores
+) -> Gallery | None:
+    """The images that every finished method of this column kept. None where no cell kept any."""
+    kept: list[tuple[Line, str | None, dict[str, np.ndarray]]] = []
+    for line in results.lines:
+        cells = results.by_key.get((line.key, block.key, column))
+        if cells is None:
+            continue
+        done = next((cell.id for cell in cells if cell.status == "done"), None)
+        kept.append((line, done, store.samples(done) if done else {}))
+    filled = [(cell, samples) for _, cell, samples in kept if samples]
+    if not filled:
+        return None
+    places = {cell: {str(name): i for i, name in enumerate(samples["ids"])} for cell, samples in filled}
+    ids = [name for name in places[filled[0][0]] if all(name in place for place in places.values())][:MOST]
+    known = {cell: scores(cell) for cell, _ in filled if cell is not None}
+    ids, ranks = ranked(ids, list(known.values()), metric)
+    source, reference = filled[0]
+    measured = "input" in reference and not results.reconstructs  # a round trip's input is the truth
+    rows = []
+    for name in ids:
+        i = places[source][name]
+        row = [Picture(_rgb(reference["truth"][i]), "")]
+        if measured:
+            value = known[str(source)].get(name, UNKNOWN)[1]
+            row.append(Picture(_rgb(reference["input"][i]), _caption(metric, value)))
+        for _, cell, samples in kept:
+            if cell is None or not samples:
+                row.append(Picture(None, NO_IMAGE))
+                continue
+            value = known[cell].get(name, UNKNOWN)[0]
+            row.append(Picture(_rgb(samples["output"][places[cell][name]]), _caption(metric, value)))
+        rows.append(tuple(row))
+    heads = (TRUTH, *((MEASURED,) if measured else ()), *(line.title for line, _, _ in kept))
+    rule = RULE.format(metric=metric.title, n=len(ids)) if metric is not None else ""
+    return Gallery(block, column, heads, tuple(ids), tuple(ranks), tuple(rows), rule)
+
+
+def ranked(
+    ids: Sequence[str], scores: Sequence[Mapping[str, tuple[float, float]]], metric: Metric | None
+) -> tuple[list[str], list[str]]:
+    """The images from the worst to the best by their mean over the methods' scores, and what the three are called."""
+    if metric is None:
+        return list(ids), [""] * len(ids)
+    sign = 1 if metric.higher_is_better else -1
+
+    def mean(name: str) -> float:
+        known = [value for of in scores if not math.isnan(value := of.get(name, UNKNOWN)[0])]
+        return sign * sum(known) / len(known) if known else -math.inf
+
+    order = sorted(ids, key=lambda name: (mean(name), name))
+    ranks = [""] * len(order)
+    if len(order) > 2:
+        ranks[0], ranks[(len(order) - 1) // 2], ranks[-1] = "worst", "median", "best"
+    return order, ranks
+
+
+def scores_of(results: Results, metric: Metric | None) -> Scores:
+    """A function: cell -> image -> (metric, metric of the input). Rows of one cell are looked up when it is asked."""
+    rows = results.rows
+    if metric is None or metric.name not in rows:
+        return lambda _: {}
+    places = rows.groupby("cell_id", sort=False, observed=True).indices
+    blank = np.full(len(rows), math.nan)
+    images, values = rows["image_id"], rows[metric.name].to_numpy(dtype=float)
+    before = rows[f"input_{metric.name}"].to_numpy(dtype=float) if f"input_{metric.name}" in rows else blank
+
+    def scores(cell: str) -> dict[str, tuple[float, float]]:
+        chosen = places.get(cell, np.array([], dtype=int))
+        pairs = zip(values[chosen].tolist(), before[chosen].tolist(), strict=True)
+        return dict(zip(images.iloc[chosen].astype(str), pairs, strict=True))
+
+    return scores
+
+
+def _caption(metric: Metric | None, value: float) -> str:
+    if metric is None or math.isnan(value):
+        return ""
+    return "∞" if math.isinf(value) else f"{value:{metric.digits}}{f' {metric.unit}' if metric.unit else ''}"
+
+
+def _rgb(image: np.ndarray) -> Pixels:
+    image = image[..., None] if image.ndim == 2 else image
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
+
+
+def enlarge(image: Pixels, side: int) -> Pixels:
+    """Nearest neighbour to a square of `side` pixels: every source pixel stays visible."""
+    rows = np.arange(side) * image.shape[0] // side
+    columns = np.arange(side) * image.shape[1] // side
+    return image[rows][:, columns]
+
+
+def middle(axis: str, columns: Sequence[str]) -> str:
+    """The column to show first: severity 3, the common published setting, or the nearest; else the central one."""
+    if axis == "severity":
+        numbers = [column for column in columns if column.replace(".", "", 1).isdigit()]
+        if numbers:
+            return min(numbers, key=lambda column: abs(float(column) - 3))
+    return columns[(len(columns) - 1) // 2]
+
+
+# --- the grid ------------------------------------------------------------------------------------------------------
+
+
+def window(images: Sequence[Pixels]) -> tuple[slice, slice]:
+    """The square window, 1/ZOOM of the side, where the images differ most from one another (summed variance)."""
+    stack = np.stack(images).astype(np.float64)
+    variance = stack.var(axis=0).mean(axis=-1)
+    height, width = variance.shape
+    size = max(1, min(height, width) // ZOOM)
+    total = np.pad(variance, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    sums = total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]
+    y, x = np.unravel_index(int(np.argmax(np.round(sums, 6))), sums.shape)
+    return slice(int(y), int(y) + size), slice(int(x), int(x) + size)
+
+
+def _tile(image: Pixels, side: int, part: tuple[slice, slice]) -> Pixels:
+    """The whole image over its enlarged window [2 side + gap, side, 3], the window framed in both."""
+    whole, inset = enlarge(image, side).copy(), enlarge(image[part], side).copy()
+    scale_y, scale_x = side / image.shape[0], side / image.shape[1]
+    y0, y1 = (int(v * scale_y) for v in (part[0].start, part[0].stop))
+    x0, x1 = (int(v * scale_x) for v in (part[1].start, part[1].stop))
+    line = max(1, side // 64)
+    _frame(whole[y0:y1, x0:x1], line)
+    _frame(inset, line)
+    return np.concatenate([whole, np.full((side // 24, side, 3), 255, np.uint8), inset])
+
+
+def _frame(view: Pixels, line: int) -> None:
+    for edge in (view[:line], view[-line:], view[:, :line], view[:, -line:]):
+        edge[...] = FRAME
+
+
+def image_grid(shown: Gallery, cast: Cast) -> Figure:
+    """The worst, the median and the best image with a zoom inset below each, for the methods that are in colour.
+
+    One bitmap holds all tiles: an axis a tile would take seconds to draw.
+    """
+    import textwrap
+
+    from matplotlib.figure import Figure
+
+    leads = {cast.titles[key] for key in cast.leads}
+    columns = [i for i, head in enumerate(shown.heads) if head in leads or head in (TRUTH, MEASURED)]
+    rows = [i for i, rank in enumerate(shown.ranks) if rank] or list(range(min(3, len(shown.ids))))
+    images = [p.image for row in shown.pictures for p in row if p.image is not None]
+    largest = max(image.shape[0] for image in images)
+    side = largest * max(1, math.ceil(TILE / largest)) if largest < 256 else 256
+    gap, foot, margin = side // 16, side // 4, side // 5
+    inch = 0.95 / side  # a tile is .95 inch wide on paper, whatever its pixels
+    heads = [textwrap.wrap(shown.heads[column], 15, max_lines=3, placeholder="…") for column in columns]
+    lines = max(map(len, heads))
+    tall = 2 * side + side // 24 + foot
+    canvas = np.full((len(rows) * tall, margin + len(columns) * (side + gap) - gap, 3), 255, dtype=np.uint8)
+    head, border = 0.5 + 0.13 * lines, 0.12
+    width, height = canvas.shape[1] * inch + 2 * border, canvas.shape[0] * inch + head + border
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((border / width, border / height, 1 - 2 * border / width, canvas.shape[0] * inch / height))
+    for r, row in enumerate(rows):
+        pictures = [shown.pictures[row][column] for column in columns]
+        made = [p.image for p, column in zip(pictures, columns, strict=True) if shown.heads[column] in leads]
+        known = [image for image in made if image is not None]
+        part = window(known or [p.image for p in pictures if p.image is not None])
+        for c, picture in enumerate(pictures):
+            y, x = r * tall, margin + c * (side + gap)
+            tile = None if picture.image is None else _tile(picture.image, side, part)
+            canvas[y : y + tall - foot, x : x + side] = 238 if tile is None else tile
+            if picture.caption:
+                low, va = (side, "center") if tile is None else (tall - foot * 0.9, "top")
+                axes.text(x + side / 2, y + low, picture.caption, ha="center", va=va, fontsize=6.5, color="#444444")
+        words = shown.ranks[row] or shown.ids[row]
+        axes.text(
+            margin * 0.45, r * tall + side, words, rotation=90, ha="center", va="center", fontsize=8, color="#555555"
+        )
+    axes.imshow(canvas, interpolation="none", aspect="auto")
+    axes.set_axis_off()
+    for c, head_lines in enumerate(heads):
+        x = margin + c * (side + gap) + side // 2
+        axes.text(x, -side / 14, "\n".join(head_lines), ha="center", va="bottom", fontsize=7.5)
+    title = f"{shown.block.title}, {shown.block.axis} {shown.column}"
+    figure.text(border / width, 1 - 0.06 / height, title, fontsize=9.5, va="top")
+    note = f"worst, median, best: {shown.rule}; inset: where these restorations differ most" if shown.rule else ""
+    figure.text(border / width, 1 - 0.26 / height, textwrap.shorten(note, 130), fontsize=6.5, va="top", color="#666666")
+    return figure
