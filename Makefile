@@ -1,9 +1,12 @@
 # make demo: virtual environment, install, run the corruption sweep.   make test: lint, types and all tests.
+# make test-slurm: the drills on a SLURM of four emulated nodes that is started for them (Debian or Ubuntu; apt as root).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+SLURM_DIR ?= /tmp/inversion-bench-slurm
+
+.PHONY: demo test test-slurm lint clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +29,11 @@ lint: $(VENV)/installed-dev
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-slurm: $(VENV)/installed-dev
+	tests/slurm/cluster.sh start $(SLURM_DIR)
+	. $(SLURM_DIR)/env.sh && $(BIN)/python -m pytest tests/slurm; code=$$?; \
+		tests/slurm/cluster.sh stop $(SLURM_DIR); exit $$code
 
 clean:
 	rm -rf $(VENV) results build *.egg-info

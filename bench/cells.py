@@ -175,10 +175,18 @@ def expand(config: RunConfig) -> Expansion:
             skipped.setdefault(json.dumps(made.axes, sort_keys=True), made)
         else:
             cells.setdefault(made.id, made)
+    _check_reference(config.reference, cells.values())
     if not cells:
         why = next((skip.reason for skip in skipped.values()), "exclude leaves nothing")
         raise UserError(f"the sweep has no cells: {why}")
     return Expansion(tuple(cells.values()), tuple(skipped.values()), unavailable)
+
+
+def _check_reference(reference: Mapping[str, Any], cells: Collection[Cell]) -> None:
+    known = {axis for cell in cells for axis in cell.axes}
+    for axis in reference:
+        if cells and axis not in known:
+            raise unknown("axis", axis, known, "in reference")
 
 
 _MEASURE = f"{' and '.join(f'task={task}' for task in MEASURING)} measure"
@@ -267,6 +275,7 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
     reason = (
         _mismatch(point, model, dataset, config.images)
         or _stranger(point, model, getattr(options, "runs_on", ()))
+        or (_unmade(point, model) if point["model"] not in config.model else None)
         or getattr(options, "refuses", {}).get(config.task)
     )
     if reason:
@@ -276,10 +285,12 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
 
 def _on_its_model(config: RunConfig, point: Point) -> Point:
     """The point, on the method's own model where it brings one that takes the data and the run's is of another kind."""
-    own = config.method[point["method"]].models
-    if not own or config.model[point["model"]].class_path in {model.class_path for model in own.values()}:
+    own, chosen = config.method[point["method"]].models, config.model[point["model"]]
+    if not own or chosen.class_path in {model.class_path for model in own.values()}:
         return point
     shape = tuple(_data(config, point).shape)
+    if tuple(chosen.shape) != shape:  # the run's mistake: as for every method
+        return point
     return point | {"model": next((name for name, m in own.items() if tuple(m.shape) == shape), point["model"])}
 
 
@@ -294,6 +305,16 @@ def _stranger(point: Point, model: ModelConfig, runs_on: Sequence[str]) -> str |
         return None
     kinds = " or ".join(path.rpartition(".")[2] for path in runs_on)
     return f"{point['method']} runs on models of class {kinds} alone; {point['model']} is none"
+
+
+def _unmade(point: Point, model: ModelConfig) -> str | None:
+    """Why a model that nobody named, since the method brought it, cannot run: its weights are not made."""
+    if model.weights_file is None or model.weights_file.is_file():
+        return None
+    return (
+        f"weights of {point['model']}, which {point['method']} runs on, are not on disk "
+        f"(python -m bench.train model={point['model']} makes them)"
+    )
 
 
 def _options(class_path: str, kind: str, options: dict[str, Any], where: str) -> Any:

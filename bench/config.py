@@ -159,6 +159,15 @@ class TrainConfig(Strict):
     compile: bool = Field(False, description="torch.compile the network: slower to start, then faster")
 
 
+def weights_file(weights: str | None) -> Path | None:
+    """The file that `zoo:NAME` or a path stands for."""
+    if weights is None:
+        return None
+    if weights.startswith("zoo:"):
+        return SWEEPS.parent / "methods" / "zoo" / f"{weights.removeprefix('zoo:')}.safetensors"
+    return Path(weights).expanduser()
+
+
 class ModelConfig(Strict):
     """A backbone with its path and weights."""
 
@@ -190,11 +199,7 @@ class ModelConfig(Strict):
 
     @property
     def weights_file(self) -> Path | None:
-        if self.weights is None:
-            return None
-        if self.weights.startswith("zoo:"):
-            return SWEEPS.parent / "methods" / "zoo" / f"{self.weights.removeprefix('zoo:')}.safetensors"
-        return Path(self.weights).expanduser()
+        return weights_file(self.weights)
 
     @property
     def pretrained(self) -> str | None:
@@ -216,25 +221,61 @@ class DatasetConfig(Strict):
     options: dict[str, Any] = {}
 
 
-class LauncherConfig(Strict):
-    """Where cells run."""
+FailureClass = Literal["oom", "timeout", "preempted", "node", "asset-missing", "numerical", "bug"]
 
-    kind: Literal["auto", "local", "debug", "slurm"] = "auto"
-    workers: int = Field(0, ge=0, le=4096, description="local processes at a time; 0: one for every CPU core")
-    threads: int = Field(1, ge=1, le=256, description="CPU threads of each worker")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    chunk_minutes: float = Field(2.0, gt=0, description="predicted minutes of work in one job")
+
+class Resources(Strict):
+    """What a job asks of SLURM."""
+
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     gpus: int = Field(1, ge=0, le=16, description="a node")
+    tasks: int = Field(1, ge=1, le=128, description="processes of a job; they share its cells, and its GPUs evenly")
     cpus: int = Field(8, ge=1, description="a task")
-    mem_gb: float = Field(40, gt=0)
+    mem_gb: float = Field(40, gt=0, description="a node")
     timeout_min: int = Field(240, ge=1)
-    array_parallelism: int = Field(64, ge=1, description="jobs of one array at a time")
+    additional_parameters: dict[str, Any] = Field({}, description="further sbatch parameters; they win")
+
+
+class LauncherConfig(Resources):
+    """Where cells run."""
+
+    kind: Literal["auto", "local", "debug", "slurm", "plugin"] = "auto"
+    executor: str | None = Field(None, description="the submitit executor of kind=plugin, by its entry point's name")
+    workers: int = Field(0, ge=0, le=4096, description="local processes at a time; 0: one for every CPU core")
+    threads: int = Field(1, ge=1, le=256, description="CPU threads of each worker")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    chunk_minutes: float = Field(2.0, gt=0, description="predicted minutes of work in one job")
+    array_parallelism: int = Field(64, ge=1, description="jobs of a sweep at a time")
+    models: dict[str, dict[str, Any]] = Field({}, description="model -> resources that its jobs ask for instead")
     setup: tuple[str, ...] = Field((), description="shell lines before the job")
-    additional_parameters: dict[str, Any] = Field({}, description="further sbatch parameters")
+    env: dict[str, str] = Field({}, description="environment of the jobs")
+    cache: str | None = Field(None, description="folder of downloaded weights on the nodes; None: as in this shell")
+    wait: bool = Field(True, description="follow the jobs to their end; false: submit and leave")
+    signal_s: int = Field(90, ge=10, description="seconds before its time limit at which a job is told to stop")
+    partial_s: float = Field(30, ge=0, description="seconds of work after which the images of an open cell are kept")
+    cell_timeout_min: float | None = Field(None, gt=0, description="minutes that one cell may take")
+    retries: dict[FailureClass, int] = Field({}, description="failure class -> further attempts at once")
+    deaths: int = Field(5, ge=1, description="times that a cell may take its process with it, without progress")
+    max_failed: float | None = Field(None, gt=0, description="failed cells that end a run; below 1: their share")
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> LauncherConfig:
+        if (self.kind == "plugin") != (self.executor is not None):
+            raise ValueError("kind=plugin and executor need each other")
+        for number in self.retries.values():
+            if number < 0:
+                raise ValueError(f"retries={self.retries}: must be 0 or more")
+        for model in self.models:
+            self.resources(model)
+        return self
+
+    def resources(self, model: str) -> Resources:
+        """What the jobs of a model ask for."""
+        own = self.model_dump(include=set(Resources.model_fields))
+        return validate(Resources, {**own, **self.models.get(model, {})}, f"launcher.models.{model}")
 
 
 class TrackerConfig(Strict):
@@ -272,6 +313,7 @@ class RunConfig(Strict):
     zip: tuple[dict[str, tuple[Any, ...]], ...] = Field((), description="axes that advance together")
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations to leave out")
     include: tuple[dict[str, Any], ...] = Field((), description="single cells to add")
+    reference: dict[str, Any] = Field({}, description="axes of the line whose paired differences make a table")
     profile: ProfileConfig
     method: dict[str, Component] = {}
     model: dict[str, ModelConfig] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 
 class UserError(Exception):
@@ -12,6 +13,23 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class StoreError(Exception):
+    """The store cannot be written: no fault of a cell, and nothing that the next cell would escape."""
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """What the operating system refuses in here is the store's fault: raises StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"the store cannot be written: {error}") from error
+
+
+class NodeFault(Exception):
+    """The machine is at fault: no further cell would do better in this process."""
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
@@ -34,6 +52,9 @@ def run_command(main: Callable[[list[str]], int]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except StoreError as error:
+        print(f"error: {error}; what was finished is kept", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print("interrupted: what was finished is kept", file=sys.stderr)
         code = 130

@@ -1,8 +1,4 @@
-"""One cell: data -> measurement -> method -> rows, through a Lightning Trainer; and many cells with a guard each.
-
-The guard turns an exception into a failure record with its class and goes on; it never swallows KeyboardInterrupt,
-SystemExit or submitit's UncompletedJobError, which is how a scheduler says stop.
-"""
+"""One cell: data -> measurement -> method -> rows, through a Lightning Trainer. `bench.guard` is around it."""
 
 from __future__ import annotations
 
@@ -10,10 +6,8 @@ import hashlib
 import itertools
 import json
 import logging
-import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -37,7 +31,6 @@ from bench.metrics.image import score
 from bench.metrics.latent import normal_distance
 from bench.models import build_denoiser, build_grid
 from bench.registry import check_options, load
-from bench.store import Store
 from methods.base import InversionMethod, Problem, Solution
 from methods.denoiser import Denoiser
 from methods.flow_ode import FlowODE
@@ -74,14 +67,14 @@ def image_generator(cell: Cell, image_id: str) -> torch.Generator:
 class _Problems(torch.utils.data.Dataset[int]):
     """Indices; the collate function makes the batch, so that each image is drawn and measured alone."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, indices: range) -> None:
+        self.indices = indices
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> int:
-        return index
+        return self.indices[index]
 
 
 def _corruption(cell: Cell) -> corruptions.Corruption[Any] | None:
@@ -98,6 +91,11 @@ def measure(cell: Cell, image_id: str, image: Tensor) -> corruptions.Measurement
     assert corruption is not None
     key = corruptions.Key(cell.spec["dataset"]["name"], image_id, chosen["name"], chosen["severity"], cell.spec["seed"])
     return corruptions.measure(corruption, image, key)
+
+
+Keep = Callable[["Rows"], None]
+Partial = tuple[list[dict[str, Any]], dict[str, np.ndarray]]
+"""Rows of a cell's first images, and `Rows.unfinished`, as the store keeps them."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +156,10 @@ def choose(dataset: Dataset, count: int, edit: str | None) -> list[int]:
 class Rows(pl.Callback):
     """Collects a row an image, its features and the first few images, from what `test_step` returns."""
 
-    def __init__(self, cell: Cell, samples: int) -> None:
+    def __init__(self, cell: Cell, samples: int, keep: Keep | None = None) -> None:
+        """`keep` is called after every batch, and may end the process there."""
         self.cell = cell
+        self.keep = keep
         self.wanted = samples
         self.rows: list[dict[str, Any]] = []
         self.images: dict[str, list[np.ndarray]] = {"truth": [], "input": [], "output": []}
@@ -175,6 +175,8 @@ class Rows(pl.Callback):
             checks = check(cast(FlowODE, module), problem, Guarantees.model_validate(chosen))
             for place, row in enumerate(self.rows[-len(problem.image) :]):
                 row |= {name: column[place] for name, column in checks.items()}
+        if self.keep is not None:
+            self.keep(self)
 
     def _score(self, problem: Problem, solution: Solution, posed: Posed) -> None:
         names = tuple(self.cell.spec["metrics"])
@@ -228,18 +230,34 @@ class Rows(pl.Callback):
             for what, images in (("output", output), ("truth", truth)):
                 self.features.setdefault(f"{name}_{what}", []).append(features(name, images))
 
+    def _ids(self, count: int) -> np.ndarray:
+        return np.array([row["image_id"] for row in self.rows[:count]])
+
     def set_features(self) -> dict[str, np.ndarray]:
         """ids and, for every extractor, the features of outputs and of truths: float32 [n, d]."""
         if not self.features:
             return {}
-        ids = np.array([image_id for batch in self.posed for image_id in batch.ids])
-        return {"ids": ids, **{name: np.concatenate(parts) for name, parts in self.features.items()}}
+        joined = {name: np.concatenate(parts) for name, parts in self.features.items()}
+        return {"ids": self._ids(len(self.rows)), **joined}
 
     def samples(self) -> dict[str, np.ndarray]:
         """ids, truth, input, output: uint8 [k, H, W, C]."""
-        kept = len(self.images["truth"])
-        ids = [image_id for batch in self.posed for image_id in batch.ids][:kept]
-        return {"ids": np.array(ids), **{name: np.stack(images) for name, images in self.images.items() if images}}
+        stacked = {name: np.stack(images) for name, images in self.images.items() if images}
+        return {"ids": self._ids(len(self.images["truth"])), **stacked}
+
+    def unfinished(self) -> dict[str, np.ndarray]:
+        """What `restore` needs beside the rows."""
+        features = {f"features_{name}": np.concatenate(parts) for name, parts in self.features.items()}
+        return {**{name: np.stack(images) for name, images in self.images.items() if images}, **features}
+
+    def restore(self, rows: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> None:
+        """Go on from what an earlier attempt kept: its rows and its `unfinished` arrays."""
+        self.rows = list(rows)
+        for name, array in arrays.items():
+            if name.startswith("features_"):
+                self.features[name.removeprefix("features_")] = [array]
+            else:
+                self.images[name] = list(array)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -256,16 +274,20 @@ def _finite(value: float) -> float | None:
 
 
 def execute(
-    cell: Cell, batch_size: int, samples: int, device: str = "cpu"
-) -> tuple[list[dict[str, Any]], dict, dict, dict]:
-    """Run one cell. Returns (rows, record, samples, features) for the store."""
+    cell: Cell, batch_size: int, samples: int, device: str = "cpu", earlier: Partial = ([], {}),
+    keep: Keep | None = None,
+) -> tuple[list[dict[str, Any]], dict, dict, dict]:  # fmt: skip
+    """Run one cell, but for its first images if an `earlier` attempt has finished them. Returns (rows, record, samples,
+    features) for the store."""
     started = provenance.now()
     data, kind = cell.spec["dataset"], cell.spec.get("edit")
     options = {k: v for k, v in data.items() if k not in ("name", "class", "split")}
     dataset = load(data["class"], "dataset")(split=data["split"], **options)
     chosen = choose(dataset, cell.spec["images"], kind)
     method = build_method(cell, device)
-    collector = Rows(cell, samples)
+    collector = Rows(cell, samples, keep)
+    collector.restore(*earlier)
+    images = range(len(collector.rows), cell.spec["images"])
 
     def batch(places: list[int]) -> Problem:
         items = [dataset.item(chosen[place]) for place in places]
@@ -286,7 +308,7 @@ def execute(
             measurement=corruptions.stack(measured) if measured else None,
         ).to(device)
 
-    loader = DataLoader(_Problems(cell.spec["images"]), batch_size=batch_size, collate_fn=batch)
+    loader = DataLoader(_Problems(images), batch_size=batch_size, collate_fn=batch)
     memory = PeakMemory(device)
     with memory, quiet_lightning():
         trainer = pl.Trainer(
@@ -331,6 +353,7 @@ class quiet_lightning:
         self._warnings.__enter__()
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
 
     def __exit__(self, *exception: object) -> None:
         self._warnings.__exit__(None, None, None)
@@ -369,50 +392,3 @@ def _status_kib(field: str) -> int | None:
             return next(int(line.split()[1]) for line in file if line.startswith(field))
     except (OSError, StopIteration):
         return None
-
-
-# --- many cells ------------------------------------------------------------------------------------------------
-
-
-def classify(error: BaseException) -> str:
-    """The class of a failure: oom | timeout | asset-missing | numerical | bug."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower():
-        return "oom"
-    if isinstance(error, TimeoutError):
-        return "timeout"
-    if isinstance(error, (FileNotFoundError, UserError)):
-        return "asset-missing"
-    if isinstance(error, (ArithmeticError, np.linalg.LinAlgError)):
-        return "numerical"
-    return "bug"
-
-
-def run_cells(
-    cells: Iterable[Cell], store: Store, batch_size: int, samples: int, device: str = "cpu",
-    stop: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[Cell, str]]:  # fmt: skip
-    """Run cells one after the other, yielding (cell, `done` or its failure's class) as each ends."""
-    from submitit.core.utils import UncompletedJobError
-
-    for cell in cells:
-        if stop():
-            return
-        start = time.perf_counter()
-        try:
-            rows, record, images, features = execute(cell, batch_size, samples, device)
-            record["provenance"]["seconds"] = time.perf_counter() - start
-            store.write(cell.id, rows, record, images, features)
-            yield cell, "done"
-        except (KeyboardInterrupt, SystemExit, UncompletedJobError):
-            raise
-        except Exception as error:
-            kind = classify(error)
-            failure = {
-                "class": kind,
-                "message": f"{type(error).__name__}: {error}",
-                "traceback": traceback.format_exc(),
-                "axes": cell.axes,
-                "provenance": provenance.static(),
-            }
-            store.write_failure(cell.id, failure)
-            yield cell, kind

@@ -1,7 +1,8 @@
-"""Where cells run: in this process (debug), in local worker processes, or as SLURM arrays; the last two by submitit.
+"""Where cells run: in this process (debug), in local processes, as SLURM arrays, or through a plugin of submitit.
 
-The store says what is done, whoever did it: the driver only watches it. Local workers take the next cell that nobody
-has claimed, so none idles; a worker whose driver is gone stops after the cell in hand.
+The store says what is done, whoever did it: the driver only submits and watches, and may die. Local workers take the
+next cell that nobody has claimed and stop when their driver is gone; SLURM jobs do not need it any more. A driver that
+finds cells in the jobs of an earlier one follows those instead of submitting them again.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bench import hub, runs, slurm, snapshot
 from bench.cells import Cell
 from bench.chunks import Chunk
-from bench.config import LauncherConfig, RunConfig
-from bench.errors import UserError
+from bench.claims import Claims, started
+from bench.config import LauncherConfig, Resources, RunConfig
+from bench.errors import UserError, unknown, writing
+from bench.jobs import Job
+from bench.runs import Run
 from bench.store import Store
 
 Progress = Callable[[str, str], None]
@@ -29,12 +34,21 @@ Progress = Callable[[str, str], None]
 
 
 def backend(launcher: LauncherConfig) -> str:
-    """slurm | local | debug: what `auto` means here."""
+    """slurm | local | debug | plugin: what `auto` means here."""
     if launcher.kind == "auto":
-        return "slurm" if shutil.which("sbatch") else "local"
+        return "slurm" if shutil.which("sbatch") and _controller_answers() else "local"
     if launcher.kind == "slurm" and not shutil.which("sbatch"):
         raise UserError("launcher=slurm: there is no sbatch on the PATH; use launcher=local")
     return launcher.kind
+
+
+@cache
+def _controller_answers() -> bool:
+    """Clients may be installed where there is no cluster."""
+    try:
+        return subprocess.run(["scontrol", "ping"], capture_output=True, timeout=20, check=False).returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
 
 
 def cores() -> int:
@@ -47,143 +61,116 @@ def workers(launcher: LauncherConfig, cells: int) -> int:
     return max(1, min(launcher.workers or cores() // launcher.threads or 1, cells))
 
 
-@dataclass(frozen=True)
-class Job:
-    """What one worker does: a callable that submitit can pickle by reference."""
-
-    cells: tuple[Cell, ...]
-    store: str
-    batch_size: int
-    samples: int
-    device: str
-    threads: int
-    claims: str | None = None
-    driver: int | None = None
-
-    def __call__(self) -> int:
-        """Run the cells that no other worker has claimed; returns how many."""
-        import torch
-
-        from bench.execute import run_cells
-
-        torch.set_num_threads(self.threads)
-        device = self.device if self.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        if self.claims:
-            Path(self.claims, f"worker-{os.getpid()}").touch()
-        store = Store(self.store)
-        ran = run_cells(self._claimed(), store, self.batch_size, self.samples, device, self._orphaned)
-        return sum(1 for _ in ran)
-
-    def _claimed(self) -> Iterator[Cell]:
-        for cell in self.cells:
-            if self.claims is None:
-                yield cell
-                continue
-            try:
-                os.close(os.open(Path(self.claims, cell.id), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            except FileExistsError:
-                continue
-            yield cell
-
-    def _orphaned(self) -> bool:
-        if self.driver is None:
-            return False
-        try:
-            os.kill(self.driver, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return False
-
-
 def launch(chunks: Sequence[Chunk], config: RunConfig, progress: Progress) -> None:
-    """Run all chunks; returns when every cell has ended or every worker has."""
+    """Run all chunks; returns when every cell has ended, or no worker is left that could end one. With SLURM and
+    `launcher.wait=false` it returns when they are submitted."""
     cells = tuple(cell for chunk in chunks for cell in chunk.cells)
     if not cells:
         return
-    kind = backend(config.launcher)
+    kind, store = backend(config.launcher), Path(config.results).resolve()
+    with writing():
+        code = snapshot.ROOT if kind == "debug" else snapshot.take(store, _classes(cells))
+        run = Run(runs.new_folder(store), config.name, kind, [cell.id for cell in cells], code.name)
+        run.write()
+    # Largest first keeps the last worker from holding one long cell while the others are done.
+    order = cells if kind == "debug" else tuple(sorted(cells, key=lambda cell: -cell.evaluations))
     job = Job(
-        cells, str(Path(config.results).resolve()), config.batch_size, config.samples, config.launcher.device,
-        config.launcher.threads,
+        order, str(store), str(run.folder), config.batch_size, config.samples, config.launcher, config.launcher.threads,
+        len(cells),
     )  # fmt: skip
-    {"debug": _debug, "local": _local, "slurm": _slurm}[kind](job, chunks, config, progress)
+    {"debug": _debug, "local": _local, "slurm": _slurm, "plugin": _plugin}[kind](job, run, chunks, code, progress)
 
 
-def _debug(job: Job, chunks: Sequence[Chunk], config: RunConfig, progress: Progress) -> None:
-    import torch
-
-    from bench.execute import run_cells
-
-    torch.set_num_threads(job.threads)
-    device = job.device if job.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    for cell, outcome in run_cells(job.cells, Store(job.store), job.batch_size, job.samples, device):
-        progress(cell.id, outcome)
+def _classes(cells: Sequence[Cell]) -> set[str]:
+    parts = ("method", "model", "dataset", "corruption")
+    return {cell.spec[part]["class"] for cell in cells for part in parts if part in cell.spec}
 
 
-def _watch(job: Job, jobs: Sequence[Any], progress: Progress, poll: float) -> None:
-    """Report every cell once as it ends, until all have or no job is left that could end one."""
-    store = Store(job.store)
-    open_cells = {cell.id for cell in job.cells}
-    earlier = store.failed() & open_cells
-    stamps = {cell_id: _stamp(store, cell_id) for cell_id in earlier}
+def environment(launcher: LauncherConfig, code: Path, threads: int) -> dict[str, str]:
+    """What every job finds: the copy of the code, its threads, and no reason to open a connection."""
+    folders = [str(code), os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)),
+        "PYTHONSAFEPATH": "1",  # else `python -m` puts the working folder, and its newer code, in front
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "HF_HUB_CACHE": str(hub.cache()),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TORCH_HOME": os.environ.get("TORCH_HOME", str(Path("~/.cache/torch").expanduser())),
+        "WANDB_MODE": "offline",
+        **launcher.env,
+    }
+
+
+# --- watching --------------------------------------------------------------------------------------------------
+
+
+def _watch(job: Job, progress: Progress, poll: float, idle: Callable[[set[str]], bool]) -> set[str]:
+    """Report every cell once as it ends, until all have, or `idle` says of the open ones that nobody has them. Returns
+    those."""
+    store, left = Store(job.store), {cell.id for cell in job.cells}
     while True:
-        idle = all(submitted.done() for submitted in jobs)
-        for cell_id in sorted(open_cells & store.done()):
-            open_cells.discard(cell_id)
-            progress(cell_id, "done")
-        for cell_id in sorted(open_cells & store.failed()):
-            if stamps.get(cell_id) != _stamp(store, cell_id):
-                open_cells.discard(cell_id)
-                progress(cell_id, store.failure(cell_id)["class"])
-        if not open_cells or idle:
-            return
+        nobody = idle(left)
+        done, failed = store.done(), store.failed()
+        for cell_id in sorted(left & (done | failed)):
+            left.discard(cell_id)
+            progress(cell_id, "done" if cell_id in done else store.failure(cell_id)["class"])
+        if not left or nobody:
+            return left
         time.sleep(poll)
 
 
-def _stamp(store: Store, cell_id: str) -> int:
-    try:
-        return (store.root / "failures" / f"{cell_id}.json").stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+def _debug(job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: Progress) -> None:
+    for cell_id, outcome in job.run():
+        progress(cell_id, outcome)
+    _say_why_stopped(run)
 
 
-def _run_folder(config: RunConfig) -> Path:
-    folder = Path(config.results).resolve() / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-    (folder / "claims").mkdir(parents=True)
-    return folder
+def _say_why_stopped(run: Run) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        print(f"stopped: {(run.folder / 'stop').read_text().strip()}", file=sys.stderr)
 
 
-def _local(job: Job, chunks: Sequence[Chunk], config: RunConfig, progress: Progress) -> None:
+# --- local -----------------------------------------------------------------------------------------------------
+
+
+def _local(job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: Progress) -> None:
     import submitit
 
-    folder = _run_folder(config)
-    claims = folder / "claims"
-    count = workers(config.launcher, len(job.cells))
-    executor = submitit.AutoExecutor(folder=folder / "logs", cluster="local")
+    launcher = job.launcher
+    executor = submitit.AutoExecutor(folder=run.logs, cluster="local")
     executor.update_parameters(timeout_min=60 * 24 * 7)
-    # Largest first keeps the last worker from holding one long cell while the others are done.
-    order = tuple(sorted(job.cells, key=lambda cell: -cell.evaluations))
-    job = replace(job, cells=order, claims=str(claims), driver=os.getpid())
-    with (
-        _environment(OMP_NUM_THREADS=str(job.threads), MKL_NUM_THREADS=str(job.threads), PYTHONPATH=_python_path()),
-        _children_ignore_interrupts(),
-    ):
-        jobs = [executor.submit(job) for _ in range(count)]
+    worker = job.driven_by(os.getpid())
+    with _environment(environment(launcher, code, job.threads)), _children_ignore_interrupts():
+        jobs = [executor.submit(worker) for _ in range(workers(launcher, len(job.cells)))]
+    # submitit's local job id is the pid of the process that watches the worker.
+    run.add([f"{j.job_id}:{started(int(j.job_id))}" for j in jobs], [run.cells] * len(jobs))
     try:
-        _watch(job, jobs, progress, poll=0.2)
+        _watch(job, progress, 0.2, lambda left: all(submitted.done() for submitted in jobs))
     except BaseException:
         # Results are written whole or not at all, so the cell in hand can simply be dropped.
-        for pid in [*(int(file.name.removeprefix("worker-")) for file in claims.glob("worker-*")), *_controllers(jobs)]:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        end_local(run)
         raise
-    _complain(jobs, folder)
+    _complain(jobs, run.logs)
+    _say_why_stopped(run)
 
 
-def _controllers(jobs: Sequence[Any]) -> list[int]:
-    """submitit's local job id is the pid of the process that watches the worker."""
-    return [int(submitted.job_id) for submitted in jobs]
+def end_local(run: Run) -> None:
+    """Kill the workers of a run on this machine; no death of theirs counts against a cell."""
+    controllers = [int(job.partition(":")[0]) for job in run.live({})]
+    children = [pid for parent in controllers for pid in _children(parent)]
+    for pid in [*controllers, *children]:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    Claims(run.folder.parent.parent).forget(children)
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 @contextlib.contextmanager
@@ -196,49 +183,20 @@ def _children_ignore_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _complain(jobs: Sequence[Any], folder: Path) -> None:
-    """A worker that died says so, with where to read on: its cell is still missing."""
+def _complain(jobs: Sequence[Any], logs: Path) -> None:
+    """A worker that died says why, or where to read on: its cell is still missing."""
+    told = set()
     for submitted in jobs:
-        if submitted.done() and submitted.exception() is not None:
-            print(f"worker {submitted.job_id} died; its log is in {folder / 'logs'}", file=sys.stderr)
-
-
-def _slurm(job: Job, chunks: Sequence[Chunk], config: RunConfig, progress: Progress) -> None:
-    import submitit
-
-    launcher = config.launcher
-    folder = _run_folder(config)
-    executor = submitit.AutoExecutor(folder=folder / "logs", cluster="slurm")
-    parameters: dict[str, Any] = {
-        "name": f"bench-{config.name}"[:60],
-        "timeout_min": launcher.timeout_min,
-        "cpus_per_task": launcher.cpus,
-        "mem_gb": launcher.mem_gb,
-        "slurm_array_parallelism": launcher.array_parallelism,
-        "slurm_setup": list(launcher.setup),
-        "slurm_additional_parameters": dict(launcher.additional_parameters),
-    }
-    if launcher.gpus:
-        parameters["gpus_per_node"] = launcher.gpus
-    for key in ("partition", "account", "qos", "constraint"):
-        if getattr(launcher, key):
-            parameters[f"slurm_{key}"] = getattr(launcher, key)
-    executor.update_parameters(**parameters)
-    with _environment(PYTHONPATH=_python_path()):
-        jobs = executor.submit_array([replace(job, cells=chunk.cells, threads=launcher.cpus) for chunk in chunks])
-    print(f"submitted {len(jobs)} jobs, {jobs[0].job_id.split('_')[0]}; logs in {folder / 'logs'}")
-    _watch(job, jobs, progress, poll=2.0)
-
-
-def _python_path() -> str:
-    """Workers import the same code, also when it is not installed."""
-    root = str(Path(__file__).resolve().parent.parent)
-    before = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([root, os.getcwd(), *([before] if before else [])])
+        if submitted.done() and (error := submitted.exception()) is not None:
+            last = str(error).strip().splitlines()[-1]
+            reason = last.partition("StoreError: ")[2]
+            told.add(reason or f"worker {submitted.job_id} died; its log is in {logs}")
+    for line in sorted(told):
+        print(line, file=sys.stderr)
 
 
 @contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -249,3 +207,156 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+# --- plugins of submitit -----------------------------------------------------------------------------------------
+
+
+def _plugin(job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: Progress) -> None:
+    import submitit
+    from submitit.core.plugins import get_executors
+
+    launcher = job.launcher
+    if launcher.executor not in get_executors():
+        raise unknown("launcher.executor", str(launcher.executor), get_executors())
+    executor = submitit.AutoExecutor(folder=run.logs, cluster=launcher.executor)
+    executor.update_parameters(
+        name=f"bench-{run.sweep}", timeout_min=launcher.timeout_min, cpus_per_task=launcher.cpus,
+        mem_gb=launcher.mem_gb, gpus_per_node=launcher.gpus, **launcher.additional_parameters,
+    )  # fmt: skip
+    with _environment(environment(launcher, code, job.threads)):
+        jobs = executor.submit_array([job.of(chunk.cells) for chunk in chunks])
+    print(f"submitted {len(jobs)} jobs to {launcher.executor}; logs in {run.logs}")
+    _watch(job, progress, 0.5, lambda left: all(submitted.done() for submitted in jobs))
+    _complain(jobs, run.logs)
+    _say_why_stopped(run)
+
+
+# --- SLURM -----------------------------------------------------------------------------------------------------
+
+
+def arrays(chunks: Sequence[Chunk], launcher: LauncherConfig) -> list[tuple[Resources, list[Chunk]]]:
+    """Chunks by what their jobs ask for: an array asks for one thing."""
+    groups: dict[str, tuple[Resources, list[Chunk]]] = {}
+    for chunk in chunks:
+        resources = launcher.resources(chunk.cells[0].axes["model"])
+        groups.setdefault(resources.model_dump_json(), (resources, []))[1].append(chunk)
+    return list(groups.values())
+
+
+def scripts(chunks: Sequence[Chunk], config: RunConfig) -> list[str]:
+    """What sbatch would get, with the folder's name left open."""
+    store, launcher = Path(config.results).resolve(), config.launcher
+    code = snapshot.place(store, _classes([cell for chunk in chunks for cell in chunk.cells]))
+    texts = []
+    for resources, members in arrays(chunks, launcher):
+        asked = slurm.parameters(launcher, resources, config.name, environment(launcher, code, resources.cpus))
+        for size, parallel in slurm.shares(len(members), slurm.largest_array(), launcher.array_parallelism):
+            texts.append(slurm.script({**asked, "array_parallelism": parallel}, store / "jobs" / "RUN" / "logs", size))
+    return texts
+
+
+def _slurm(job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: Progress) -> None:
+    store = Path(job.store)
+    with Claims(store) as claims:
+        claims.tidy()
+        with claims.alone("submit", lambda: print("waiting for another driver that is submitting")):
+            earlier = _in_jobs(store)
+            rest = without(chunks, earlier | Store(store).done())
+            ids = _submit(job, run, rest, code)
+    mine = {cell.id for cell in job.cells}
+    if mine & earlier:
+        print(f"{len(mine & earlier)} cells are in jobs of an earlier run: followed, not submitted again")
+    if ids:
+        names = sorted({i.partition("_")[0] for i in ids})
+        print(f"submitted {len(ids)} jobs, {', '.join(names)}; logs in {run.logs}", flush=True)
+    else:
+        shutil.rmtree(run.folder)
+    if not job.launcher.wait:
+        print(f"python -m bench.status sweep={run.sweep} results={store} shows them")
+        return
+    try:
+        left = _watch(job, progress, 0.5, Nobody(store))
+    except KeyboardInterrupt:
+        print("the jobs go on: bench.status shows them, bench.cancel ends them", file=sys.stderr)
+        raise
+    if left and ids:
+        _complain_of_jobs(run)
+        _say_why_stopped(run)
+
+
+def _in_jobs(store: Path) -> set[str]:
+    """Cells that jobs have which are waiting or running. Raises UserError if SLURM does not say."""
+    found = runs.read(store)
+    queue = runs.queue(found)
+    if queue is None:
+        raise UserError("squeue does not answer: it is not known which cells are in jobs already; try again later")
+    stopped = {run.folder for run in found if (run.folder / "stop").exists()}
+    live = ((run, job) for run in found if run.folder not in stopped for job in run.live(queue))
+    return {cell for run, job in live if run.kind == "slurm" for cell in run.cells_of(job)}
+
+
+def without(chunks: Sequence[Chunk], cells: set[str]) -> list[Chunk]:
+    """The chunks less some cells. Pure."""
+    left = [(chunk, tuple(cell for cell in chunk.cells if cell.id not in cells)) for chunk in chunks]
+    return [Chunk(kept, chunk.minutes * len(kept) / len(chunk.cells)) for chunk, kept in left if kept]
+
+
+def _submit(job: Job, run: Run, chunks: Sequence[Chunk], code: Path) -> list[str]:
+    launcher, ids = job.launcher, []
+    largest = slurm.largest_array() if chunks else 0
+    for resources, members in arrays(chunks, launcher):
+        run.gpus = max(run.gpus, resources.gpus)
+        asked = slurm.parameters(launcher, resources, run.sweep, environment(launcher, code, resources.cpus))
+        start = 0
+        for size, parallel in slurm.shares(len(members), largest, launcher.array_parallelism):
+            part, start = members[start : start + size], start + size
+            jobs = [job.of(chunk.cells, resources.cpus) for chunk in part]
+            new = slurm.submit(jobs, {**asked, "array_parallelism": parallel}, run.logs)
+            run.add(new, [[cell.id for cell in chunk.cells] for chunk in part])
+            ids += new
+    return ids
+
+
+class Nobody:
+    """Says of open cells whether no job has them: by two answers of squeue in a row, for one may be early."""
+
+    def __init__(self, store: Path, pause: float = 2.0) -> None:
+        self.store = store
+        self.pause = pause
+        self.asked = time.monotonic()
+        self.misses = 0
+
+    def __call__(self, left: set[str]) -> bool:
+        if time.monotonic() - self.asked < self.pause:
+            return False
+        found = runs.read(self.store)
+        queue = runs.queue(found)
+        self.asked = time.monotonic()
+        if queue is None:
+            return False
+        live = {cell for run in found for job in run.live(queue) for cell in run.cells_of(job)}
+        self.misses = 0 if live & left else self.misses + 1
+        self.pause = 2.0 if self.misses else min(self.pause * 1.2, 20.0)
+        return self.misses >= 2
+
+
+def _complain_of_jobs(run: Run) -> None:
+    """How jobs ended that did not end well, where accounting says so, and what their logs say of the store."""
+    states = slurm.ended(run.jobs)
+    bad: dict[str, list[str]] = {}
+    for job in run.jobs:
+        if (state := states.get(job, "")) not in ("", "COMPLETED", "RUNNING", "PENDING"):
+            bad.setdefault(state, []).append(job)
+    for state, jobs in sorted(bad.items()):
+        print(f"{len(jobs)} jobs ended as {state}, the first {jobs[0]}; logs in {run.logs}", file=sys.stderr)
+    told = {line for job in run.jobs for line in _store_errors(run.logs / f"{job}_0_log.err")}
+    for line in sorted(told):
+        print(line, file=sys.stderr)
+
+
+def _store_errors(log: Path) -> Iterator[str]:
+    with contextlib.suppress(OSError):
+        for line in log.read_text(errors="replace").splitlines():
+            if "bench.errors.StoreError: " in line:
+                yield line.partition("StoreError: ")[2]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -18,12 +19,12 @@ from rich.table import Table
 from bench import hub
 from bench.cells import Cell, Expansion, Plan, expand, reconcile
 from bench.chunks import Chunk, Clock, chunk
-from bench.config import RunConfig, compose_config
+from bench.config import FailureClass, RunConfig, compose_config
 from bench.errors import UserError, run_command, unknown
-from bench.launch import backend, workers
+from bench.launch import backend, scripts, workers
 from bench.store import Store
 
-FAILURES = ("oom", "timeout", "preempted", "node", "asset-missing", "numerical", "bug")
+FAILURES = get_args(FailureClass)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def look(overrides: list[str]) -> Outlook:
     plan = reconcile(expansion.cells, done, failed, config.retry, lambda cell_id: store.failure(cell_id)["class"])
     clock = Clock(_recorded(store, expansion.cells, done))
     used = {cell.axes["model"] for cell in expansion.cells}
-    limit = config.launcher.chunk_minutes if kind == "slurm" else float("inf")
+    limit = config.launcher.chunk_minutes if kind in ("slurm", "plugin") else float("inf")
     return Outlook(config, expansion, plan, chunk(plan.todo, clock.minutes, limit), missing_assets(config, used))
 
 
@@ -67,16 +68,16 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def _recorded(store: Store, cells: tuple[Cell, ...], done: set[str]) -> list[tuple[str, int, float]]:
-    """A few finished cells are enough to know a model's speed."""
-    sample = [cell for cell in cells if cell.id in done][:: max(1, len(cells) // 20)]
+def _recorded(store: Store, cells: tuple[Cell, ...], done: set[str]) -> list[tuple[str, str, int, float]]:
+    """Some finished cells are enough to know the speed of methods and models."""
+    sample = [cell for cell in cells if cell.id in done][:: max(1, len(done) // 200)]
     recorded = []
     for cell in sample:
         try:
             seconds = store.record(cell.id)["provenance"]["seconds"]
         except (OSError, KeyError, json.JSONDecodeError):
             continue
-        recorded.append((cell.axes["model"], cell.evaluations, float(seconds)))
+        recorded.append((cell.axes["model"], cell.axes["method"], cell.evaluations, float(seconds)))
     return recorded
 
 
@@ -112,8 +113,15 @@ def summary(outlook: Outlook) -> str:
         text += f", {len(plan.retried)} to retry"
     if not plan.todo:
         return text + "; nothing to compute"
-    count = len(outlook.chunks) if kind == "slurm" else 1 if kind == "debug" else workers(launcher, len(plan.todo))
-    across = {"slurm": "SLURM jobs", "local": "local workers", "debug": "this process"}[kind]
+    count = (
+        len(outlook.chunks)
+        if kind in ("slurm", "plugin")
+        else 1
+        if kind == "debug"
+        else workers(launcher, len(plan.todo))
+    )
+    jobs = f"jobs of {launcher.executor}"
+    across = {"slurm": "SLURM jobs", "local": "local workers", "debug": "this process", "plugin": jobs}[kind]
     where = across if kind == "debug" else f"{count} {across}"
     return text + f"; {len(plan.todo)} to compute in {where}, about {duration(outlook.minutes / count)}"
 
@@ -151,6 +159,9 @@ def show(outlook: Outlook, console: Console) -> None:
         console.print(f"unavailable: {reason}", highlight=False, soft_wrap=True)
     for asset in outlook.missing_assets:
         console.print(f"missing {asset}", style="red", highlight=False, soft_wrap=True)
+    if outlook.chunks and backend(outlook.config.launcher) == "slurm":
+        for text in scripts(outlook.chunks, outlook.config):
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def main(arguments: list[str]) -> int:

@@ -30,7 +30,8 @@ def manifest(outlook: Outlook) -> dict[str, object]:
         "profile": config.profile.name,
         "images": config.images,
         "highlight": config.highlight,
-        "cells": [{"id": cell.id, "axes": cell.axes} for cell in outlook.expansion.cells],
+        "cells": [{"id": c.id, "axes": c.axes, "evaluations": c.evaluations} for c in outlook.expansion.cells],
+        "reference": config.reference,
         "unavailable": outlook.expansion.unavailable,
         "skipped": [{"axes": skip.axes, "reason": skip.reason} for skip in outlook.expansion.skipped],
     }
@@ -60,6 +61,9 @@ def compute(outlook: Outlook, console: Console) -> dict[str, int]:
                 console.print(f"{finished}/{total} cells done, {failed} failed", highlight=False)
 
         bar.update(task, running=min(slots, total))
+        store = Store(outlook.config.results)
+        for cell in outlook.plan.retried:
+            store.forget_failure(cell.id)
         launch(outlook.chunks, outlook.config, ended)
     return counts
 

@@ -5,6 +5,7 @@
     ROOT/cells/ID/samples.npz     a few images: ids, truth, input, output (uint8 [k, H, W, C])
     ROOT/cells/ID/features.npz    where a metric is of sets: ids, and EXTRACTOR_output, EXTRACTOR_truth (float32 [n, d])
     ROOT/failures/ID.json         the last failure of a cell that has no result yet
+    ROOT/partial/ID.npz           the finished images of a long cell that is still open
     ROOT/sweeps/NAME.json         the cells that a sweep expands to, and what its report should show
 
 A cell is done when its folder exists under its final name: it is written beside, flushed to the disk and renamed, so
@@ -39,7 +40,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -69,6 +70,10 @@ class Store:
     def failed(self) -> set[str]:
         """Ids of cells whose last attempt failed and that have no result."""
         return {name.removesuffix(".json") for name in _names(self.root / "failures")} - self.done()
+
+    def ended(self, cell_id: str) -> bool:
+        """Whether a cell has a result or a failure."""
+        return (self.root / "cells" / cell_id).is_dir() or (self.root / "failures" / f"{cell_id}.json").is_file()
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -109,14 +114,59 @@ class Store:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         (self.root / "failures" / f"{cell_id}.json").unlink(missing_ok=True)
+        self.drop_partial(cell_id)
         return True
 
     def write_failure(self, cell_id: str, failure: Mapping[str, Any]) -> None:
         """Record why a cell failed: at least `class`, `message` and `traceback`."""
-        _write_json(self.root / "failures" / f"{cell_id}.json", {"schema": SCHEMA, "id": cell_id, **failure})
+        write_json(self.root / "failures" / f"{cell_id}.json", {"schema": SCHEMA, "id": cell_id, **failure})
+
+    def forget_failure(self, cell_id: str) -> None:
+        """The cell is missing again: it is to be tried once more."""
+        (self.root / "failures" / f"{cell_id}.json").unlink(missing_ok=True)
+
+    def write_partial(
+        self, cell_id: str, code: str, rows: list[dict[str, Any]], images: Mapping[str, np.ndarray]
+    ) -> None:
+        """Keep the finished images of an open cell, in place of fewer of them. `code`: who may go on from them."""
+        import numpy as np
+
+        path = self.root / "partial" / f"{cell_id}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, allow_pickle=False, state=np.array(json.dumps({"code": code, "rows": rows})), **images)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def partial(self, cell_id: str, code: str) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+        """The rows and images of an open cell that the same code has finished; both empty if there are none."""
+        state, images = self._partial(cell_id)
+        return (state["rows"], images) if state.get("code") == code else ([], {})
+
+    def partial_images(self, cell_id: str) -> int:
+        """How many images of an open cell are finished."""
+        return len(self._partial(cell_id)[0].get("rows", ()))
+
+    def _partial(self, cell_id: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        path = self.root / "partial" / f"{cell_id}.npz"
+        if not path.is_file():
+            return {}, {}
+        import numpy as np
+
+        with np.load(path, allow_pickle=False) as archive:
+            content = {name: archive[name] for name in archive.files}
+        return json.loads(str(content.pop("state"))), content
+
+    def drop_partial(self, cell_id: str) -> None:
+        (self.root / "partial" / f"{cell_id}.npz").unlink(missing_ok=True)
 
     def write_manifest(self, name: str, manifest: Mapping[str, Any]) -> None:
-        _write_json(self.root / "sweeps" / f"{name}.json", {"schema": SCHEMA, "name": name, **manifest})
+        write_json(self.root / "sweeps" / f"{name}.json", {"schema": SCHEMA, "name": name, **manifest})
 
     # --- reading -----------------------------------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 Checkpoints go to DIR/NAME/ (default results/train), and the same command goes on from the last one. At the end DIR
 holds NAME.safetensors and its card: NAME.md, NAME.json (figures, sha256, command) and a picture. The curves go to
 DIR/NAME/history.jsonl, and from there to Weights & Biases (tracker=none turns that off).
+
+With `launcher=slurm launcher.gpus=8` it is a job of eight processes (bench.distributed), which requeues itself.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 
 from bench.config import FlowTrainConfig, ModelConfig, TrackerConfig, compose_config
 from bench.errors import UserError, run_command, unknown
+from bench.launch import backend
 from bench.mirror import HISTORY_FILE, RECIPE_FILE
 from bench.registry import check_options, load
 from bench.tracking import Companion
@@ -76,7 +79,9 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
     from safetensors.torch import save_file
     from torch.utils.data import DataLoader
 
+    from bench.distributed import StopTogether, placement
     from bench.history import History
+    from bench.interrupts import Interrupts
     from methods.training import Optimisation
 
     recipe = config.train
@@ -89,11 +94,10 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
     module.network.to(memory_format=torch.channels_last)
     if recipe.compile:
         module.network.compile()
-    folder = out / name
+    folder, interrupts = out / name, Interrupts(grace_s=60)
     trainer = pl.Trainer(
         max_steps=recipe.steps,
-        accelerator="auto",
-        devices="auto",
+        **placement(),
         gradient_clip_val=1.0,
         val_check_interval=recipe.validate_every,
         check_val_every_n_epoch=None,
@@ -105,16 +109,18 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
             ModelCheckpoint(folder, save_last=True, save_on_train_epoch_end=False, enable_version_counter=False),
             LearningRateMonitor("step"),
             TQDMProgressBar(refresh_rate=50),
+            StopTogether(folder / "last.ckpt", interrupts),
         ],
     )
     last = folder / "last.ckpt"
     workers: Mapping[str, Any] = {"num_workers": 0}
-    trainer.fit(
-        module,
-        DataLoader(training, recipe.batch_size, shuffle=True, drop_last=True, **workers),
-        DataLoader(held_out, 128, **workers),
-        ckpt_path=str(last) if last.is_file() else None,
-    )
+    with interrupts:
+        trainer.fit(
+            module,
+            DataLoader(training, recipe.batch_size, shuffle=True, drop_last=True, **workers),
+            DataLoader(held_out, 128, **workers),
+            ckpt_path=str(last) if last.is_file() else None,
+        )
     weights = out / f"{name}.safetensors"
     if trainer.is_global_zero:
         save_file({k: v.detach().cpu().contiguous() for k, v in module.network.state_dict().items()}, weights)
@@ -250,8 +256,7 @@ def mirrored(name: str, config: ModelConfig, out: Path, tracker: TrackerConfig) 
     folder.mkdir(exist_ok=True)
     recipe = {"dataset": config.dataset, **config.train.model_dump(mode="json")}
     (folder / RECIPE_FILE).write_text(json.dumps(recipe, indent=1))
-    leader = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
-    companion = Companion(out, name, tracker, training=True) if tracker.kind == "wandb" and leader else None
+    companion = Companion(out, name, tracker, training=True) if tracker.kind == "wandb" and _leads() else None
     try:
         yield
     except BaseException:
@@ -262,7 +267,13 @@ def mirrored(name: str, config: ModelConfig, out: Path, tracker: TrackerConfig) 
         print(companion.close())
 
 
-def main(arguments: list[str]) -> int:
+def _leads() -> bool:
+    """Whether this process is the first of its job."""
+    return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
+
+
+def train(arguments: list[str]) -> None:
+    """Train in this process, and write the card unless another process of the job does."""
     card_only = "card=only" in arguments
     arguments = [argument for argument in arguments if not argument.startswith("card=")]
     name, config, out, tracker = parse(arguments)
@@ -271,11 +282,29 @@ def main(arguments: list[str]) -> int:
         with mirrored(name, config, out, tracker):
             weights = fit(name, config, out)
         print(f"weights: {weights}")
+    if not _leads():
+        return
     from bench.cards import write_card
 
-    recipe = [argument for argument in arguments if not argument.startswith("out=")]
+    recipe = [argument for argument in arguments if not argument.startswith(("out=", "launcher"))]
     command = " ".join(["python -m bench.train", *recipe])
     print(f"card: {write_card(name, config, out, command)}")
+
+
+def main(arguments: list[str]) -> int:
+    name, _, out, _ = parse([argument for argument in arguments if not argument.startswith("card=")])
+    own = [argument for argument in arguments if argument.startswith("launcher")]
+    launcher = compose_config(own or ["launcher=local"], sweep_required=False).launcher
+    if launcher.kind != "slurm":
+        train(arguments)
+        return 0
+    backend(launcher)
+    from bench.distributed import submit
+
+    job = submit(arguments, name, out, launcher)
+    print(
+        f"submitted job {job}, {max(launcher.gpus, launcher.tasks)} processes; logs in {out.resolve() / name / 'logs'}"
+    )
     return 0
 
 

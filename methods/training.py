@@ -55,11 +55,10 @@ def keyed_generator(device: torch.device, *key: int) -> torch.Generator:
 
 
 def rectified_times(count: int, rng: torch.Generator, device: torch.device, mean: float = 0.0) -> Tensor:
-    """Rectified times s [count]: nine in ten logit-normal around `mean`, the rest uniform in [0, 1]."""
+    """Rectified times s [count]: nine in ten logit-normal of a mean and deviation 1, the rest uniform in [0, 1]."""
     uniform = torch.rand(count, generator=rng, device=device)
-    normal = torch.randn(count, generator=rng, device=device)
-    spread = torch.rand(count, generator=rng, device=device) < 0.1
-    return torch.where(spread, uniform, (mean + normal).sigmoid())
+    normal = (mean + torch.randn(count, generator=rng, device=device)).sigmoid()
+    return torch.where(torch.rand(count, generator=rng, device=device) < 0.1, uniform, normal)
 
 
 class Training(pl.LightningModule):

@@ -37,6 +37,7 @@ from reports.tables import (
     comparison,
     cost_table,
     csv,
+    effect_table,
     latent_table,
     markdown,
     paper,
@@ -244,7 +245,7 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
     from reports.html import page
     from reports.illustrations import illustrate
     from reports.latex import document, latex
-    from reports.summary import costs, entry_costs, summarise
+    from reports.summary import costs, effects, entry_costs, summarise
 
     summary = summarise(results)
     spent = entry_costs(results) if results.reconstructs else costs(results)
@@ -261,6 +262,11 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
         tables = guarantee_tables(results)
         own = {"guarantees.csv": guarantee_csv(results)}
     tables += tuple(comparison(metric, summary, results, flags) for metric in results.metrics)
+    if len(differences := effects(results)):
+        shown = set(differences["metric"])
+        tables += tuple(
+            effect_table(metric, differences, results) for metric in results.metrics if metric.name in shown
+        )
     tables += (latent_table(spent, results, timed=True) if results.reconstructs else cost_table(spent, results),)
     title = results.manifest.get("title") or results.manifest["name"]
     styled = tuple(paper(table) if style == "paper" else table for table in tables[:-1])

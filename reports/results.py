@@ -221,6 +221,10 @@ def _varying(cells: Sequence[Axes], placed: set[str]) -> list[str]:
     return [name for name, methods in seen.items() if any(len(values) > 1 for values in methods.values())]
 
 
+SPEAKING = ("model", "solver", "procedure")
+"""Axes whose values need no name beside them."""
+
+
 def _column_order(columns: set[str]) -> tuple[str, ...]:
     def order(column: str) -> tuple[bool, float, str]:
         try:
@@ -249,10 +253,8 @@ def arrange(
     places: dict[str, tuple[tuple[str, str], ...]] = {}
     for entry, axes in zip(manifest["cells"], listed, strict=True):
         method = str(axes["method"])
-        tail = "".join(
-            f" · {words(axes.get(name))}" if name in ("model", "solver") else f" · {name} {words(axes.get(name))}"
-            for name in varying
-        )
+        told = [(name.removeprefix("method."), words(axes.get(name))) for name in varying]
+        tail = "".join(f" · {word}" if name in SPEAKING else f" · {name} {word}" for name, word in told)
         line = Line(method + tail, str(axes.get("method_title") or method) + tail, method, axes)
         value = words(axes.get(block_axis))
         where = [name for name, several in (("model", by_model), ("dataset", len(datasets) > 1)) if several]

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from reports.distances import DISTANCES
-from reports.results import Block, Cell, Line, Metric, Results
-from reports.statistics import cluster_means, interval, rank
+from reports.results import Block, Cell, Line, Metric, Results, words
+from reports.statistics import cluster_means, holm, interval, paired_difference, rank
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,6 +192,60 @@ def _entry(
         entry |= _mean(rows.values(metric.name)[place], rows.images[place])
     partial = entry["n"] > 0 and (done < len(cells) or entry["n_values"] < whole)
     return entry | {"n_numerical": int(rows.numerical[place].sum()), "partial": bool(partial)}
+
+
+def effects(results: Results) -> pd.DataFrame:
+    """A line a (metric, line, block, column) beside the line that the manifest calls its reference: the mean difference
+    to it with its interval, n, Hedges' g and the Wilcoxon p of the pair, Holm over a column. Empty without a reference.
+    """
+    import pandas as pd
+
+    wanted = {axis: words(value) for axis, value in (results.manifest.get("reference") or {}).items()}
+    found = [line for line in results.lines if all(words(line.axes.get(a)) == v for a, v in wanted.items())]
+    records: list[dict[str, Any]] = []
+    rows = _Rows(results)
+    for metric in results.metrics if wanted and found else ():
+        if metric.extractor:
+            continue
+        for block in results.blocks:
+            for column in block.columns:
+                records += _against(metric, found[0], block, column, rows)
+    return pd.DataFrame.from_records(records, columns=EFFECTS)
+
+
+EFFECTS = ["metric", "line", "block", "column", "reference", "mean", "low", "high", "n", "hedges_g", "p_holm"]
+
+
+def _against(metric: Metric, reference: Line, block: Block, column: str, rows: _Rows) -> list[dict[str, Any]]:
+    """The entries of one column against the reference's, image by image."""
+
+    def means(line: Line) -> dict[int, float]:
+        place = rows.entries.get((line.key, block.key, column))
+        if place is None:
+            return {}
+        values, images = rows.values(metric.name)[place], rows.images[place]
+        known = ~np.isnan(values)
+        averages = cluster_means(values[known], images[known])
+        return dict(zip(np.unique(images[known]).tolist(), averages.tolist(), strict=True))
+
+    base = means(reference)
+    records: list[dict[str, Any]] = []
+    for line in rows.results.lines:
+        mine = means(line)
+        shared = sorted(base.keys() & mine.keys())
+        if line.key == reference.key or len(shared) < 2:
+            continue
+        gap = paired_difference([mine[i] for i in shared], [base[i] for i in shared])
+        records.append(
+            {
+                "metric": metric.name, "line": line.key, "block": block.key, "column": column,
+                "reference": reference.title, "mean": gap.interval.mean, "low": gap.interval.low,
+                "high": gap.interval.high, "n": len(shared), "hedges_g": gap.effect, "p_holm": gap.p,
+            }
+        )  # fmt: skip
+    for record, p in zip(records, holm([record["p_holm"] for record in records]), strict=True):
+        record["p_holm"] = p
+    return records
 
 
 def _rank(metric: Metric, entries: list[dict[str, Any]], rows: _Rows, block: Block, column: str) -> None:

@@ -253,6 +253,38 @@ COST_COLUMNS = (
 PRIOR = "Kurtosis: of the latent, 3 if Gaussian; W2: 2-Wasserstein distance of the latent's values from N(0, 1)."
 
 
+def effect_table(metric: Metric, effects: pd.DataFrame, results: Results) -> Table:
+    """The differences of one metric to the reference line, and how large they are beside their spread over images."""
+    chosen = effects[effects["metric"] == metric.name].to_dict("records")
+    entries = {(r["line"], r["block"], r["column"]): _effect(metric, r) for r in chosen}
+    titles = {line.key: line.title for line in results.lines if any(line.key == key[0] for key in entries)}
+    groups = []
+    for block in results.blocks:
+        blank = Entry("", hint="not in this sweep")
+        rows = [
+            Row(title, tuple(entries.get((line, block.key, column), blank) for column in block.columns))
+            for line, title in titles.items()
+        ]
+        groups.append(Group(block.title, block.columns, tuple(rows), block.axis, block.shown))
+    notes = (
+        f"Mean difference to {chosen[0]['reference']}, image by image; ± is half their 95 % bootstrap interval.",
+        "g: Hedges' g of the paired differences. *: Wilcoxon signed-rank, Holm over a column, p < .05.",
+    )
+    return Table(f"{metric.name}_effects", f"{metric.heading}: effect", tuple(groups), notes, metric.printed)
+
+
+def _effect(metric: Metric, record: Mapping[Any, Any]) -> Entry:
+    mean, low, high = record["mean"], record["low"], record["high"]
+    text = f"{mean:+{metric.digits}}"
+    if math.isfinite(high - low):
+        text += f" ±{format((high - low) / 2, metric.digits)}"
+    if math.isfinite(record["hedges_g"]):
+        text += f" (g {record['hedges_g']:+.1f})"
+    text += "*" if record["p_holm"] < 0.05 else ""
+    hint = f"n = {record['n']} images; Holm p = {record['p_holm']:.2g}"
+    return Entry(text, _finite(mean), _finite(low), _finite(high), int(record["n"]), "", hint)
+
+
 def cost_table(costs: pd.DataFrame, results: Results) -> Table:
     """What a method costs, mean over its finished cells, and whether its latents keep the scale of the prior."""
     with_model = costs["model"].nunique() > 1

@@ -30,7 +30,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([SWEEP, "dataset=scene"], ["unknown dataset 'scene'", "digits", "nearest: scenes"]),
     ([SWEEP, "corruption=gausian_blur"], ["unknown corruption 'gausian_blur'", "nearest: gaussian_blur"]),
     ([SWEEP, "profile=embeded"], ["unknown profile 'embeded'", "nearest: embedded"]),
-    ([SWEEP, "launcher=slrum"], ["unknown launcher 'slrum'", "auto, debug, local, slurm", "nearest: slurm"]),
+    ([SWEEP, "launcher=slrum"], ["unknown launcher 'slrum'", "auto, debug, local, plugin, slurm", "nearest: slurm"]),
     ([SWEEP, "launcher=null"], ["unknown launcher 'null'", "allowed: auto"]),
     ([SWEEP, "tracker=wanb"], ["unknown tracker 'wanb'", "nearest: wandb"]),
     # no sweep, or too many names

@@ -351,8 +351,10 @@ def test_chunks_hold_every_cell_once_within_the_limit(drawn: list[tuple[str, str
 
 def test_the_clock_learns_from_finished_cells() -> None:
     cell = fake("a", model="known", evaluations=600)
-    assert Clock([("known", 100, 10.0), ("known", 300, 30.0)]).minutes(cell) == pytest.approx((60 + 0.2) / 60)
-    assert Clock([("other", 100, 1e6)]).minutes(cell) == Clock().minutes(cell) > 0
+    assert Clock([("known", "any", 100, 10.0), ("known", "any", 300, 30.0)]).minutes(cell) == pytest.approx(
+        (60 + 0.2) / 60
+    )
+    assert Clock([("other", "any", 100, 1e6)]).minutes(cell) == Clock().minutes(cell) > 0
 
 
 # --- the command line ------------------------------------------------------------------------------------------

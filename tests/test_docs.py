@@ -19,7 +19,7 @@ from methods.denoiser import Denoiser
 from methods.paths import Rectified
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "methods/README.md", "methods/FOOTGUNS.md")
+DOCUMENTS = ("README.md", "bench/CLUSTER.md", "methods/README.md", "methods/FOOTGUNS.md")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -65,7 +65,7 @@ def test_the_table_of_methods_is_complete() -> None:
 
 @cache
 def defined_tests() -> frozenset[str]:
-    files = sorted((ROOT / "tests").glob("test_*.py"))
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
     functions = {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)}
     return frozenset(functions | {file.stem for file in files})
 

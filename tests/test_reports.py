@@ -23,8 +23,9 @@ from reports.build import main
 from reports.distances import frechet, kernel
 from reports.latex import document, escape, latex
 from reports.results import METRICS, MixedMeasurements, check_measurements, load
-from reports.summary import costs, summarise
-from reports.tables import Entry, Group, Row, Table, comparison, markdown, paper, published
+from reports.statistics import hedges_g
+from reports.summary import costs, effects, summarise
+from reports.tables import Entry, Group, Row, Table, comparison, effect_table, markdown, paper, published
 
 ROOT = Path(__file__).parents[1]
 METHODS = {"ddim": "DDIM inversion", "edict": "EDICT", "injective": "Injective ODE"}
@@ -539,6 +540,23 @@ def test_rounding_ranks_nobody(tmp_path: Path) -> None:
 
     assert _above_floor(METRICS["latent_mse"], 1e-30) == _above_floor(METRICS["latent_mse"], 1e-26)
     assert _above_floor(METRICS["psnr"], -3.0) == -3.0
+
+
+def test_effects_are_paired_differences_to_the_reference(tmp_path: Path) -> None:
+    store = make_store(tmp_path, small=True)
+    manifest = {**store.manifest("corruptions"), "reference": {"method": "ddim", "steps": 20}}
+    results = load(store, manifest)
+    found = effects(results)
+    assert set(found["line"]) == {"edict", "injective"} and set(found["reference"]) == {"DDIM inversion"}
+    one = found[(found.metric == "psnr") & (found.line == "injective") & (found.column == "3")].iloc[0]
+    rows = {method: store.rows([cell_name(method, "blur", 3)])["psnr"] for method in METHODS}
+    gaps = rows["injective"].to_numpy() - rows["ddim"].to_numpy()
+    assert one["mean"] == pytest.approx(gaps.mean()) and one["low"] < one["mean"] < one["high"]
+    assert one["hedges_g"] == pytest.approx(hedges_g(gaps)) and one["n"] == 8
+    table = effect_table(METRICS["psnr"], found, results)
+    assert [row.title for row in table.groups[0].rows] == ["EDICT", "Injective ODE"]
+    assert table.groups[0].rows[1].entries[0].text.startswith(f"{gaps.mean():+.2f} ±")
+    assert effects(load(store, store.manifest("corruptions"))).empty
 
 
 # --- LaTeX, short tables, published numbers --------------------------------------------------------------------------

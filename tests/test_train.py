@@ -93,7 +93,7 @@ def test_captions_are_lossless_slots() -> None:
 SHIPPED = ["scenes_vp", "scenes_rf", "digits_vp", "digits_rf"]
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, "scenes_judge"])
+@pytest.mark.parametrize("name", [*SHIPPED, "digits_inode", "scenes_judge"])
 def test_the_zoo_is_what_its_cards_say(name: str) -> None:
     facts = json.loads((ZOO / f"{name}.json").read_text())
     weights = ZOO / f"{name}.safetensors"

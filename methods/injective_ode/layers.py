@@ -178,7 +178,7 @@ class Core(nn.Module):
         self.inp = Projection(4 * channels, widths[0], bounded)
         self.out = Projection(widths[0], 4 * channels, bounded, zero=constraint != "soft")
         if constraint == "soft":
-            self.inp, self.out = (spectral_norm(part) for part in (self.inp, self.out))  # undefined at zero weights
+            self.inp, self.out = (spectral_norm(part) for part in (self.inp, self.out))  # type: ignore[assignment]  # undefined at zero weights
 
         def level(i: int) -> nn.ModuleList:
             return nn.ModuleList(
@@ -197,10 +197,10 @@ class Core(nn.Module):
                 x = gather_windows(x)
                 x, skip = x[..., : self.widths[i]], x[..., self.widths[i] :]
                 skips.append(skip)
-            for layer in layers:
+            for layer in layers:  # type: ignore[attr-defined]
                 x = layer(x, time, maps[i])
         for i, layers in reversed(list(enumerate(self.up))):
-            for layer in layers:
+            for layer in layers:  # type: ignore[attr-defined]
                 x = layer(x, time, maps[i])
             if i:
                 x = scatter_windows(torch.cat([x, skips.pop()], dim=-1))

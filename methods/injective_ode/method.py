@@ -137,7 +137,7 @@ class InjectiveODE(FlowODE):
         told = self.given(measurement, cond)
         if self.options.procedure == "sample":
             samples, latent = self._samples(measurement, told, self.options.samples, generators)
-            return samples.mean(0), latent
+            return self._with_known(samples.mean(0), measurement), latent
         if self.options.procedure == "bridge":
             latent = self.invert(self._y(measurement), self._as_data(measurement, cond))
             latent = Latent({"x_T": latent.x_T})  # a velocity of the other condition means nothing under this one
@@ -175,7 +175,13 @@ class InjectiveODE(FlowODE):
         constrain: Constrain | None = None
         if self.options.project == "each_step":
             constrain = pinned_pixels(y, known, latent.x_T, self.grid[self.grid.steps])
-        return torch.where(known, y, self.decode(latent, cond, constrain))
+        return self._with_known(self.decode(latent, cond, constrain), measurement)
+
+    def _with_known(self, x: Tensor, measurement: Measurement) -> Tensor:
+        """x with a mask's known pixels, unless `project=none`."""
+        if measurement.known is None or self.options.project == "none":
+            return x
+        return torch.where(measurement.known, self._y(measurement), x)
 
     def _consistent(self, measurement: Measurement, cond: Condition, generators: Generators) -> tuple[Tensor, Latent]:
         if not hasattr(measurement, "forward"):
@@ -190,8 +196,7 @@ class InjectiveODE(FlowODE):
             weight = node.sigma**2 / (node.sigma**2 + operator.sigma**2)
             x0 = x0 + weight * operator.adjoint(y - operator.forward(x0))
             z = after.alpha * x0 + after.sigma * eps
-        known = measurement.known if self.options.project != "none" else None
-        return (z if known is None else torch.where(known, y, z)), latent
+        return self._with_known(z, measurement), latent
 
     # --- edits -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,85 @@
+"""Training as a SLURM job: one process a GPU (Lightning DDP) under submitit, requeued and resumed by it alone.
+
+Lightning's own requeueing is off. On SIGUSR2 the processes agree on an update after which all of them write the last
+checkpoint together; then submitit requeues the job, which goes on from there. What a kill without a signal costs is
+the work since the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+from bench.interrupts import Interrupts
+
+EVERY = 10
+"""Updates between two looks at whether any process was told to stop: each look is a message between all of them."""
+
+
+def placement() -> dict[str, Any]:
+    """The Trainer's arguments for this process: one of a job's, or alone on this machine."""
+    tasks = int(os.environ.get("SLURM_NTASKS", "1")) if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else 1
+    if tasks == 1:
+        return {"accelerator": "auto", "devices": "auto", "plugins": [LightningEnvironment()]}
+    return {
+        "accelerator": "auto",
+        "devices": tasks,
+        "num_nodes": 1,
+        "strategy": "ddp",
+        "plugins": [SLURMEnvironment(auto_requeue=False)],
+    }
+
+
+class StopTogether(pl.Callback):
+    """Saves `last` and leaves, at the same update in every process, once one of them was asked to."""
+
+    def __init__(self, last: Path, interrupts: Interrupts) -> None:
+        self.last = last
+        self.interrupts = interrupts
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
+        if trainer.global_step % EVERY == 0 and trainer.strategy.reduce_boolean_decision(
+            self.interrupts.asked, all=False
+        ):
+            trainer.save_checkpoint(self.last)
+            trainer.strategy.barrier()
+            if trainer.is_global_zero:
+                self.interrupts.leave()  # requeues, which ends the others too
+            time.sleep(60)
+            raise SystemExit(0)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The callable that submitit pickles: what `bench.train` would do here."""
+
+    arguments: tuple[str, ...]
+
+    def __call__(self) -> None:
+        from bench.train import train
+
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # one node; its name may not resolve on itself
+        train(list(self.arguments))
+
+    def checkpoint(self) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def submit(arguments: list[str], name: str, out: Path, launcher: Any) -> str:
+    """Submit a training as one job with a process a GPU; returns the job's id."""
+    from bench import slurm, snapshot
+    from bench.launch import environment
+
+    code = snapshot.take(out.resolve(), [])
+    resources = launcher.resources(name).model_copy(update={"tasks": max(launcher.gpus, launcher.tasks)})
+    asked = slurm.parameters(launcher, resources, f"train-{name}", environment(launcher, code, resources.cpus))
+    (job,) = slurm.submit([Training(tuple(arguments))], asked, out.resolve() / name / "logs")
+    return job

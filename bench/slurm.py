@@ -1,0 +1,129 @@
+"""SLURM: what a job asks for, the text that sbatch gets, and what squeue and sacct answer. No torch.
+
+The text is made by submitit's own pure function from `parameters`, so that what a dry run prints is what is submitted.
+squeue and sacct are asked once for all jobs. A job that squeue does not list has ended; an answer that does not come
+says nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.config import LauncherConfig, Resources
+from bench.errors import UserError
+
+REQUEUES = 1000
+"""Every requeue makes progress, or is counted by the claim of the cell that does not let it."""
+DEFAULT_ARRAY = 1001
+
+
+def parameters(
+    launcher: LauncherConfig, resources: Resources, name: str, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """What submitit's SLURM executor is told; `environment` is exported by the script, after the site's setup lines."""
+    asked: dict[str, Any] = {
+        "job_name": f"bench-{name}"[:60],
+        "time": resources.timeout_min,
+        "cpus_per_task": resources.cpus,
+        "mem": f"{round(resources.mem_gb * 1024)}MB",
+        "ntasks_per_node": resources.tasks,
+        "nodes": 1,
+        "srun_args": [f"--cpus-per-task={resources.cpus}"],  # since 22.05 a step does not take it from its job
+        "signal_delay_s": launcher.signal_s,
+        "array_parallelism": launcher.array_parallelism,
+        "setup": [*launcher.setup, *(f"export {key}={shlex.quote(value)}" for key, value in environment.items())],
+        "additional_parameters": {"requeue": True, **resources.additional_parameters},
+    }
+    if resources.gpus:
+        asked["gpus_per_node"] = resources.gpus
+    return asked | {
+        key: value for key in ("partition", "account", "qos", "constraint") if (value := getattr(resources, key))
+    }
+
+
+def script(asked: Mapping[str, Any], folder: Path, count: int, python: str = sys.executable) -> str:
+    """The text for sbatch: an array of `count` jobs, or one job. Pure."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    command = f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return _make_sbatch_string(command, folder, map_count=count if count > 1 else None, **asked)
+
+
+def shares(count: int, largest: int, parallel: int) -> list[tuple[int, int]]:
+    """(jobs, jobs at a time) of the arrays that `count` jobs make where an array takes `largest`. Pure."""
+    arrays = -(-count // largest)
+    sizes = [count // arrays + (i < count % arrays) for i in range(arrays)]
+    return [(size, max(1, parallel // arrays)) for size in sizes]
+
+
+def largest_array() -> int:
+    """How many jobs an array may have here."""
+    for line in _ask(["scontrol", "show", "config"]) or ():
+        key, _, value = line.partition("=")
+        if key.strip() == "MaxArraySize":
+            return max(1, int(value))
+    return DEFAULT_ARRAY
+
+
+def submit(jobs: Sequence[Any], asked: Mapping[str, Any], folder: Path) -> list[str]:
+    """Submit callables as one array (one of them as a plain job); returns their ids. UserError if sbatch refuses."""
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    executor = SlurmExecutor(folder=folder, max_num_timeout=REQUEUES)
+    executor.update_parameters(**asked)
+    try:
+        with _no_job():
+            return [submitted.job_id for submitted in executor.submit_array(list(jobs))]
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise UserError(f"sbatch refused: {error}") from error
+
+
+@contextlib.contextmanager
+def _no_job() -> Iterator[None]:
+    """Submitting from inside a job: its own limits must not become those of the new one."""
+    kept = ("SLURM_CONF", "SLURM_BITSTR_LEN", "SLURM_CLUSTERS")
+    inherited = {key: value for key, value in os.environ.items() if key.startswith("SLURM_") and key not in kept}
+    for key in inherited:
+        del os.environ[key]
+    try:
+        yield
+    finally:
+        os.environ.update(inherited)
+
+
+def queue() -> dict[str, tuple[str, str]] | None:
+    """Our jobs that are waiting or running: id -> (state, reason). None if SLURM does not answer."""
+    lines = _ask(["squeue", "-h", "-r", "-u", getpass.getuser(), "-o", "%i|%T|%r"])
+    return None if lines is None else {i: (state, why) for i, state, why in (line.split("|", 2) for line in lines)}
+
+
+def ended(ids: Iterable[str]) -> dict[str, str]:
+    """How jobs ended, as far as accounting knows: id -> COMPLETED, FAILED, TIMEOUT, NODE_FAIL, CANCELLED ..."""
+    arrays = sorted({job.partition("_")[0] for job in ids})
+    lines = arrays and _ask(["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(arrays)])
+    return {job: state.split(" ")[0] for job, state in (line.split("|", 1) for line in lines or ())}
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """One scancel for all; those that have ended meanwhile are no error."""
+    chosen = list(ids)
+    for start in range(0, len(chosen), 1000):
+        _ask(["scancel", *chosen[start : start + 1000]])
+
+
+def _ask(command: list[str]) -> list[str] | None:
+    environment = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # else long ranges of arrays are cut
+    try:
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.splitlines()

@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# A throw-away SLURM of four emulated nodes on this machine, on loopback only, without accounting.
+#
+#   cluster.sh start DIR    installs what is missing (apt, as root), starts the daemons, writes DIR/env.sh
+#   cluster.sh stop DIR     cancels the jobs and ends the daemons
+#
+# Partitions: main (default), low (its jobs give way to those of high: SIGUSR2, then a requeue 10 s later), high.
+# PORT (default 27800) is the first of some thirty TCP ports.
+set -euo pipefail
+[ $# = 2 ] || { sed -n '2,9p' "$0"; exit 2; }
+mkdir -p "$2"
+verb=$1 dir=$(cd "$2" && pwd -P) port=${PORT:-27800} me=$(id -un) nodes=4
+export SLURM_CONF=$dir/slurm.conf PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
+
+# runs PIDFILE NAME: is the process of a pid file alive, and still that program?
+runs() { [ -s "$1" ] && grep -q "^Name:[[:space:]]*$2$" "/proc/$(cat "$1")/status" 2>/dev/null &&
+    ! grep -q '^State:[[:space:]]*Z' "/proc/$(cat "$1")/status"; }
+within() { local tenths=$1; shift; until "$@" >/dev/null 2>&1; do ((tenths-- > 0)) || return 1; sleep 0.1; done; }
+
+if [ "$verb" = stop ]; then
+    if runs "$dir/run/slurmctld.pid" slurmctld; then
+        timeout 20 scancel -u "$me" || true
+        within 100 sh -c '[ -z "$(squeue -h)" ]' || true
+    fi
+    # What a killed slurmd left behind: step daemons with this cluster's configuration.
+    for process in /proc/[0-9]*; do
+        if grep -q '^Name:[[:space:]]*slurmstepd' "$process/status" 2>/dev/null &&
+            tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -qxF "SLURM_CONF=$SLURM_CONF"; then
+            kill -9 "${process#/proc/}" 2>/dev/null || true
+        fi
+    done
+    for name in slurmd slurmctld munged; do
+        for file in "$dir"/run/"$name"*.pid; do
+            runs "$file" $name || continue
+            pid=$(cat "$file")
+            kill "$pid"
+            within 100 sh -c "! kill -0 $pid || grep -q '^State:[[:space:]]*Z' /proc/$pid/status" || kill -9 "$pid"
+        done
+    done
+    exit 0
+fi
+[ "$verb" = start ] || { sed -n '2,9p' "$0"; exit 2; }
+
+# --- packages ---
+missing=()
+for pair in munged:munge slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client; do
+    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    [ "$(id -u)" = 0 ] || { echo "cluster.sh: install ${missing[*]} first (as root)" >&2; exit 1; }
+    guard=/usr/sbin/policy-rc.d   # keeps the packages from starting daemons of their own
+    if [ ! -e $guard ]; then printf '#!/bin/sh\nexit 101\n' >$guard; chmod +x $guard; trap 'rm -f $guard' EXIT; fi
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$dir/apt.log"
+    rm -f $guard
+fi
+
+# --- loopback: the daemons listen on what the host's name resolves to ---
+case $(getent ahostsv4 "$(uname -n)" | head -1) in
+127.*) ;;
+*)  [ -z "${RENAMED:-}" ] || { echo "cluster.sh: 'localhost' does not resolve to 127.0.0.1" >&2; exit 1; }
+    RENAMED=1 exec unshare --uts sh -c 'hostname localhost && exec bash "$0" start "$1"' "$0" "$dir" ;;
+esac
+
+# --- configuration ---
+mkdir -p "$dir"/{run,log,state,spool,gpus}
+[ -s "$dir/munge.key" ] || (umask 077; head -c 1024 /dev/urandom >"$dir/munge.key")
+[ -s "$dir/first" ] || echo $(($(date +%s) % 50000000 + 1)) >"$dir/first"   # job ids are never used twice
+for i in 0 1 2 3; do ln -sfn /dev/null "$dir/gpus/nvidia$i"; done          # a device is asked for; none is used
+echo "NodeName=node[1-$nodes] Name=gpu File=$dir/gpus/nvidia[0-3] Flags=nvidia_gpu_env" >"$dir/gres.conf"
+echo "CgroupPlugin=cgroup/v1" >"$dir/cgroup.conf"                          # else slurmd looks for a mounted one
+cat >"$dir/slurm.conf" <<CONF
+ClusterName=throwaway
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort=$port
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+SlurmUser=$me
+SlurmdUser=$me
+AuthType=auth/munge
+# How long a requeued job waits is the life of a credential; shorter than the end of its steps, its node is drained.
+AuthInfo=socket=$dir/run/munge.socket,cred_expire=10
+KillWait=2
+StateSaveLocation=$dir/state
+SlurmdSpoolDir=$dir/spool/%n
+SlurmctldPidFile=$dir/run/slurmctld.pid
+SlurmdPidFile=$dir/run/slurmd-%n.pid
+SlurmctldLogFile=$dir/log/slurmctld.log
+SlurmdLogFile=$dir/log/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+MailProg=/bin/true
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU=200
+SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_interval=1
+FirstJobId=$(cat "$dir/first")
+MinJobAge=3600
+MaxArraySize=20
+SlurmdTimeout=30
+ReturnToService=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+GresTypes=gpu
+SlurmdParameters=config_overrides
+NodeName=node[1-$nodes] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + nodes))] CPUs=4 RealMemory=4000 Gres=gpu:4 State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PreemptMode=OFF
+PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+CONF
+printf 'export SLURM_CONF=%q\n' "$SLURM_CONF" >"$dir/env.sh"
+
+# --- daemons ---
+runs "$dir/run/munged.pid" munged || { rm -f "$dir"/run/munge.socket*; munged --key-file="$dir/munge.key" \
+    --socket="$dir/run/munge.socket" --pid-file="$dir/run/munged.pid" --log-file="$dir/log/munged.log" \
+    --seed-file="$dir/munge.seed" 2>>"$dir/log/munged.err"; }
+runs "$dir/run/slurmctld.pid" slurmctld || slurmctld 2>>"$dir/log/slurmctld.err"
+within 100 scontrol ping
+for ((i = 1; i <= nodes; i++)); do
+    mkdir -p "$dir/spool/node$i"
+    runs "$dir/run/slurmd-node$i.pid" slurmd || slurmd -N node$i 2>>"$dir/log/slurmd-node$i.err"
+done
+ready() { [ "$(sinfo -h -N -p main -t idle,mix,alloc -o %N | sort -u | wc -l)" = $nodes ]; }
+within 300 ready || { sinfo -N -l; echo "cluster.sh: the nodes are not ready, see $dir/log" >&2; exit 1; }
+echo "four nodes are ready:  . $dir/env.sh"

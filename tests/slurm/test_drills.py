@@ -1,0 +1,395 @@
+"""What clusters do to a sweep, done to one on a real SLURM: `make test-slurm` starts it and runs these.
+
+After each blow the same command is given again, and every cell must be there exactly once, with its own numbers, and
+nothing left over. The cells are trivial (trivial_cells.py); the last tests run real ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from trivial_cells import number
+
+from bench.claims import Claims
+from bench.store import Store
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("sbatch") and os.environ.get("SLURM_CONF") and shutil.which("sinfo")),
+    reason="no SLURM here: make test-slurm starts a cluster of four emulated nodes and runs these",
+)
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),
+    "OMP_NUM_THREADS": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+COUNT = 16
+SLURM = ("launcher=slurm", "launcher.gpus=0", "launcher.cpus=1", "launcher.mem_gb=0.3", "launcher.timeout_min=60")
+FOUR_A_JOB = (f"cells={COUNT}", "ms=1500", "launcher.chunk_minutes=0.101")
+
+
+def command(results: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "trivial_cells", f"results={results}", *SLURM, *arguments]
+
+
+def start(results: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(results, *arguments), env=ENVIRONMENT, cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def heal(results: Path, *arguments: str) -> str:
+    """The same command again; returns what it said."""
+    ended = subprocess.run(
+        command(results, *arguments),
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def slurm(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def verb(name: str, *arguments: str) -> str:
+    words = [sys.executable, "-m", f"bench.{name}", *arguments]
+    return subprocess.run(words, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.1)
+
+
+def jobs(results: Path, state: str) -> list[str]:
+    """Ids of this store's jobs in a state, as squeue writes them."""
+    ours = {job for file in results.glob("jobs/*/run.json") for job in json.loads(file.read_text())["jobs"]}
+    return [job for job in slurm("squeue", "-h", "-r", "-t", state, "-o", "%i").split() if job in ours]
+
+
+def freshest(results: Path) -> str:
+    """The running job that has the most left to do."""
+    done = Store(results).done()
+    records = [json.loads(file.read_text()) for file in results.glob("jobs/*/run.json")]
+    finished = {
+        job: sum(run["cells"][i] in done for i in cells) for run in records for job, cells in run["jobs"].items()
+    }
+    return min(jobs(results, "RUNNING"), key=lambda job: finished[job])
+
+
+def hurry(results: Path) -> None:
+    """Requeued jobs wait for their old credentials to expire; not here."""
+    for job in jobs(results, "PENDING"):
+        with contextlib.suppress(subprocess.CalledProcessError):
+            slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def check(results: Path, count: int = COUNT, images: int = 1, drafts: bool = False) -> None:
+    """Every cell once, with its own numbers; nothing left over, but for drafts that could not be removed."""
+    until(lambda: not jobs(results, "PENDING,RUNNING,COMPLETING"))
+    store = Store(results)
+    assert store.done() == {f"trivial-{i:05d}" for i in range(count)} and not store.failed()
+    for cell in store.done():
+        rows = store.rows([cell])
+        assert rows.image_id.tolist() == [str(i) for i in range(images)]
+        assert rows.value.tolist() == [number(cell, i) for i in range(images)]
+    assert drafts or not list((results / "cells").glob(".*"))
+    assert not list(results.glob("partial/*")) and not Claims(results).all(), "left over"
+
+
+def some_done(results: Path) -> bool:
+    return len(Store(results).done()) >= 2
+
+
+# --- the blows -------------------------------------------------------------------------------------------------
+
+
+def cancel_running(results: Path) -> None:
+    slurm("scancel", freshest(results))
+
+
+def cancel_array(results: Path) -> None:
+    slurm("scancel", jobs(results, "PENDING,RUNNING")[0].partition("_")[0])
+
+
+def kill_python(results: Path) -> None:
+    os.kill(next(claim.owner["pid"] for claim in Claims(results).all() if claim.alive), signal.SIGKILL)
+
+
+def requeue(results: Path) -> None:
+    slurm("scontrol", "requeue", freshest(results))
+    hurry(results)
+
+
+def user_signal(results: Path) -> None:
+    slurm("scancel", "--signal=USR2", jobs(results, "RUNNING")[0].partition("_")[0])
+    until(lambda: len(jobs(results, "PENDING")) >= 1)
+    hurry(results)
+
+
+def kill_slurmd(results: Path) -> None:
+    """The node is gone for the controller, and its jobs go on as orphans beside their reruns."""
+    job = freshest(results)
+    node = slurm("squeue", "-h", "-r", "-j", job, "-o", "%N").strip()
+    folder = Path(os.environ["SLURM_CONF"]).parent
+    os.kill(int((folder / "run" / f"slurmd-{node}.pid").read_text()), signal.SIGKILL)
+    slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=drill")
+    hurry(results)
+    subprocess.run([HERE / "cluster.sh", "start", folder], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("blow", "heals_itself"),
+    [
+        (cancel_running, False),
+        (cancel_array, False),
+        (kill_python, False),
+        (requeue, True),
+        (user_signal, True),
+        (kill_slurmd, True),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_blow_loses_nothing(tmp_path: Path, blow: Callable[[Path], None], heals_itself: bool) -> None:
+    driver = start(tmp_path, *FOUR_A_JOB)
+    until(lambda: some_done(tmp_path) and jobs(tmp_path, "RUNNING"))
+    blow(tmp_path)
+    told, _ = driver.communicate(timeout=240)
+    assert driver.returncode == (0 if heals_itself else 1), told
+    heal(tmp_path, *FOUR_A_JOB)
+    check(tmp_path)
+
+
+def test_a_pending_element_that_vanishes_is_noticed(tmp_path: Path) -> None:
+    """SLURM keeps no trace of it: neither squeue nor sacct would ever say that it is gone."""
+    one_at_a_time = (*FOUR_A_JOB, "launcher.array_parallelism=1")
+    driver = start(tmp_path, *one_at_a_time)
+    until(lambda: jobs(tmp_path, "PENDING") and jobs(tmp_path, "RUNNING"))
+    slurm("scancel", jobs(tmp_path, "PENDING")[-1])
+    told, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 1 and f"{COUNT - 4} of {COUNT} ended" in told
+    assert "4 lost" in verb("status", f"results={tmp_path}")
+    heal(tmp_path, *one_at_a_time)
+    check(tmp_path)
+
+
+def test_a_killed_driver_is_not_needed(tmp_path: Path) -> None:
+    slowly = (*FOUR_A_JOB, "launcher.array_parallelism=1")
+    driver = start(tmp_path, *slowly)
+    until(lambda: some_done(tmp_path))
+    driver.kill()
+    driver.communicate()
+    assert "followed, not submitted again" in heal(tmp_path, *slowly)
+    check(tmp_path)
+    assert len(list(tmp_path.glob("jobs/*"))) == 1
+
+
+def test_two_drivers_submit_each_cell_once(tmp_path: Path) -> None:
+    drivers = [start(tmp_path, *FOUR_A_JOB) for _ in range(2)]
+    told = [driver.communicate(timeout=240)[0] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], told
+    check(tmp_path)
+    runs = [json.loads(file.read_text()) for file in tmp_path.glob("jobs/*/run.json")]
+    assert sorted(i for run in runs for cells in run["jobs"].values() for i in cells) == list(range(COUNT))
+
+
+def test_preemption_keeps_the_images_of_an_open_cell(tmp_path: Path) -> None:
+    long_cells = ("cells=4", "images=40", "ms=150", "launcher.chunk_minutes=0.01", "launcher.partition=low")
+    driver = start(tmp_path, *long_cells)
+    until(lambda: len(jobs(tmp_path, "RUNNING")) == 4 and len([c for c in Claims(tmp_path).all() if c.alive]) == 4)
+    time.sleep(1.5)
+    slurm("sbatch", "-p", "high", "-N4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    until(lambda: jobs(tmp_path, "PENDING"))
+    until(lambda: not slurm("squeue", "-h", "-p", "high"))
+    hurry(tmp_path)
+    told, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, told
+    check(tmp_path, 4, images=40)
+    resumed = [Store(tmp_path).record(cell)["provenance"]["resumed"] for cell in Store(tmp_path).done()]
+    assert min(resumed) > 0, resumed
+
+
+def test_a_finished_job_that_runs_again_changes_nothing(tmp_path: Path) -> None:
+    heal(tmp_path, *FOUR_A_JOB)
+    check(tmp_path)
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*")}
+    job = next(iter(json.loads(next(tmp_path.glob("jobs/*/run.json")).read_text())["jobs"]))
+    slurm("scontrol", "requeue", job)
+    hurry(tmp_path)
+    until(lambda: "Exiting after successful completion" in _again(tmp_path, job))
+    check(tmp_path)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*")}
+
+
+def _again(results: Path, job: str) -> str:
+    log = next(results.glob(f"jobs/*/logs/{job}_0_log.out")).read_text()
+    return log.partition("Exiting after successful completion")[2]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", folder], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(disk: Path) -> None:
+    with contextlib.suppress(OSError), open(disk / "ballast", "wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+
+
+def make_room(disk: Path) -> None:
+    (disk / "ballast").unlink()
+
+
+def forbid(disk: Path) -> None:
+    """Read-only is what jobs see of the cells and the claims; their logs, which say so, are elsewhere on most sites."""
+    for name in ("cells", "claims"):
+        folder = str(disk / "results" / name)
+        subprocess.run(["mount", "--bind", folder, folder], check=True)
+        remount = ["mount", "-o", "remount,ro,bind", folder]
+        until(lambda remount=remount: not subprocess.run(remount, capture_output=True, check=False).returncode)
+
+
+def allow(disk: Path) -> None:
+    for name in ("cells", "claims"):
+        subprocess.run(["umount", disk / "results" / name], check=True)
+
+
+@pytest.mark.parametrize(
+    ("harm", "mend", "word"),
+    [(fill, make_room, "No space left"), (forbid, allow, "Read-only")],
+    ids=["full", "read-only"],
+)
+def test_a_store_that_cannot_be_written_fails_no_cell(
+    small_disk: Path, harm: Callable[[Path], None], mend: Callable[[Path], None], word: str
+) -> None:
+    results = small_disk / "results"
+    driver = start(results, *FOUR_A_JOB)
+    until(lambda: some_done(results))
+    harm(small_disk)
+    told, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 1 and not Store(results).failed(), told
+    if harm is forbid:
+        assert subprocess.run(
+            command(results, *FOUR_A_JOB), env=ENVIRONMENT, cwd=ROOT, capture_output=True, check=False
+        ).returncode
+    mend(small_disk)
+    heal(results, *FOUR_A_JOB)
+    check(results, drafts=harm is forbid)
+
+
+# --- the verbs -------------------------------------------------------------------------------------------------
+
+
+def test_status_and_cancel_need_no_driver(tmp_path: Path) -> None:
+    arguments = (*FOUR_A_JOB, "launcher.array_parallelism=2", "launcher.wait=false")
+    heal(tmp_path, *arguments)
+    until(lambda: some_done(tmp_path))
+    seen = verb("status", f"results={tmp_path}")
+    assert " running" in seen and " queued" in seen and " lost" not in seen and "JobArrayTaskLimit" in seen
+    assert "jobs cancelled" in verb("cancel", "sweep=trivial", f"results={tmp_path}")
+    until(lambda: not jobs(tmp_path, "PENDING,RUNNING,COMPLETING"))
+    seen = verb("status", f"results={tmp_path}")
+    assert " lost" in seen and " running" not in seen and "stopped: cancelled" in seen
+    heal(tmp_path, *FOUR_A_JOB)
+    check(tmp_path)
+
+
+def test_arrays_are_cut_at_the_sites_limit(tmp_path: Path) -> None:
+    arguments = ("cells=25", "ms=1", "launcher.chunk_minutes=0.00001")
+    assert "submitted 25 jobs" in heal(tmp_path, *arguments)
+    check(tmp_path, 25)
+    ids = json.loads(next(tmp_path.glob("jobs/*/run.json")).read_text())["jobs"]
+    assert len({job.partition("_")[0] for job in ids}) == 2, "MaxArraySize is 20 here"
+
+
+def test_a_thousand_cells_are_tens_of_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.monotonic()
+    told = heal(tmp_path / "chunks", "cells=1000", "ms=1", "launcher.chunk_minutes=0.001")
+    chunked = time.monotonic() - started
+    check(tmp_path / "chunks", 1000)
+    count = len(json.loads(next(tmp_path.glob("chunks/jobs/*/run.json")).read_text())["jobs"])
+    started = time.monotonic()
+    heal(tmp_path / "single", "cells=40", "ms=1", "launcher.chunk_minutes=0.00001")
+    single = time.monotonic() - started
+    assert count < 100, told
+    with capsys.disabled():
+        print(f"\n1,000 trivial cells in {count} jobs: {chunked:.1f} s; one job a cell: {single:.1f} s for 40")
+
+
+# --- real cells ------------------------------------------------------------------------------------------------
+
+SMALL = (
+    "profile=digits",
+    "method=ddim,edict",
+    "corruption=random_mask,gaussian_blur",
+    "steps=2",
+    "images=2",
+    "severity=2,4",
+)
+MEASURED = ["seconds", "peak_mib"]
+
+
+def science(results: Path) -> str:
+    """The sweep's rows without what is measured, as text."""
+    store = Store(results)
+    rows = store.rows(sorted(store.done())).drop(columns=MEASURED)
+    return rows.sort_values(["cell_id", "image_id"]).to_csv(index=False)
+
+
+def test_the_corruption_sweep_gives_the_table_of_a_local_run(tmp_path: Path) -> None:
+    """WHOLE_SWEEP=1 runs the embedded sweep as it is, some 15 CPU minutes each; else a part of it."""
+    chosen = () if os.environ.get("WHOLE_SWEEP") else SMALL
+    resources = ("launcher.gpus=0", "launcher.cpus=1", "launcher.mem_gb=1", "launcher.chunk_minutes=1")
+    for folder, launcher in (("local", ("launcher=local",)), ("slurm", ("launcher=slurm", *resources))):
+        verb("run", "sweep=corruptions", "tracker=none", f"results={tmp_path / folder}", *chosen, *launcher)
+    assert science(tmp_path / "slurm") == science(tmp_path / "local")
+    tables = [tmp_path / folder / "reports" / "corruptions" / "table.csv" for folder in ("slurm", "local")]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+
+
+def test_training_on_several_processes_is_requeued_and_resumed(tmp_path: Path) -> None:
+    recipe = ("train.steps=120", "train.images=256", "train.batch_size=16", "train.validate_every=20", "train.warmup=5")
+    resources = ("launcher.gpus=2", "launcher.cpus=1", "launcher.mem_gb=2", "launcher.timeout_min=60")
+    told = verb("train", "model=digits_vp", f"out={tmp_path}", *recipe, "launcher=slurm", *resources)
+    job = told.split()[2].rstrip(",;")
+    until(lambda: (tmp_path / "digits_vp" / "last.ckpt").is_file(), 400)
+    slurm("scancel", "--signal=USR2", job)
+    until(lambda: "Requeued job" in _log(tmp_path, job), 200)
+    until(lambda: slurm("squeue", "-h", "-j", job, "-t", "PENDING"))
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+    until(lambda: not slurm("squeue", "-h", "-j", job, "-t", "PENDING,RUNNING,COMPLETING"), 500)
+    assert (tmp_path / "digits_vp.safetensors").is_file(), _log(tmp_path, job)
+    assert "Restoring states from the checkpoint" in _log(tmp_path, job) and "MEMBER: 2/2" in _log(tmp_path, job)
+
+
+def _log(out: Path, job: str) -> str:
+    return "".join(file.read_text() for file in (out / "digits_vp" / "logs").glob(f"{job}_*_log.*"))

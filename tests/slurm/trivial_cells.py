@@ -1,0 +1,104 @@
+"""Cells that compute next to nothing, so that drills test the launching and not the network: no torch.
+
+    PYTHONPATH=.:tests/slurm python -m trivial_cells results=DIR [cells=24] [ms=50] [images=1] [...]
+
+runs such cells as `bench.run` would: the same claims, store, signals and jobs; a row's number is made of its cell's
+name and image, so that what comes out twice, mixed or changed is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import launch, provenance
+from bench.cells import Cell
+from bench.chunks import chunk
+from bench.config import RunConfig, compose_config
+from bench.errors import run_command
+from bench.interrupts import Interrupts
+from bench.jobs import Job
+from bench.store import Store
+
+
+def number(cell_id: str, image: int) -> float:
+    return int.from_bytes(hashlib.sha256(f"{cell_id}|{image}".encode()).digest()[:4], "little") / 2**32
+
+
+@dataclass(frozen=True)
+class TrivialGuard:
+    """Does what `bench.guard.Guard` does, around a sleep."""
+
+    store: Store
+    interrupts: Interrupts
+    partial_s: float
+
+    def run(self, cell: Cell) -> str:
+        start = time.perf_counter()
+        rows, _ = self.store.partial(cell.id, "trivial")
+        resumed = len(rows)
+        for image in range(resumed, cell.spec["images"]):
+            time.sleep(cell.spec["ms"] / 1000)
+            rows.append({"cell_id": cell.id, "image_id": str(image), "value": number(cell.id, image)})
+            if len(rows) < cell.spec["images"]:
+                if self.partial_s == 0 or self.interrupts.asked:
+                    self.store.write_partial(cell.id, "trivial", rows, {})
+                self.interrupts.safe_point()
+        seconds = time.perf_counter() - start
+        about = {"seconds": seconds, "resumed": resumed, "job_id": provenance.job_id(), "pid": os.getpid()}
+        self.store.write(cell.id, rows, {"config": cell.spec, "axes": cell.axes, "provenance": about})
+        return "done"
+
+    def fail(self, cell: Cell, kind: str, message: str, trace: str = "") -> None:
+        self.store.write_failure(
+            cell.id, {"class": kind, "message": message, "traceback": trace, "axes": cell.axes, "provenance": {}}
+        )
+
+
+@dataclass(frozen=True)
+class TrivialJob(Job):
+    def guard(self, store: Store, interrupts: Interrupts) -> Any:
+        return TrivialGuard(store, interrupts, self.launcher.partial_s)
+
+
+def cells(count: int, ms: float, images: int) -> tuple[Cell, ...]:
+    axes = {"model": "m", "dataset": "d", "method": "trivial", "corruption": None, "task": "reconstruct"}
+    spec = {
+        "images": images,
+        "ms": ms,
+        "model": {"name": "m", "class": "trivial_cells.Model", "shape": [1, 1, 1]},
+    }
+    return tuple(Cell(f"trivial-{i:05d}", {**axes, "seed": i}, spec, images) for i in range(count))
+
+
+def config(results: Path, overrides: Sequence[str]) -> RunConfig:
+    return compose_config([f"results={results}", "name=trivial", *overrides], sweep_required=False)
+
+
+def main(arguments: list[str]) -> int:
+    own = {"results": "results", "cells": "24", "ms": "50", "images": "1"}
+    given = dict(argument.split("=", 1) for argument in arguments)
+    own |= {key: given.pop(key) for key in list(given) if key in own}
+    chosen = config(Path(own["results"]), [f"{key}={value}" for key, value in given.items()])
+    every, store = cells(int(own["cells"]), float(own["ms"]), int(own["images"])), Store(chosen.results)
+    title = {"title": "trivial", "cells": [{"id": c.id, "axes": c.axes, "evaluations": c.evaluations} for c in every]}
+    store.write_manifest("trivial", title)
+    todo = [cell for cell in every if not store.ended(cell.id)]
+    minutes = float(own["images"]) * float(own["ms"]) / 60000
+    chunks = chunk(todo, lambda cell: minutes, chosen.launcher.chunk_minutes)
+    launch.Job = TrivialJob  # type: ignore[misc]
+    launch.launch(chunks, chosen, lambda cell_id, outcome: print(outcome, cell_id, flush=True))
+    lost = [cell for cell in every if not store.ended(cell.id)]
+    print(f"{len(every) - len(lost)} of {len(every)} ended")
+    return 1 if lost and chosen.launcher.wait else 0
+
+
+if __name__ == "__main__":
+    import trivial_cells  # jobs pickle by reference, and __main__ is another module there
+
+    run_command(trivial_cells.main)

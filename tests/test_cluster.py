@@ -1,0 +1,542 @@
+"""Launching without a cluster: the text for sbatch, arrays, snapshots, claims, signals, partial cells, status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import cancel, launch, run, runs, slurm, snapshot, status
+from bench.cells import Cell, expand
+from bench.chunks import Chunk
+from bench.claims import Claims
+from bench.config import LauncherConfig, compose_config
+from bench.errors import NodeFault, StoreError, UserError
+from bench.guard import Guard, classify
+from bench.interrupts import CellTimeout, Interrupts
+from bench.jobs import Job, stop
+from bench.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).resolve().parent / "golden"
+TINY = ["sweep=theory", "method=ddim", "model=gmm", "guidance=1.0", "tracker=none", "report=false"]
+"""A cell for every `steps`, on an exact denoiser."""
+
+# --- what SLURM is told ----------------------------------------------------------------------------------------
+
+ENVIRONMENT = {"PYTHONPATH": "/store/code/abc:/home/me", "HF_HUB_OFFLINE": "1", "NOTE": "two words"}
+SITE = ["launcher.partition=gpu", "launcher.account=lab", "launcher.qos=long", "launcher.constraint=a100",
+        "launcher.setup=[module load cuda]", "launcher.additional_parameters={mail-type: FAIL}"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "count"),
+    [
+        ("one_gpu", ["launcher=slurm"], 7),
+        ("one_job", ["launcher=slurm"], 1),
+        ("eight_gpus", ["launcher=slurm_8gpu"], 3),
+        ("site", ["launcher=slurm", *SITE], 100),
+        ("no_gpu", ["launcher=slurm", "launcher.gpus=0", "launcher.mem_gb=0.5"], 2),
+    ],
+)
+def test_the_text_for_sbatch_is_as_recorded(name: str, overrides: list[str], count: int) -> None:
+    launcher = compose_config(overrides, sweep_required=False).launcher
+    asked = slurm.parameters(launcher, launcher.resources("flux"), "corruptions", ENVIRONMENT)
+    text = slurm.script(asked, Path("/store/jobs/RUN/logs"), count, "/env/bin/python")
+    assert text == (GOLDEN / f"sbatch_{name}.sh").read_text()
+
+
+def test_a_model_may_ask_for_more() -> None:
+    overrides = ["launcher=slurm", "launcher.models={flux: {mem_gb: 120, gpus: 2}}"]
+    launcher = compose_config(overrides, sweep_required=False).launcher
+    assert (launcher.resources("flux").mem_gb, launcher.resources("flux").gpus) == (120, 2)
+    assert launcher.resources("sd15").mem_gb == launcher.mem_gb == 40
+    with pytest.raises(UserError, match=r"unknown key 'mem' in launcher.models.flux.*nearest: mem_gb"):
+        compose_config(["launcher=slurm", "launcher.models={flux: {mem: 1}}"], sweep_required=False)
+
+
+@given(st.integers(1, 5000), st.integers(1, 1001), st.integers(1, 300))
+def test_arrays_hold_every_job_and_no_more_than_they_may(count: int, largest: int, parallel: int) -> None:
+    cut = slurm.shares(count, largest, parallel)
+    assert sum(size for size, _ in cut) == count and all(1 <= size <= largest for size, _ in cut)
+    assert all(each >= 1 for _, each in cut) and sum(each for _, each in cut) <= max(parallel, len(cut))
+
+
+def test_jobs_open_no_connection_and_see_the_copy_first(tmp_path: Path) -> None:
+    values = launch.environment(LauncherConfig(env={"WANDB_MODE": "disabled"}), tmp_path, 3)
+    assert values["PYTHONPATH"].split(os.pathsep)[0] == str(tmp_path) and values["PYTHONSAFEPATH"] == "1"
+    assert values["HF_HUB_OFFLINE"] == values["TRANSFORMERS_OFFLINE"] == "1" and values["OMP_NUM_THREADS"] == "3"
+    assert values["WANDB_MODE"] == "disabled", "the user's word is the last"
+
+
+def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, **programs: str) -> None:
+    folder.mkdir()
+    for name, body in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    launch._controller_answers.cache_clear()
+
+
+def test_clients_without_a_cluster_are_no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_slurm(tmp_path / "bin", monkeypatch, sbatch="exit 1", scontrol="exit 1")
+    assert launch.backend(LauncherConfig()) == "local"
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\nexit 0\n")
+    launch._controller_answers.cache_clear()
+    assert launch.backend(LauncherConfig()) == "slurm"
+    launch._controller_answers.cache_clear()
+
+
+def test_a_dry_run_prints_what_sbatch_would_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_slurm(tmp_path / "bin", monkeypatch, sbatch="exit 1", scontrol="echo 'MaxArraySize = 3'")
+    results = tmp_path / "results"
+    overrides = [*TINY, "steps=1,2,3,4,5", f"results={results}", "launcher=slurm", "launcher.chunk_minutes=0.0001"]
+    assert run.main([*overrides, "dry_run=true"]) == 0
+    told = capsys.readouterr().out
+    assert "#SBATCH --array=0-2%3" in told and "#SBATCH --array=0-1%2" in told, "five jobs, three an array"
+    assert f"export PYTHONPATH={snapshot.place(results, [])}" in told and not results.exists()
+
+
+# --- the code that jobs run --------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_is_what_runs_after_an_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = tmp_path / "myplugin.py"
+    plugin.write_text("class Mine: answer = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    copy = snapshot.take(tmp_path / "store", ["myplugin.Mine", "methods.ddim.DDIM", "json.JSONDecoder"])
+    assert snapshot.take(tmp_path / "store", ["myplugin.Mine", "methods.ddim.DDIM"]) == copy
+    plugin.write_text("class Mine: answer = 2\n")
+    assert snapshot.take(tmp_path / "store", ["myplugin.Mine"]) != copy
+    code = "import myplugin, bench.snapshot as s, json\n"
+    code += "print(json.dumps([myplugin.Mine.answer, s.__file__, s.identity()]))"
+    environment = {**os.environ, **launch.environment(LauncherConfig(), copy, 1)}
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    answer, file, identity = json.loads(told.stdout)
+    assert answer == 1 and Path(file).is_relative_to(copy)
+    assert identity["code"] == copy.name and identity["git_sha"] == snapshot.identity()["git_sha"]
+    assert (copy / "sweeps" / "run.yaml").is_file() and list((copy / "methods" / "zoo").glob("*.safetensors"))
+    assert not (copy / "json").exists()
+
+
+# --- claims ------------------------------------------------------------------------------------------------------
+
+
+def test_one_cell_one_owner(tmp_path: Path) -> None:
+    with Claims(tmp_path) as ours, Claims(tmp_path, job="7") as theirs:
+        assert theirs.take("c") and not ours.take("c") and not theirs.take("c")
+        seen = ours.look("c")
+        assert seen and seen.alive and seen.owner["job"] == "7"
+        theirs.release("c")
+        assert ours.look("c") is None and ours.take("c")
+    assert not Claims(tmp_path).all()[0].alive, "its owner has left"
+
+
+def test_the_dead_lose_their_cells_and_deaths_are_counted_unless_images_were_finished(tmp_path: Path) -> None:
+    def die(images: int) -> Any:
+        with Claims(tmp_path) as owner:
+            return owner.take("c", images)
+
+    assert [die(images).deaths for images in (0, 0, 0, 3, 3, 5)] == [0, 1, 2, 1, 2, 1]
+
+
+def test_a_killed_process_is_dead_at_once_and_a_silent_one_after_its_lease(tmp_path: Path) -> None:
+    code = "import sys, time\nfrom bench.claims import Claims\n"
+    code += "with Claims(sys.argv[1]) as c: c.take('c'); print(flush=True); time.sleep(60)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, env=environment)
+    assert process.stdout and process.stdout.readline()
+    with Claims(tmp_path) as claims:
+        assert not claims.take("c")
+        process.kill()
+        process.wait()
+        assert claims.take("c")
+        claims.release("c")
+    owner = tmp_path / "claims" / ".owners" / "far"
+    owner.write_text(json.dumps({"host": "another node", "pid": 1, "started": "1"}))
+    (tmp_path / "claims" / "d").write_text(
+        json.dumps({"owner": "far", "since": 0, "deaths": 0, "images": 0, "cause": "node"})
+    )
+    with Claims(tmp_path) as claims:
+        assert not claims.take("d"), "its pulse is fresh"
+        os.utime(owner, (time.time() - 200,) * 2)
+        assert claims.take("d")
+
+
+def test_only_one_is_alone(tmp_path: Path) -> None:
+    waited = []
+    with Claims(tmp_path) as ours, Claims(tmp_path) as theirs, ours.alone("submit", lambda: None):
+        assert not theirs.take(".submit") and not waited
+    with Claims(tmp_path) as ours, ours.alone("submit", lambda: waited.append(1)):
+        assert not waited
+
+
+# --- signals -----------------------------------------------------------------------------------------------------
+
+
+def test_the_answer_to_usr2_waits_for_a_safe_point() -> None:
+    told: list[str] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append("requeued"))
+    try:
+        with pytest.raises(SystemExit), Interrupts(60, lambda: told.append("left")) as interrupts:  # noqa: PT012
+            interrupts.safe_point()
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert interrupts.asked and told == []
+            interrupts.safe_point()
+        assert told == ["left", "requeued"]
+        with pytest.raises(SystemExit), Interrupts(0.05):  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(5)
+        assert told[2:] == ["requeued"], "no safe point came in time"
+        assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_term_ends_at_a_safe_point_and_requeues_nothing() -> None:
+    told: list[str] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append("requeued"))
+    term_before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit), Interrupts(60, lambda: told.append("left")) as interrupts:  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupts.asked and told == []
+            interrupts.safe_point()
+        assert told == ["left"]
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+        signal.signal(signal.SIGTERM, term_before)
+
+
+def test_a_timeout_acts_inside() -> None:
+    with Interrupts(60) as interrupts:
+        with pytest.raises(CellTimeout), interrupts.limit(0.05):  # noqa: PT012
+            while True:
+                pass
+        with interrupts.limit(None), interrupts.limit(60):
+            pass
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+# --- a cell under guard --------------------------------------------------------------------------------------------
+
+
+def one_cell(*overrides: str) -> Cell:
+    return expand(compose_config([*TINY, "steps=4", "images=4", *overrides])).cells[0]
+
+
+def guard(store: Path, batch_size: int = 4, **launcher: Any) -> Guard:
+    return Guard(Store(store), batch_size, 2, LauncherConfig(**launcher), Interrupts(60))
+
+
+SCIENCE = ("seconds", "peak_mib")
+
+
+def rows(store: Path, cell: Cell) -> list[dict[str, Any]]:
+    return Store(store).rows([cell.id]).drop(columns=list(SCIENCE)).to_dict("records")
+
+
+def test_an_interrupted_cell_goes_on_from_its_images(tmp_path: Path) -> None:
+    cell = one_cell()
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert guard(whole, 1).run(cell) == "done"
+
+    class After(Interrupts):
+        points = 0
+
+        def safe_point(self) -> None:
+            self.points += 1
+            if self.points == 2:
+                raise SystemExit
+
+    stopped = Guard(Store(broken), 1, 2, LauncherConfig(partial_s=0), After(60))
+    with pytest.raises(SystemExit):
+        stopped.run(cell)
+    assert Store(broken).partial_images(cell.id) == 2 and not Store(broken).ended(cell.id)
+    assert guard(broken, 1).run(cell) == "done"
+    assert rows(broken, cell) == rows(whole, cell)
+    assert Store(broken).record(cell.id)["provenance"]["resumed"] == 2
+    assert not list(broken.glob("partial/*"))
+    ours, theirs = Store(broken).samples(cell.id), Store(whole).samples(cell.id)
+    assert ours["ids"].tolist() == theirs["ids"].tolist() and (ours["output"] == theirs["output"]).all()
+
+
+def test_images_of_other_code_are_not_gone_on_from(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write_partial("c", "old", [{"image_id": "0"}], {})
+    assert store.partial("c", "old")[0] == [{"image_id": "0"}] and store.partial("c", "new") == ([], {})
+
+
+def test_out_of_memory_halves_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from methods.ddim import DDIM
+
+    tried, plain = [], DDIM.invert
+
+    def greedy(self: Any, x0: Any, *rest: Any, **more: Any) -> Any:
+        tried.append(len(x0))
+        if len(x0) > 1:
+            raise MemoryError("no room")
+        return plain(self, x0, *rest, **more)
+
+    monkeypatch.setattr(DDIM, "invert", greedy)
+    cell = one_cell()
+    assert guard(tmp_path, 16).run(cell) == "done"
+    assert tried == [4, 2, 1, 1, 1, 1]
+    assert Store(tmp_path).record(cell.id)["provenance"]["batch_size"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), "oom"), (CellTimeout(), "timeout"), (FileNotFoundError(), "asset-missing"),
+        (ZeroDivisionError(), "numerical"), (RuntimeError("CUDA error: an illegal memory access"), "node"),
+        (RuntimeError("CUDA out of memory"), "oom"), (KeyError(1), "bug"),
+    ],
+)  # fmt: skip
+def test_failures_have_classes(error: Exception, kind: str) -> None:
+    assert classify(error) == kind
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> list[Exception]:
+    """DDIM raises these, one a call, and then works."""
+    from methods.ddim import DDIM
+
+    left, plain = list(errors), DDIM.invert
+
+    def invert(self: Any, *rest: Any, **more: Any) -> Any:
+        if left:
+            raise left.pop(0)
+        return plain(self, *rest, **more)
+
+    monkeypatch.setattr(DDIM, "invert", invert)
+    return left
+
+
+def test_retries_are_by_class_and_have_a_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = one_cell()
+    left = failing(monkeypatch, *[ArithmeticError("x")] * 5)
+    assert guard(tmp_path, retries={"numerical": 2, "bug": 9}).run(cell) == "numerical" and len(left) == 2
+    assert "ArithmeticError" in Store(tmp_path).failure(cell.id)["traceback"]
+    assert guard(tmp_path, retries={"numerical": 2}).run(cell) == "done" and not left
+
+
+def test_a_broken_gpu_is_no_failure_of_the_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, RuntimeError("CUDA error: uncorrectable ECC error"))
+    cell = one_cell()
+    with pytest.raises(NodeFault):
+        guard(tmp_path).run(cell)
+    assert not Store(tmp_path).ended(cell.id)
+
+
+def test_a_timeout_is_a_failure_and_the_images_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from methods.ddim import DDIM
+
+    calls, plain = [], DDIM.invert
+
+    def slow(self: Any, *rest: Any, **more: Any) -> Any:
+        calls.append(1)
+        while len(calls) == 3:
+            pass
+        return plain(self, *rest, **more)
+
+    monkeypatch.setattr(DDIM, "invert", slow)
+    cell = one_cell()
+    with Interrupts(60) as interrupts:
+        chosen = LauncherConfig(partial_s=0, cell_timeout_min=2 / 60)
+        assert Guard(Store(tmp_path), 1, 2, chosen, interrupts).run(cell) == "timeout"
+    assert Store(tmp_path).failure(cell.id)["class"] == "timeout" and Store(tmp_path).partial_images(cell.id) == 2
+
+
+def test_a_store_that_cannot_be_written_is_no_failure_of_the_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bench.store._flush", full)
+    with pytest.raises(StoreError, match="No space left"):
+        guard(tmp_path).run(one_cell())
+    assert not Store(tmp_path).failed()
+
+
+# --- a job's cells ---------------------------------------------------------------------------------------------------
+
+
+class FakeGuard:
+    """Ends cells by name: bad ones fail."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def run(self, cell: Cell) -> str:
+        if "bad" in cell.id:
+            self.fail(cell, "bug", "bad")
+            return "bug"
+        self.store.write(cell.id, [{"cell_id": cell.id}], {})
+        return "done"
+
+    def fail(self, cell: Cell, kind: str, message: str, trace: str = "") -> None:
+        self.store.write_failure(cell.id, {"class": kind, "message": message, "traceback": trace})
+
+
+class FakeJob(Job):
+    def guard(self, store: Store, interrupts: Interrupts) -> Any:
+        return FakeGuard(store)
+
+
+def job(store: Path, *names: str, **launcher: Any) -> FakeJob:
+    cells = tuple(Cell(name, {"model": "m"}, {"images": 1}, 1) for name in names)
+    folder = runs.new_folder(store)
+    runs.Run(folder, "s", "local", list(names), "code").write()
+    return FakeJob(cells, str(store), str(folder), 1, 0, LauncherConfig(**launcher), 1, len(cells))
+
+
+def test_a_job_leaves_what_has_ended_and_comes_back_to_what_others_had(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write("done", [{"cell_id": "done"}], {})
+    store.write_failure("failed", {"class": "bug"})
+    with Claims(tmp_path) as other:
+        other.take("taken")
+        running = job(tmp_path, "done", "failed", "taken", "free").run()
+        assert next(running) == ("free", "done")
+        other.release("taken")
+        assert list(running) == [("taken", "done")]
+    assert not Claims(tmp_path).all()
+
+
+def test_a_cell_that_takes_every_process_with_it_is_given_up(tmp_path: Path) -> None:
+    for _ in range(3):
+        with Claims(tmp_path) as owner:
+            assert owner.take("deadly")
+    assert list(job(tmp_path, "deadly", "fine", deaths=3).run()) == [("deadly", "node"), ("fine", "done")]
+    assert "3 processes ended in this cell" in Store(tmp_path).failure("deadly")["message"]
+
+
+@pytest.mark.parametrize("limit", [2, 0.3])
+def test_a_hopeless_run_stops(tmp_path: Path, limit: float) -> None:
+    hopeless = job(tmp_path, "bad1", "ok1", "bad2", "ok2", "ok3", "ok4", max_failed=limit)
+    assert [name for name, _ in hopeless.run()] == ["bad1", "ok1", "bad2"]
+    assert f"2 of 6 cells failed; launcher.max_failed={limit:g}" in (Path(hopeless.folder) / "stop").read_text()
+
+
+def test_a_stopped_run_ends_after_the_cell_in_hand(tmp_path: Path) -> None:
+    stopped = job(tmp_path, "a", "b")
+    running = stopped.run()
+    next(running)
+    stop(Path(stopped.folder), "enough")
+    assert list(running) == []
+
+
+def test_chunks_less_what_others_have() -> None:
+    a, b, c = (Cell(name, {}, {}, 1) for name in "abc")
+    assert launch.without([Chunk((a, b), 4.0), Chunk((c,), 1.0)], {"b", "c"}) == [Chunk((a,), 2.0)]
+
+
+# --- plugins ---------------------------------------------------------------------------------------------------------
+
+
+def test_any_executor_of_submitit_will_do(tmp_path: Path) -> None:
+    assert run.main([*TINY, "steps=4", f"results={tmp_path}", "launcher=plugin", "launcher.executor=local"]) == 0
+    assert len(Store(tmp_path).done()) == 1
+    with pytest.raises(UserError, match=r"unknown launcher.executor 'slrum'.*nearest: slurm"):
+        run.main([*TINY, f"results={tmp_path}", "steps=5", "launcher=plugin", "launcher.executor=slrum"])
+
+
+# --- status and cancel -----------------------------------------------------------------------------------------
+
+
+def sweep(store: Path, monkeypatch: pytest.MonkeyPatch, queue: str) -> None:
+    """Six cells: done, failed, running, in a waiting job, in a job that is gone, never submitted."""
+    names = ["done", "failed", "running", "queued", "lost", "missing"]
+    held = Store(store)
+    cells = [{"id": name, "axes": {"model": "m", "method": "x"}, "evaluations": 10} for name in names]
+    held.write_manifest("s", {"title": "S", "cells": cells})
+    held.write("done", [{"cell_id": "done"}], {"provenance": {"seconds": 36.0, "gpus": 1}})
+    held.write_failure("failed", {"class": "oom", "message": "", "traceback": ""})
+    known = runs.Run(runs.new_folder(store), "s", "slurm", names[:5], "code")
+    known.add(["7_0", "7_1", "7_2"], [["done", "failed", "running"], ["queued"], ["lost"]])
+    fake_slurm(
+        store / "bin", monkeypatch, squeue=queue, sacct="echo '7_2|NODE_FAIL'", scancel=f"echo $@ >{store}/cancelled"
+    )
+
+
+QUEUE = "printf '7_0|RUNNING|None\\n7_1|PENDING|Priority\\n9|RUNNING|None\\n'"
+
+
+def test_status_tells_every_cell_from_the_store_and_squeue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(tmp_path, monkeypatch, QUEUE)
+    log = tmp_path / "log.out"
+    log.write_text("first\nstep 3 of 9\n")
+    with Claims(tmp_path, job="7_0", log=str(log)) as claims:
+        claims.take("running")
+        seen = status.look(Store(tmp_path))[0]
+        assert status.main([f"results={tmp_path}"]) == 0
+    told = capsys.readouterr().out
+    assert dict(seen.states) == {name: name for name in seen.cells if name != "failed"} | {"failed": "failed (oom)"}
+    assert seen.used_s == 36 and seen.left_s == 5 * 36 and seen.gpus == 1
+    for text in (
+        "1 done, 1 running, 1 queued, 1 lost, 1 missing, 1 failed (oom)", "GPU-hours: 0.01 used", "about 0.05 left",
+        "1 jobs wait: Priority", "1 jobs with lost cells ended as NODE_FAIL", "step 3 of 9", "7_0",
+    ):  # fmt: skip
+        assert text in told, told
+
+
+def test_no_answer_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep(tmp_path, monkeypatch, "exit 1")
+    seen = status.look(Store(tmp_path))[0]
+    assert seen.states["lost"] == seen.states["queued"] == "unknown" and seen.states["missing"] == "missing"
+    nobody = launch.Nobody(tmp_path, pause=0)
+    assert not any(nobody({"queued", "lost"}) for _ in range(3))
+    with pytest.raises(UserError, match="squeue does not answer"):
+        cancel.cancel(Store(tmp_path), "s")
+
+
+def test_one_miss_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep(tmp_path, monkeypatch, QUEUE)
+    nobody = launch.Nobody(tmp_path, pause=0)
+    assert not nobody({"queued"}) and not nobody({"lost"})
+    nobody.asked = 0
+    assert nobody({"lost"})
+
+
+def test_cancel_ends_the_jobs_of_its_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep(tmp_path, monkeypatch, QUEUE)
+    assert cancel.main(["sweep=s", f"results={tmp_path}"]) == 0
+    assert (tmp_path / "cancelled").read_text().split() == ["7_0", "7_1"]
+    with pytest.raises(UserError, match=r"unknown sweep 't'.*allowed: s"):
+        cancel.main(["sweep=t", f"results={tmp_path}"])
+    with pytest.raises(UserError, match="name the sweep"):
+        cancel.main([f"results={tmp_path}"])
+
+
+@pytest.mark.parametrize("arguments", [["results=nowhere"], ["swep=s"], ["watch=perhaps", "results=."]])
+def test_status_explains_mistakes(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        status.main(arguments)
+
+
+def test_cancel_ends_local_workers(tmp_path: Path) -> None:
+    arguments = [*TINY, "steps=1,2,3,4,5,6,7,8,9,10,11,12", "images=64", "batch_size=1", f"results={tmp_path}"]
+    words = [sys.executable, "-m", "bench.run", *arguments, "launcher=local", "launcher.workers=1"]
+    driver = subprocess.Popen(words, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not [claim for claim in Claims(tmp_path).all() if claim.alive] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert cancel.main(["sweep=theory", f"results={tmp_path}"]) == 0
+    assert driver.wait(60) == 1 and not any(claim.alive for claim in Claims(tmp_path).all())

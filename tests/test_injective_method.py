@@ -1,0 +1,335 @@
+"""The injective ODE as a method: the contract of every method, its restorations on known cases, and its guarantee."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bench import posterior
+from bench.cells import expand
+from bench.config import compose_config
+from bench.errors import UserError
+from bench.models import build_backbone
+from bench.registry import check_options, load
+from corruptions.base import Key, measure, stack
+from methods import options as others
+from methods.backbones.analytic import GaussianMixture
+from methods.base import Latent
+from methods.denoiser import Condition, Denoiser
+from methods.edict import EDICT
+from methods.flow_ode import FlowODE, IntegerLatent
+from methods.injective_ode.conditioner import CORRUPTIONS
+from methods.injective_ode.field import InjectiveField
+from methods.injective_ode.method import InjectiveODE, uncertainty
+from methods.injective_ode.options import InjectiveODE as Options
+from methods.paths import Rectified, Trigonometric
+
+SHAPE = (1, 8, 8)
+CAPTIONS = ["the digit 1", "the digit 2"]
+SOLVERS: dict[str, dict[str, object]] = {
+    "leapfrog": {},
+    "heun": {"solver": "reversible_heun", "spacing": "data_end"},
+    "coupled": {"solver": "mccallum_foster"},
+    "bits": {"bit_exact": True},
+    "rk4": {"solver": "rk4"},
+    "dopri5": {"solver": "dopri5", "rtol": 1e-3, "atol": 1e-3},
+    "x_T": {"keep": "x_T"},
+}
+PROCEDURES: dict[str, dict[str, object]] = {
+    "zero": {},
+    "sample": {"procedure": "sample"},
+    "mean": {"procedure": "sample", "samples": 3},
+    "bridge": {"procedure": "bridge"},
+    "consistency": {"procedure": "consistency"},
+}
+
+
+def denoiser(dtype: torch.dtype = torch.float64, k_max: float = 4.0, constraint: str = "strict") -> Denoiser:
+    """A tiny certified field with random weights."""
+    torch.manual_seed(0)
+    field = InjectiveField("digits", SHAPE, constraint, (8, 16), (8, 8, 16), variance=(0.05, 1.0), k_max=k_max)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    made = Denoiser(field.to(dtype), Trigonometric(), "v")
+    return made.eval().requires_grad_(False)
+
+
+NETWORK = denoiser()
+
+
+def build(network: Denoiser = NETWORK, steps: int = 6, cls: type[FlowODE] = InjectiveODE, **changes: object) -> FlowODE:
+    options = cls.Options(**{"steps": steps, "dtype": "float64", **changes})
+    return cls(network, options, network.path.grid(steps))
+
+
+def images(count: int = 2) -> Tensor:
+    return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
+
+
+def generators(count: int = 2, first: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(first + i) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mask's measurement that knows its operator, or the image itself."""
+
+    y: Tensor
+    known: Tensor | None = None
+    kind: str = "random_mask"
+    sigma: float = 0.0
+
+    def to(self, device: object) -> Measured:
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.known is None else torch.where(self.known, x, 0.0)
+
+    adjoint = forward
+
+    def image(self, i: int) -> Measured:
+        return replace(self, y=self.y[i : i + 1], known=self.known[i : i + 1] if self.known is not None else None)
+
+
+def masked() -> Measured:
+    known = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(3)) < 0.5
+    return Measured(torch.where(known, images(), 0.0), known)
+
+
+# --- the contract ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_round_trips(solver: str, guidance: float) -> None:
+    """Exact to rounding where the solver says so; at one evaluation a step, which is less than EDICT's two."""
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        network = NETWORK if dtype == torch.float64 else denoiser(dtype)
+        method = build(network, dtype=str(dtype).removeprefix("torch."), guidance=guidance, **SOLVERS[solver])
+        x0, cond = images().to(dtype), network.condition(CAPTIONS, guidance)
+        network.reset_counters()
+        x_hat, latent = method.reconstruct(x0, cond)
+        nfe, expected = network.nfe, method.expected_nfe(cond, cond)
+        assert nfe == expected if method.nfe_is_exact else 0 < nfe <= expected
+        start = method.chart(method.times[0], cond)
+        if isinstance(latent, IntegerLatent):
+            assert torch.equal(x_hat, start.leave(latent.numbers.value(latent.numbers.keep(start.enter(x0)))))
+            assert torch.allclose(x_hat, x0, atol=1e-5)
+        elif method.exact:
+            assert (x_hat - x0).abs().max() <= tolerance
+        else:
+            assert (x_hat - x0).abs().max() > 1e-9
+        if solver in ("leapfrog", "heun", "bits"):
+            edict = EDICT(network, others.EDICT(steps=6), network.path.grid(6))
+            assert nfe <= edict.expected_nfe(cond, cond)
+
+
+def test_batches_states_and_what_is_passed_in() -> None:
+    method = build()
+    x0, cond = images(), NETWORK.condition(CAPTIONS)
+    before = x0.clone(), cond.embedding.clone()
+    together, latent = method.reconstruct(x0, cond)
+    kept = {name: part.clone() for name, part in latent.tensors.items()}
+    assert torch.equal(build().decode(Latent(kept), cond), together)
+    assert all(torch.equal(kept[name], part) for name, part in latent.tensors.items())
+    assert torch.equal(before[0], x0) and torch.equal(before[1], cond.embedding)
+    assert latent.state_bytes == 2 * 8 * x0[0].numel()
+    for i in range(2):
+        alone, state = method.reconstruct(x0[i : i + 1], NETWORK.condition(CAPTIONS[i : i + 1]))
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=0, atol=1e-10)
+        torch.testing.assert_close(state.x_T, latent.x_T[i : i + 1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_the_gauge_walks_the_flow_of_the_model(guidance: float) -> None:
+    """The same latent decoded in X and s, by the method of every model, gives the same image."""
+    cond = NETWORK.condition(CAPTIONS, guidance)
+    latent = Latent({"x_T": torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(4), dtype=torch.float64)})
+    ours, theirs = (build(steps=24, cls=cls, solver="rk4").decode(latent, cond) for cls in (InjectiveODE, FlowODE))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-4)
+
+
+# --- restoration -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("procedure", list(PROCEDURES))
+@pytest.mark.parametrize("project", ["none", "final", "each_step"])
+def test_restorations(procedure: str, project: str) -> None:
+    """Known pixels are kept where asked, a batch gives what its images give alone, noise is the generators'."""
+    method = build(steps=3, project=project, **PROCEDURES[procedure])
+    cond, measured = NETWORK.condition(CAPTIONS), masked()
+    assert measured.known is not None
+    NETWORK.reset_counters()
+    x_hat, _ = method.restore(measured, cond, generators())
+    starts = {"zero": 4, "sample": 4, "mean": 12, "bridge": 8, "consistency": 3}
+    assert NETWORK.nfe == starts[procedure]
+    kept = torch.equal(x_hat[measured.known], measured.y[measured.known])
+    assert kept == (project != "none" or procedure == "consistency")
+    for i in range(2):
+        alone, _ = method.restore(measured.image(i), cond.image(i), generators(1, first=i))
+        torch.testing.assert_close(alone, x_hat[i : i + 1], rtol=0, atol=1e-10)
+
+
+def test_a_gaussian_posterior_is_restored_at_any_number_of_steps() -> None:
+    """k = 0 is the flow of N(mu, diag c): the zero latent decodes to mu, samples spread by sqrt(c), in one step."""
+    network = denoiser(k_max=0.0)
+    method = build(network, steps=1, project="none")
+    assert isinstance(method, InjectiveODE)
+    cond, measured = network.condition(CAPTIONS), masked()
+    features = method.gauge(method.given(measured, cond))
+    torch.testing.assert_close(method.restore(measured, cond)[0], features.mean, rtol=0, atol=1e-12)
+    samples = method.posterior(measured, cond, 200, generators())
+    found, expected = uncertainty(samples), features.variance.mean(1, keepdim=True).sqrt()
+    assert found.shape == (2, 1, 8, 8)
+    assert ((found / expected - 1).abs() < 0.25).all() and 0.96 < float((found / expected).mean()) < 1.04
+
+
+def test_what_the_decoder_is_told() -> None:
+    """y, its kind and the caption each change the answer; decode=null leaves the caption out."""
+    cond, measured = NETWORK.condition(CAPTIONS), masked()
+    answers = [
+        build(project="none", **changes).restore(given, told)[0]  # type: ignore[arg-type]
+        for changes, given, told in (
+            ({}, measured, cond),
+            ({}, replace(measured, kind="block_mask"), cond),
+            ({}, replace(measured, y=measured.y * 0.9), cond),
+            ({}, measured, NETWORK.condition(CAPTIONS[::-1])),
+            ({"decode": "null"}, measured, cond),
+        )
+    ]
+    assert all(not torch.equal(answers[0], other) for other in answers[1:])
+    other = build(project="none", decode="null").restore(measured, NETWORK.condition(CAPTIONS[::-1]))[0]
+    assert torch.equal(answers[4], other)
+
+
+def test_measurements_say_their_kind() -> None:
+    """Each family of corruptions that the conditioner was trained on, under the name that it was trained with."""
+    chosen = compose_config([f"corruption=[{','.join(CORRUPTIONS)}]"], sweep_required=False).corruption
+    for name, made in chosen.items():
+        options = check_options(
+            made.class_path, "corruption", {**made.options, **made.severities[3]}, f"corruption.{name}"
+        )
+        corruption = load(made.class_path, "corruption")(options)
+        taken = [measure(corruption, images()[i], Key("digits", str(i), name, 3, 0)) for i in range(2)]
+        batch = stack(taken)
+        assert batch.kind == batch.to("cpu").kind == name
+        assert build(steps=1).restore(batch, NETWORK.condition(CAPTIONS))[0].isfinite().all()
+    with pytest.raises(ValueError, match="one kind of corruption"):
+        stack([taken[0], replace(taken[1], kind="gaussian_blur")])
+
+
+def test_consistency_meets_an_exact_measurement_of_everything() -> None:
+    given = Measured(images(), kind="gaussian_noise")
+    x_hat, _ = build(procedure="consistency").restore(given, NETWORK.condition(CAPTIONS), generators())
+    torch.testing.assert_close(x_hat, given.y, rtol=0, atol=1e-12)
+
+
+# --- edits in the latent ---------------------------------------------------------------------------------------
+
+
+def test_a_local_edit_stays_within_its_bound() -> None:
+    method, cond = build(steps=32), NETWORK.condition(CAPTIONS)
+    assert isinstance(method, InjectiveODE)
+    mask = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    mask[..., :4, :4] = True
+    x0 = images()
+    delta = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    edit = method.edit_latent(x0, cond, mask, delta)
+    assert edit.certified and (edit.outside <= edit.bound).all() and (edit.outside > 0).all()
+    assert (edit.image - x0)[..., :4, :4].abs().mean() > 2 * (edit.image - x0)[..., 4:, 4:].abs().mean()
+    torch.testing.assert_close(method.edit_latent(x0, cond, mask, 0 * delta).image, x0, rtol=0, atol=1e-2)
+    # A mask of everything with the way to a reference gives the reference.
+    whole = method.edit_latent(x0, cond, torch.ones_like(mask), method.towards(x0.flip(0), x0, cond))
+    torch.testing.assert_close(whole.image, x0.flip(0), rtol=0, atol=1e-2)
+    with pytest.raises(ValueError, match="one condition"):
+        method.edit_latent(x0, cond.at(2.0), mask, delta)
+
+
+def test_edits_keep_or_bound_what_is_outside() -> None:
+    source, target = NETWORK.condition(CAPTIONS), NETWORK.condition(CAPTIONS[::-1])
+    mask = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    mask[..., :4] = True
+    image, latent = (build(edit=where).edit(images(), source, target, mask)[0] for where in ("image", "latent"))
+    whole = build().edit(images(), source, target)[0]
+    assert torch.equal(image, torch.where(mask, whole, images()))
+    change = (latent - images()).abs().mean(1, keepdim=True)
+    assert change[mask].mean() > change[~mask].mean()
+
+
+# --- what it runs on -------------------------------------------------------------------------------------------
+
+
+def test_wrong_models_and_measurements_are_named() -> None:
+    mixture = GaussianMixture(torch.zeros(2, 64, dtype=torch.float64), 0.1, Rectified())
+    with pytest.raises(ValueError, match=r"runs on an InjectiveField .* got GaussianMixture"):
+        build(Denoiser(mixture, Rectified(), "velocity"))
+    cond, measured = NETWORK.condition(CAPTIONS), masked()
+    with pytest.raises(ValueError, match=r"motion_blur.*procedure=consistency takes any"):
+        build().restore(replace(measured, kind="motion_blur"), cond)
+    with pytest.raises(ValueError, match="keep its captions"):
+        build().restore(measured, Condition(cond.embedding, cond.null))
+    with pytest.raises(ValueError, match="samples=3 has no meaning"):
+        Options(samples=3)
+    with pytest.raises(ValueError, match="two samples"):
+        uncertainty(images()[None])
+
+
+def test_a_sweep_runs_it_on_its_own_model(tmp_path: Path) -> None:
+    """Beside the other methods on theirs; on the run's model where that is of its class; never on another."""
+    axes = ["severity=3", "corruption=gaussian_blur", "sweep=corruptions"]
+    weights = tmp_path / "made.safetensors"
+    own = [f"method.injective_ode.models.{data}_inode.weights={weights}" for data in ("scenes", "digits")]
+    with pytest.raises(UserError, match="weights of scenes_inode, which injective_ode runs on, are not on disk"):
+        expand(compose_config([*axes, "method=injective_ode", *own]))
+    weights.touch()
+
+    def pairs(*overrides: str) -> set[tuple[str, str]]:
+        expanded = expand(compose_config([*axes, *own, *overrides]))
+        return {(cell.axes["method"], cell.axes["model"]) for cell in expanded.cells}
+
+    assert pairs("method=ddim,injective_ode") == {("ddim", "scenes_vp"), ("injective_ode", "scenes_inode")}
+    assert pairs("method=ddim,injective_ode", "model=scenes_vp,scenes_rf") == {
+        ("ddim", "scenes_vp"), ("ddim", "scenes_rf"), ("injective_ode", "scenes_inode"),
+    }  # fmt: skip
+    assert pairs("method=injective_ode", "profile=digits") == {("injective_ode", "digits_inode")}
+    assert pairs("method=ddim,injective_ode", "model=scenes_inode_free") == {
+        ("ddim", "scenes_inode_free"), ("injective_ode", "scenes_inode_free"),
+    }  # fmt: skip
+    with pytest.raises(UserError, match="runs on models of class InjectiveField alone; gmm is none"):
+        expand(compose_config(["sweep=theory", "method=injective_ode"]))
+
+
+# --- the picture of a posterior --------------------------------------------------------------------------------
+
+
+def test_the_picture_of_a_posterior(tmp_path: Path) -> None:
+    """What is known has no spread, what is hidden has some; and the file is there."""
+    config = compose_config(["model=digits_inode"], sweep_required=False).model["digits_inode"]
+    weights = tmp_path / "made.safetensors"
+    made = build_backbone(config, weights=False).state_dict()
+    save_file({name: part.contiguous() for name, part in made.items()}, weights)
+    arguments = ["profile=digits", "corruption=block_mask", "steps=1", "draws=2", f"out={tmp_path / 'a' / 'b.png'}"]
+    arguments.append(f"method.injective_ode.models.digits_inode.weights={weights}")
+    cells, image, draws, out = posterior.parse(arguments)
+    (row,) = (posterior.solve(cell, image, draws) for cell in cells)
+    assert row.title == "block mask" and len(row.samples) == 2
+    known = (row.y == row.truth).all(-1)
+    assert (row.spread[known] == 0).mean() > 0.9 and (row.spread[~known] > 0).all()
+    assert posterior.main(arguments) == 0 and out.read_bytes().startswith(b"\x89PNG")
+    for wrong, complaint in (
+        (["draws=1"], "draws=1: must be a whole number, 2 or more"),
+        (["image=x"], "image=x: must be"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            posterior.parse(wrong)
+    with pytest.raises(UserError, match="image=100000: dataset digits has"):
+        posterior.solve(cells[0], 100_000, draws)
+    (other,) = expand(compose_config(["sweep=corruptions", "method=ddim", "severity=3", *arguments[:2]])).cells
+    with pytest.raises(UserError, match="method=ddim draws no posterior samples"):
+        posterior.solve(other, 0, draws)
