@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import hub, metrics
-from bench.config import EDIT_AXIS, NAME_AXES, NUMBER_AXES, ModelConfig, RunConfig
+from bench.config import EDIT_AXIS, MEASURING, NAME_AXES, NUMBER_AXES, ModelConfig, RunConfig
 from bench.errors import UserError, unknown
 from bench.registry import check_options, load, locate, options_class
 
@@ -189,19 +189,23 @@ def _check_reference(reference: Mapping[str, Any], cells: Collection[Cell]) -> N
             raise unknown("axis", axis, known, "in reference")
 
 
+_MEASURE = f"{' and '.join(f'task={task}' for task in MEASURING)} measure"
+
+
 def _check_task(config: RunConfig) -> None:
     for axis in ("method", "model", "dataset"):
         if not getattr(config, axis):
             raise UserError(f"the sweep names no {axis}; write {axis}=NAME")
-    if config.task == "restore" and not config.corruption:
-        raise UserError("task=restore needs a corruption; write corruption=NAME")
-    if config.task != "restore" and config.corruption:
-        raise UserError(f"corruption has no meaning for task={config.task}; only task=restore measures")
+    measures = config.task in MEASURING
+    if measures and not config.corruption:
+        raise UserError(f"task={config.task} needs a corruption; write corruption=NAME")
+    if not measures and config.corruption:
+        raise UserError(f"corruption has no meaning for task={config.task}; only {_MEASURE}")
     axes = {axis for part in (config.matrix, *config.zip, *config.include) for axis in part}
-    if config.task == "restore" and "severity" not in axes:
-        raise UserError("task=restore needs severities; write severity=1,2,3,4,5")
-    if config.task != "restore" and "severity" in axes:
-        raise UserError(f"severity has no meaning for task={config.task}; only task=restore measures")
+    if measures and "severity" not in axes:
+        raise UserError(f"task={config.task} needs severities; write severity=1,2,3,4,5")
+    if not measures and "severity" in axes:
+        raise UserError(f"severity has no meaning for task={config.task}; only {_MEASURE}")
     if (config.task == "edit") != (EDIT_AXIS in axes):
         if config.task == "edit":
             raise UserError("task=edit needs kinds of edit; write edit=recolour,remove")
@@ -229,7 +233,7 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
         "dataset": {"name": point["dataset"], "class": data.class_path, "split": data.split, **data.options},
     }
     corruption_axes: dict[str, Any] = {"corruption": None, "severity": None}
-    if config.task == "restore":
+    if config.task in MEASURING:
         corruption = config.corruption[point["corruption"]]
         severity = point["severity"]
         if severity not in corruption.severities:
@@ -244,6 +248,10 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
             "options": checked.model_dump(mode="json"),
         }
         corruption_axes = {"corruption": point["corruption"], "severity": severity}
+    evaluations = _evaluations(options)
+    if config.task == "guarantee":
+        spec["guarantee"] = config.guarantee.model_dump(mode="json")
+        evaluations += config.guarantee.evaluations
     dataset = _data(config, point)
     if config.task == "edit":
         if point[EDIT_AXIS] not in dataset.edits:
@@ -272,7 +280,7 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
     )
     if reason:
         return Skip(axes, reason)
-    return Cell(_identify(axes, spec), axes, spec, _evaluations(options) * config.images)
+    return Cell(_identify(axes, spec), axes, spec, evaluations * config.images)
 
 
 def _on_its_model(config: RunConfig, point: Point) -> Point:

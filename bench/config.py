@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bench.errors import UserError, nearest, unknown
 from bench.mirror import PROJECT
+from methods.options import Guarantees
 
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 GROUPS = ("sweep", "profile", "method", "model", "dataset", "corruption", "launcher", "tracker")
@@ -29,7 +30,9 @@ SPACINGS = {
     "trig": ("linspace",),
 }
 """The spacings of a grid that each path knows (methods.paths, which a plan does not import: it needs torch)."""
-Task = Literal["reconstruct", "restore", "edit"]
+Task = Literal["reconstruct", "restore", "edit", "guarantee"]
+MEASURING = ("restore", "guarantee")
+"""The tasks that are given a corrupted image."""
 Metric = Literal[
     "psnr", "ssim", "mse", "l2", "lpips", "lpips_vgg", "lpips_squeeze", "fid", "kid", "fd_scenes", "kd_scenes",
     "outside_psnr", "outside_ssim", "outside_mse", "inside_psnr", "inside_mse", "pie_psnr", "pie_ssim", "pie_mse",
@@ -296,6 +299,7 @@ class RunConfig(Strict):
     title: str = ""
     description: str = ""
     task: Task = "restore"
+    guarantee: Guarantees = Field(Guarantees(), description="how task=guarantee looks at a flow")
     images: int = Field(12, ge=1, description="images a cell")
     batch_size: int = Field(16, ge=1, description="images solved together")
     samples: int = Field(4, ge=0, le=64, description="images of each cell that are kept for the report")

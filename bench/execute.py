@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -33,6 +33,9 @@ from bench.models import build_denoiser, build_grid
 from bench.registry import check_options, load
 from methods.base import InversionMethod, Problem, Solution
 from methods.denoiser import Denoiser
+from methods.flow_ode import FlowODE
+from methods.guarantees import check
+from methods.options import Guarantees
 
 
 @lru_cache(maxsize=2)
@@ -168,6 +171,10 @@ class Rows(pl.Callback):
     ) -> None:
         problem, solution = outputs["problem"], outputs["solution"]
         self._score(problem, solution, self.posed[index])
+        if (chosen := self.cell.spec.get("guarantee")) is not None:
+            checks = check(cast(FlowODE, module), problem, Guarantees.model_validate(chosen))
+            for place, row in enumerate(self.rows[-len(problem.image) :]):
+                row |= {name: column[place] for name, column in checks.items()}
         if self.keep is not None:
             self.keep(self)
 
@@ -312,7 +319,7 @@ def execute(
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
-            inference_mode=not method.needs_grad,
+            inference_mode=not (method.needs_grad or cell.spec["task"] == "guarantee"),
             plugins=[LightningEnvironment()],  # submitit owns the scheduler's signals, not Lightning
         )
         trainer.test(method, loader, verbose=False)

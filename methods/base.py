@@ -275,15 +275,15 @@ class InversionMethod(pl.LightningModule):
         image = problem.image.to(self.latent_dtype)
         if problem.task == "reconstruct":
             return self.reconstruct(image, problem.source, problem.generators)
-        if problem.task == "restore":
+        if problem.task in ("restore", "guarantee"):  # whose restoration is measured further by methods.guarantees
             if problem.measurement is None:
-                raise ValueError("the task restore needs a measurement")
+                raise ValueError(f"the task {problem.task} needs a measurement")
             return self.restore(problem.measurement, problem.source, problem.generators)
         if problem.task == "edit":
             if problem.target is None:
                 raise ValueError("the task edit needs a target")
             return self.edit(image, problem.source, problem.target, problem.mask, problem.generators)
-        raise ValueError(f"task must be reconstruct, restore or edit, got {problem.task!r}")
+        raise ValueError(f"task must be reconstruct, restore, edit or guarantee, got {problem.task!r}")
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":

@@ -234,8 +234,17 @@ class RoundTrip(NamedTuple):
     decoding: int
 
 
-def round_trip(field: Field, z: Tensor, times: Sequence[float], solver: Solver) -> RoundTrip:
-    """There and back from z [B, ...] as the solver holds it (a fixed-point number is a multiple of its unit)."""
+def round_trip(
+    field: Field,
+    z: Tensor,
+    times: Sequence[float],
+    solver: Solver,
+    leave: Callable[[Tensor], Tensor] = lambda z: z,
+) -> RoundTrip:
+    """There and back from z [B, ...] as the solver holds it (a fixed-point number is a multiple of its unit).
+
+    Errors are between leave(z): the space that they are told in, where the solver walks in another.
+    """
     calls = 0
 
     def counted(t: float, x: Tensor) -> Tensor:
@@ -247,10 +256,12 @@ def round_trip(field: Field, z: Tensor, times: Sequence[float], solver: Solver) 
         held = solver.numbers.value(solver.numbers.keep(z))
         state = integrate(counted, z, times, solver)
         encoding = calls
-        back = solver.solution(reverse(counted, state, times, solver)) - held
+        back = leave(solver.solution(reverse(counted, state, times, solver))) - leave(held)
         decoding = calls - encoding
-        begun = solver.begin(field, times[-1], solver.solution(state))
-        alone = solver.solution(reverse(field, begun, times, solver)) - held
+        alone = back
+        if solver.reversible:
+            begun = solver.begin(field, times[-1], solver.solution(state))
+            alone = leave(solver.solution(reverse(field, begun, times, solver))) - leave(held)
     return RoundTrip(_rms(back), back.flatten(1).abs().amax(1), _rms(alone), encoding, decoding)
 
 
@@ -259,12 +270,19 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def noise_amplification(
-    restore: Callable[[Tensor], Tensor], y: Tensor, sigma: float, draws: int = 8, seed: int = 0
+    restore: Callable[[Tensor], Tensor],
+    y: Tensor,
+    sigma: float,
+    draws: int = 8,
+    seed: int = 0,
+    measured: Tensor | None = None,
 ) -> Tensor:
     """|R(y + n) - R(y)| / |n| [B, draws] of a restoration R for noise n ~ N(0, sigma^2) in its measurement.
 
-    R must be the same function at every call: fix its own draws.
+    R must be the same function at every call: fix its own draws. `measured`: bool, broadcast to y; there is noise only
+    where it holds.
     """
     rng = torch.Generator().manual_seed(seed)
+    seen = torch.ones_like(y) if measured is None else measured.to(y)
     with torch.no_grad():
-        return torch.stack([pair_ratios(restore, y, y + sigma * _draw(y, rng)) for _ in range(draws)], dim=1)
+        return torch.stack([pair_ratios(restore, y, y + sigma * seen * _draw(y, rng)) for _ in range(draws)], dim=1)

@@ -17,7 +17,7 @@ class MethodOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
     calls_per_step: ClassVar[int] = 1
     """Network calls of one step in either direction, for the plan's prediction and the NFE formula."""
-    refuses: ClassVar[dict[str, str]] = {}
+    refuses: ClassVar[dict[str, str]] = {"guarantee": "a guarantee is of a flow that a solver walks, as flow_ode does"}
     """task -> why this method has no answer to it; the plan skips such cells and says so."""
     runs_on: ClassVar[tuple[str, ...]] = ()
     """Classes of the only models that it can run on; none named: any. The plan skips the others and says so."""
@@ -127,7 +127,9 @@ class FlowEdit(MethodOptions):
     guidance of the source velocity and `guidance` that of the target velocity.
     """
 
-    refuses: ClassVar[dict[str, str]] = {"reconstruct": "FlowEdit has no inversion, so nothing to reconstruct from"}
+    refuses: ClassVar[dict[str, str]] = MethodOptions.refuses | {
+        "reconstruct": "FlowEdit has no inversion, so nothing to reconstruct from"
+    }
 
     steps: int = Field(28, ge=1, le=1000, description="N, steps of the whole grid")
     guidance: float = Field(5.5, ge=0, le=50, description="w of the target's velocity")
@@ -262,6 +264,8 @@ class LatentOptimisation(MethodOptions):
 class FlowODE(MethodOptions):
     """The probability-flow ODE by a solver of `methods.solvers`; a reversible one makes the round trip exact."""
 
+    refuses: ClassVar[dict[str, str]] = {}
+
     steps: int = Field(32, ge=1, le=1000, description="N, steps of the whole grid; dopri5 chooses its own")
     solver: Literal["leapfrog", "reversible_heun", "mccallum_foster", "rk4", "dopri5"] = Field(
         "leapfrog", description="the first three are reversible and keep more than x_T, the last two keep x_T"
@@ -295,3 +299,30 @@ class FlowODE(MethodOptions):
         if self.bit_exact and self.keep == "x_T":
             raise ValueError("bit_exact needs keep=state: from x_T alone nothing is exact")
         return self
+
+
+class Guarantees(BaseModel):
+    """How hard task=guarantee looks at a flow (`methods.guarantees`); all in float64."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    version: int = Field(1, description="raised when the numbers change; part of a cell's identity")
+    steps: int = Field(5, ge=1, le=1000, description="steps of rk4, denser at the data end, under all derivatives")
+    iterations: int = Field(10, ge=1, description="of Lanczos for singular values; exact at the image's dimension")
+    pairs: int = Field(4, ge=1, description="pairs of points in random directions")
+    updates: int = Field(4, ge=1, description="of Adam, for the nearest and for the widest pair")
+    rate: float = Field(0.3, gt=0, description="of Adam, about the change of a coordinate in an update")
+    distance: float = Field(0.01, gt=0, description="of the points of a pair, L2")
+    probes: int = Field(2, ge=2, description="of Hutchinson's estimator of the log-determinant")
+    tolerances: tuple[float, ...] = Field(
+        (1e-3, 1e-5, 1e-7), min_length=1, description="rtol = atol of dopri5's round trips"
+    )
+    noise: float = Field(0.05, gt=0, description="std of noise in the measurement, in model range")
+    draws: int = Field(3, ge=1, description="of that noise")
+
+    @property
+    def evaluations(self) -> int:
+        """About what one image costs in evaluations of the network, for the plan's prediction: a product with the
+        Jacobian counts as three, a gradient as two, a round trip of dopri5 as a hundred a tolerance."""
+        walks = 2 * 3 * self.iterations + 2 * self.pairs + 2 * 2 * 3 * self.updates + 3 * self.probes
+        return 4 * self.steps * walks + 100 * len(self.tolerances)

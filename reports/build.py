@@ -45,7 +45,7 @@ from reports.tables import (
     without_hints,
 )
 
-VERSION = 7  # of the reports: raise it when the same rows should give other files
+VERSION = 8  # of the reports: raise it when the same rows should give other files
 KEYS = ("sweep", "store", "out", "metric", "quiet", "style", "source", "project", "entity")
 INPUTS = ".inputs"
 
@@ -254,7 +254,14 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
     if results.reconstructs:
         flags = dict(zip(zip(spent["line"], spent["block"], spent["column"], strict=True), spent["flag"], strict=True))
         same = (latent_table(spent, results, timed=False),)
-    tables = tuple(comparison(metric, summary, results, flags) for metric in results.metrics)
+    tables: tuple[Table, ...] = ()
+    own: dict[str, str] = {}
+    if results.guarantees:
+        from reports.guarantees import guarantee_csv, guarantee_tables
+
+        tables = guarantee_tables(results)
+        own = {"guarantees.csv": guarantee_csv(results)}
+    tables += tuple(comparison(metric, summary, results, flags) for metric in results.metrics)
     if len(differences := effects(results)):
         shown = set(differences["metric"])
         tables += tuple(
@@ -270,6 +277,7 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
         "costs.md": markdown(tables[-1:], f"{title}: costs"),  # measured, so never the same twice
         "table.csv": csv(summary, results),
         "costs.csv": csv(spent, results),
+        **own,
     }
     for name, text in texts.items():
         _write(out / name, text.encode())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.store import Store
-from reports import drawing, theory
+from reports import drawing, guarantees, theory
 from reports import figures as draw
 from reports.drawing import Cast
 from reports.html import Figure
@@ -37,7 +37,8 @@ def illustrate(
         if results.reconstructs and results.error is not None:
             return _round_trips(results, summary, spent, keep), galleries, names
         cast = drawing.cast(results, lead, summary)
-        shown = _comparisons(results, lead, summary, spent, cast, keep)
+        shown = _guarantees(results, cast, keep) if results.guarantees else []
+        shown += _comparisons(results, lead, summary, spent, cast, keep)
         for number, block in enumerate(results.blocks):
             own = {shown.column: shown for shown in galleries if shown.block.key == block.key}
             if own:
@@ -83,6 +84,20 @@ def _comparisons(
         png = keep(f"scatter_{lead.name}", draw.scatter(lead, scores, summary, results, cast))
         shown.append(_figure("scatter", title, png, results))
     return shown
+
+
+def _guarantees(results: Results, cast: Cast, keep: Callable[[str, Any], bytes]) -> list[Figure]:
+    """What was measured in the band that is certified, and round trips."""
+    bands = (
+        "Singular values of the flow's Jacobian (thick) and ratios of sought pairs (thin), least to most over images, "
+        "in the certified band (shaded; hatched where it is nominal)"
+    )
+    trips = "Round-trip error of the image against evaluations and against dopri5's tolerance"
+    band, trip = guarantees.band_figure(results, cast), guarantees.trip_figure(results, cast)
+    return [
+        _figure("singular_values", bands, keep("singular_values", band), results),
+        _figure("round_trips", trips, keep("round_trips", trip), results, panels=False),
+    ]
 
 
 def _round_trips(

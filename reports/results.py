@@ -155,6 +155,11 @@ class Results:
         """Whether the sweep inverts and decodes clean images, where latents matter as much as errors."""
         return self.manifest.get("task") == "reconstruct"
 
+    @property
+    def guarantees(self) -> bool:
+        """Whether flows were measured against their certificates."""
+        return self.manifest.get("task") == "guarantee"
+
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics that any row has a value for. Of a round trip PSNR and `error` are printed."""

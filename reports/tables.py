@@ -450,6 +450,10 @@ def _standing(group: Group, title: str) -> Entry:
 # --- rendering -----------------------------------------------------------------------------------------------------
 
 
+UNLIKE = ("costs", "guarantees", "volumes", "round_trips")
+"""Tables whose columns are of different things, so that each is as wide as it needs."""
+
+
 def print_tables(tables: Sequence[Table], console: Console) -> None:
     """Every table, then the notes of all of them, each once."""
     from rich.text import Text
@@ -470,7 +474,7 @@ def print_table(table: Table, console: Console) -> None:
 
     styles = {"best": "bold green", "second": "underline", "failed": "red", "missing": "dim", "input": "dim"}
     texts = [entry.text for group in table.groups for row in group.rows for entry in row.entries]
-    width = 1 if table.key == "costs" else min(14, max(map(len, texts), default=1))
+    width = 1 if table.key in UNLIKE else min(14, max(map(len, texts), default=1))
     # Where there is no bold (a pipe, a log) the marks are characters.
     signs = {} if console.is_terminal else {"best": "*", "second": "_"}
     first = max((len(row.title) for group in table.groups for row in group.rows), default=0)

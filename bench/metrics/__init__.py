@@ -21,7 +21,7 @@ from bench import hub
 from bench.config import SWEEPS
 from bench.errors import UserError
 
-TASKS = ("reconstruct", "restore", "edit")
+TASKS = ("reconstruct", "restore", "edit", "guarantee")
 
 
 @dataclass(frozen=True)

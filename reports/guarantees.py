@@ -1,0 +1,309 @@
+"""A flow beside its certificate: tables and figures of task=guarantee.
+
+A bound holds for every image, so what is measured against one is shown by its extremes over the images, and one image
+outside of it counts. Errors, costs and amplifications are means over images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reports.drawing import Cast, draw_line, legend, panels, plain_ticks
+from reports.results import Block, Line, Results
+from reports.tables import MISSING, Entry, Group, Row, Table, absent
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+TRIP = "trip_"
+NFE = "_nfe"
+ALONE = "_alone"
+DOPRI5 = "dopri5_"
+INVARIANT = "Lengths are in the coordinate that the method's solver walks in, where its certificate is stated."
+
+
+@dataclass(frozen=True)
+class Place:
+    """The rows of one entry of the tables."""
+
+    line: Line
+    block: Block
+    column: str
+    rows: pd.DataFrame
+
+    def values(self, name: str) -> np.ndarray:
+        """float64, without those that are missing."""
+        if name not in self.rows:
+            return np.zeros(0)
+        found = self.rows[name].astype(float).to_numpy()
+        return found[np.isfinite(found)]
+
+    def mean(self, name: str) -> float:
+        values = self.values(name)
+        return float(values.mean()) if len(values) else math.nan
+
+    def span(self, kind: str) -> tuple[float, float] | None:
+        """The least of KIND_min and the most of KIND_max over the images."""
+        low, high = self.values(f"{kind}_min"), self.values(f"{kind}_max")
+        return (float(low.min()), float(high.max())) if len(low) and len(high) else None
+
+    @property
+    def band(self) -> tuple[float, float] | None:
+        """The certificate's constants: of all images the tightest."""
+        low, high = self.values("certified_min"), self.values("certified_max")
+        return (float(low.max()), float(high.min())) if len(low) and len(high) else None
+
+    @property
+    def certified(self) -> bool:
+        """False where the constants are nominal, or there are none."""
+        values = self.values("certified")
+        return bool(len(values) and values.all())
+
+
+def places(results: Results) -> Iterator[Place]:
+    """In the order of the tables; only those with rows."""
+    groups = dict(iter(results.rows.groupby(["line", "block", "column"], sort=False)))
+    for block in results.blocks:
+        for line in results.lines:
+            for column in block.columns:
+                rows = groups.get((line.key, block.key, column))
+                if rows is not None:
+                    yield Place(line, block, column, rows)
+
+
+def round_trips(results: Results) -> list[str]:
+    """The solvers that made round trips: dopri5 from the widest tolerance to the tightest, then the others."""
+    names = [str(c).removeprefix(TRIP) for c in results.rows.columns if str(c).startswith(TRIP)]
+    solvers = [name for name in names if not name.endswith((NFE, ALONE))]
+    return sorted(solvers, key=lambda name: (not name.startswith(DOPRI5), -_tolerance(name), name))
+
+
+def _tolerance(solver: str) -> float:
+    return float(solver.removeprefix(DOPRI5)) if solver.startswith(DOPRI5) else 0.0
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+DISTANCES = ("σ of J", "sought pairs", "certified", "used", "outside", "random pairs")
+VOLUMES = ("log |det J|", "at most", "log condition", "at most", "amplification", "largest")
+
+
+def guarantee_tables(results: Results) -> tuple[Table, ...]:
+    found = list(places(results))
+    notes = tuple(absent(results))
+    return (
+        Table(
+            "guarantees",
+            "Distances of the flow, measured against the certificate",
+            _groups(results, found, DISTANCES, _distances),
+            (
+                "The least and the most over images of: singular values of the flow's Jacobian (Lanczos), "
+                "|Φ(a) − Φ(b)| / |a − b| of pairs sought by gradient steps, and of pairs in random directions. "
+                "All are attained, so one outside of the certified constants would disprove them. " + INVARIANT,
+                "Used: the widest measured over the certified one, at the end where it is nearer; at most 1 inside. "
+                "In brackets: nominal constants, of the certified form, that nothing enforces on this field. "
+                "Outside: images with any value, the volume included, beyond the constants.",
+                *notes,
+            ),
+        ),
+        Table(
+            "volumes",
+            "Volume, condition and stability",
+            _groups(results, found, VOLUMES, _volumes),
+            (
+                "log |det J| by Hutchinson's estimator, mean over images ± its standard error. Log condition: the most "
+                "of log(σ max / σ min). Amplification: |R(y + n) − R(y)| / |n| of the restoration R for noise n on "
+                "what was measured; the conditioner is not certified, so nothing bounds it.",
+                *notes,
+            ),
+        ),
+        _trip_table(results, found, notes),
+    )
+
+
+def _groups(results: Results, found: Sequence[Place], columns: tuple[str, ...], entries: Any) -> tuple[Group, ...]:
+    groups = []
+    for block in results.blocks:
+        rows = tuple(
+            Row(place.line.title, (Entry(place.column), *entries(place))) for place in found if place.block == block
+        )
+        groups.append(Group(block.title, (block.axis, *columns), rows, "method"))
+    return tuple(groups)
+
+
+def _distances(place: Place) -> list[Entry]:
+    used = [place.values(f"used_{end}").max(initial=-math.inf) for end in ("min", "max")]
+    return [
+        _span(place.span("sv")),
+        _span(place.span("adversarial")),
+        _constant(place, _span(place.band)),
+        _number(max(used), ".3g"),
+        _outside(place),
+        _span(place.span("pairs")),
+    ]
+
+
+def _constant(place: Place, entry: Entry) -> Entry:
+    """In brackets where it is nominal."""
+    nominal = entry.value is not None and not place.certified
+    return replace(entry, text=f"({entry.text})", hint="nominal") if nominal else entry
+
+
+def _outside(place: Place) -> Entry:
+    values = place.values("violated")
+    if not len(values):
+        return Entry("no certificate", mark="missing")
+    count = int(values.sum())
+    return Entry(f"{count} of {len(values)}", count / len(values), n=len(values), mark="failed" if count else "")
+
+
+def _volumes(place: Place) -> list[Entry]:
+    volume, error = place.mean("log_det"), place.mean("log_det_error")
+    condition = np.log(place.values("sv_max") / place.values("sv_min"))
+    band = place.band
+    return [
+        Entry(f"{volume:.3g} ±{error:.2g}", volume) if math.isfinite(volume) else Entry(MISSING, mark="missing"),
+        _constant(place, _number(place.mean("certified_log_det"), ".3g")),
+        _number(condition.max(initial=-math.inf), ".3g"),
+        _constant(place, _number(math.log(band[1] / band[0]) if band else math.nan, ".3g")),
+        _number(place.mean("amplification"), ".3g"),
+        _number(place.values("amplification_max").max(initial=-math.inf), ".3g"),
+    ]
+
+
+def _trip_table(results: Results, found: Sequence[Place], notes: tuple[str, ...]) -> Table:
+    solvers = round_trips(results)
+    alone = [name for name in solvers if f"{TRIP}{name}{ALONE}" in results.rows]
+    columns = [part for name in solvers for part in (name.replace("_", " "), "NFE")]
+
+    def entries(place: Place) -> list[Entry]:
+        numbers = [(place.mean(f"{TRIP}{name}{suffix}"), style) for name in solvers for suffix, style in ERROR_AND_COST]
+        return [_number(value, style) for value, style in numbers] + [
+            _number(place.mean(f"{TRIP}{name}{ALONE}"), ".1e") for name in alone
+        ]
+
+    return Table(
+        "round_trips",
+        "Round trips of the image",
+        _groups(results, found, (*columns, *(f"{name}, x_T alone" for name in alone)), entries),
+        (
+            "rms error of the image, range [-1, 1], encoded and decoded in float64 under one condition, mean over "
+            "images. dopri5 by rtol = atol. NFE: evaluations there and back. x_T alone: decoded without the rest of "
+            "the solver's state.",
+            *notes,
+        ),
+    )
+
+
+ERROR_AND_COST = (("", ".1e"), (NFE, ".0f"))
+
+
+IDENTITY = ("model", "image_id", "seed")
+MEASURED = (
+    "sv_min", "sv_max", "pairs_min", "pairs_max", "adversarial_min", "adversarial_max", "log_det", "log_det_error",
+    "certified", "certified_min", "certified_max", "certified_z_min", "certified_z_max", "certified_log_det", "K", "L",
+    "lam", "h_min", "lipschitz_N", "gronwall", "gronwall_z", "used_min", "used_max", "violated", "amplification",
+    "amplification_max",
+)  # fmt: skip
+
+
+def guarantee_csv(results: Results) -> str:
+    """A line an image, with everything that was measured and all constants, at full precision."""
+    rows = results.rows
+    names = {"line": "line", "block": "corruption", "column": "severity"}
+    trips = [str(column) for column in rows.columns if str(column).startswith(TRIP)]
+    kept = [name for name in (*names, *IDENTITY, *MEASURED, *trips) if name in rows]
+    return rows[kept].rename(columns=names).to_csv(index=False, lineterminator="\n")
+
+
+def _span(span: tuple[float, float] | None) -> Entry:
+    if span is None:
+        return Entry(MISSING, mark="missing")
+    return Entry(f"{span[0]:.3g} – {span[1]:.3g}", span[1], *span)
+
+
+def _number(value: float, style: str) -> Entry:
+    return Entry(format(value, style), float(value)) if math.isfinite(value) else Entry(MISSING, mark="missing")
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def trip_figure(results: Results, cast: Cast) -> Figure:
+    """Round-trip error of the image against evaluations and against dopri5's tolerance, log-log: a line a method,
+    the mean over images, corruptions and severities; reversible solvers stand alone."""
+    solvers = round_trips(results)
+    figure, (work, tolerance) = panels(2, 4.2, 3.2, legend=list(cast.titles.values()))
+    for line in results.lines:
+        rows = results.rows[results.rows["line"] == line.key]
+        means = {name: (_mean(rows, f"{TRIP}{name}{NFE}"), _mean(rows, f"{TRIP}{name}")) for name in solvers}
+        walked = [name for name in solvers if name.startswith(DOPRI5)]
+        look, errors = cast.looks[line.key], [max(means[name][1], EXACT) for name in walked]
+        draw_line(work, [means[name][0] for name in walked], errors, look, line.title)
+        draw_line(tolerance, [_tolerance(name) for name in walked], errors, look, line.title)
+        for name in solvers:
+            if name not in walked and math.isfinite(means[name][1]):
+                x, y = means[name][0], max(means[name][1], EXACT)
+                work.plot(x, y, color=look.color, marker="*", markersize=10, linestyle="none")
+                work.annotate(name.replace("_", " "), (x, y), xytext=(6, 2), textcoords="offset points", fontsize=7)
+    ends = [_tolerance(name) for name in solvers if name.startswith(DOPRI5)]
+    if ends:
+        tolerance.plot(ends, ends, color="#9A9A9A", linestyle=(0, (4, 2)), linewidth=1.1, label="error = tolerance")
+    for panel, label in ((work, "NFE, there and back"), (tolerance, "rtol = atol of dopri5")):
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.set_xlabel(label)
+    work.set_ylabel("rms error of the image")
+    evaluations = [x for name in solvers for x in results.rows[f"{TRIP}{name}{NFE}"].dropna().astype(float)]
+    if evaluations:
+        plain_ticks(work, evaluations)
+    legend(figure, (work, tolerance))
+    return figure
+
+
+EXACT = 1e-17
+"""Where an error of 0 is drawn."""
+
+
+def _mean(rows: pd.DataFrame, name: str) -> float:
+    return float(rows[name].astype(float).mean()) if name in rows and len(rows) else math.nan
+
+
+def band_figure(results: Results, cast: Cast) -> Figure:
+    """Measured singular values (thick) and sought pairs (thin), least to most over images, in the certified band
+    (shaded; nominal: hatched), log: a panel a corruption, a bar a method and severity."""
+    lines = list(results.lines)
+    figure, axes = panels(len(results.blocks), 3.2, 2.9, legend=list(cast.titles.values()))
+    step = 0.8 / max(1, len(lines))
+    for panel, block in zip(axes, results.blocks, strict=True):
+        for place in (p for p in places(results) if p.block == block):
+            centre = block.columns.index(place.column) + step * (lines.index(place.line) - (len(lines) - 1) / 2)
+            look = cast.looks[place.line.key]
+            if band := place.band:
+                how: dict[str, Any] = (
+                    {"color": look.color, "alpha": 0.16} if place.certified else {"fill": False, "hatch": "////"}
+                )
+                panel.bar(
+                    centre, band[1] - band[0], 0.9 * step, bottom=band[0], linewidth=0, edgecolor="#BBBBBB", **how
+                )
+            for kind, width, aside in (("sv", 4.0, -0.12), ("adversarial", 1.2, 0.18)):
+                if span := place.span(kind):
+                    title = place.line.title if kind == "sv" else None
+                    panel.plot([centre + aside * step] * 2, span, color=look.color, linewidth=width, label=title)
+        panel.axhline(1, color="#9A9A9A", linewidth=0.8, zorder=1)
+        panel.use_sticky_edges = False  # a bar would end the axis at its own foot
+        panel.set_xlim(-0.5, len(block.columns) - 0.5)
+        panel.set_yscale("log")
+        panel.set_title(block.title)
+        panel.set_xlabel(block.axis)
+        panel.set_xticks(range(len(block.columns)), block.columns)
+    axes[0].set_ylabel("|Φ(a) − Φ(b)| / |a − b|")
+    legend(figure, axes)
+    return figure
