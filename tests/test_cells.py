@@ -299,7 +299,9 @@ def test_a_spec_survives_json_and_is_enough_to_check_the_options_again() -> None
 
 
 def fake(name: str, model: str = "m", dataset: str = "d", evaluations: int = 1) -> Cell:
-    return Cell(name, {"model": model, "dataset": dataset}, {"model": {"shape": (3, 32, 32)}}, evaluations)
+    return Cell(
+        name, {"model": model, "method": "any", "dataset": dataset}, {"model": {"shape": (3, 32, 32)}}, evaluations
+    )
 
 
 CLASSES = ("oom", "timeout", "bug")
