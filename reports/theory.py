@@ -314,8 +314,9 @@ def marginals(results: Results) -> Figure | None:
             mean, low, high = (np.array([getattr(f, name) for f in found]) for name in ("mean", "low", "high"))
             if column == "latent_mse":
                 mean, low, high = (np.sqrt(np.maximum(ends, 0)) for ends in (mean, low, high))
+            reach = np.maximum([mean - low, high - mean], 0)  # an end may lie a rounding error beyond the mean
             panel.errorbar(
-                np.array(levels) + (0.012, -0.012)[i], mean, yerr=[mean - low, high - mean], color=PALETTE[i],
+                np.array(levels) + (0.012, -0.012)[i], mean, yerr=reach, color=PALETTE[i],
                 marker="os"[i], capsize=3, linestyle="none", markersize=6, label=kind.upper(),
             )  # fmt: skip
             panel.set_xticks(levels)
