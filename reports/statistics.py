@@ -75,9 +75,9 @@ def bootstrap(values: npt.ArrayLike, clusters: npt.ArrayLike, level: float = 0.9
 def interval(means: npt.ArrayLike, level: float = 0.95, seed: int = 0) -> Interval:
     """Mean of `means` [n], one value an image, with its studentised bootstrap interval.
 
-    Beside the bootstrap stand its closed forms. Values that are all 0 or 1 have Wilson's interval (1927). Student's
-    holds where the bootstrap has nothing to say: few or tied values, many of whose samples have no spread (always for
-    n < 5), and more than 200 images, where both agree.
+    Beside the bootstrap stand its closed forms. Values that are 0 or 1, but not all 0, have Wilson's interval (1927).
+    Student's holds where the bootstrap has nothing to say: few or tied values, many of whose samples have no spread
+    (always for n < 5), and more than 200 images, where both agree.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
@@ -88,7 +88,7 @@ def interval(means: npt.ArrayLike, level: float = 0.95, seed: int = 0) -> Interv
     mean = float(x.mean())
     if n == 1 or not math.isfinite(mean):
         return Interval(mean, math.nan, math.nan, n)
-    if np.all((x == 0) | (x == 1)):
+    if np.all((x == 0) | (x == 1)) and mean > 0:  # zeros alone are as often errors or differences as shares
         return Interval(mean, *_wilson(mean, n, level), n)
     error = float(x.std(ddof=1)) / math.sqrt(n)
     if error == 0:

@@ -49,11 +49,16 @@ def test_few_and_many_images_have_students_interval(n: int) -> None:
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
 
 
-@pytest.mark.parametrize(("hits", "n"), [(0, 5), (3, 12), (12, 12), (700, 1000)])
+@pytest.mark.parametrize(("hits", "n"), [(1, 5), (3, 12), (12, 12), (700, 1000)])
 def test_shares_have_wilsons_interval(hits: int, n: int) -> None:
     theirs = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
     ours = interval([1.0] * hits + [0.0] * (n - hits))
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_zeros_alone_are_no_share() -> None:
+    """Errors that are all exactly zero, and differences of equal methods, have no spread."""
+    assert (interval([0.0] * 5).low, interval([0.0] * 5).high) == (0.0, 0.0)
 
 
 def test_tied_values_have_an_interval() -> None:
