@@ -436,6 +436,18 @@ def compose_config(overrides: list[str], sweep_required: bool = True) -> RunConf
     return config
 
 
+def own_arguments(arguments: Sequence[str], defaults: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """A verb's own key=value arguments over their defaults, and what is left for the configuration."""
+    own, overrides = dict(defaults), []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            overrides.append(argument)
+    return own, overrides
+
+
 def _key(override: str) -> str:
     return override.split("=")[0].lstrip("+")
 

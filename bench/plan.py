@@ -132,6 +132,14 @@ def duration(minutes: float) -> str:
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
+def say_gaps(outlook: Outlook, console: Console) -> None:
+    """What the sweep will not have, and why: combinations that are skipped, metrics that are unavailable."""
+    for reason, count in Counter(skip.reason for skip in outlook.expansion.skipped).items():
+        console.print(f"skipped {count} combinations: {reason}", style="yellow", highlight=False, soft_wrap=True)
+    for reason in dict.fromkeys(outlook.expansion.unavailable.values()):
+        console.print(f"unavailable: {reason}", style="yellow", highlight=False, soft_wrap=True)
+
+
 def show(outlook: Outlook, console: Console) -> None:
     """The plan as a table: one line for every method and corruption, then what is missing."""
     kinds = ("done", "missing", "failed", "retried")
@@ -153,10 +161,7 @@ def show(outlook: Outlook, console: Console) -> None:
         table.add_row(*group, values, *(str(n) for n in (len(cells), found.count("done"), found.count("missing"), bad)))
     console.print(table)
     console.print(summary(outlook), highlight=False, soft_wrap=True)
-    for reason, count in Counter(skip.reason for skip in outlook.expansion.skipped).items():
-        console.print(f"skipped {count} combinations: {reason}", highlight=False, soft_wrap=True)
-    for reason in dict.fromkeys(outlook.expansion.unavailable.values()):
-        console.print(f"unavailable: {reason}", highlight=False, soft_wrap=True)
+    say_gaps(outlook, console)
     for asset in outlook.missing_assets:
         console.print(f"missing {asset}", style="red", highlight=False, soft_wrap=True)
     if outlook.chunks and backend(outlook.config.launcher) == "slurm":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench.cells import Cell, expand
-from bench.config import compose_config
+from bench.config import compose_config, own_arguments
 from bench.errors import UserError, run_command
 
 SHOWN = 2
@@ -34,14 +34,7 @@ class Row:
 
 def parse(arguments: list[str]) -> tuple[list[Cell], int, int, Path]:
     """Cells, index of the image, number of draws, output file."""
-    own = {"image": "0", "draws": "16", "out": "results/posterior.png"}
-    overrides = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in own:
-            own[key] = value
-        else:
-            overrides.append(argument)
+    own, overrides = own_arguments(arguments, {"image": "0", "draws": "16", "out": "results/posterior.png"})
     for key, least in (("image", 0), ("draws", SHOWN)):
         if not own[key].isdecimal() or int(own[key]) < least:
             raise UserError(f"{key}={own[key]}: must be a whole number, {least} or more")

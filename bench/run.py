@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from bench.errors import run_command
 from bench.launch import cores, launch
-from bench.plan import Outlook, look, require_assets, show, summary
+from bench.plan import Outlook, look, require_assets, say_gaps, show, summary
 from bench.store import Store
 from bench.tracking import Companion
 
@@ -100,8 +100,7 @@ def main(arguments: list[str]) -> int:
         return 0
     require_assets(outlook)
     console.print(summary(outlook), highlight=False, soft_wrap=True)
-    for reason in dict.fromkeys(outlook.expansion.unavailable.values()):
-        console.print(f"unavailable: {reason}", style="yellow", highlight=False, soft_wrap=True)
+    say_gaps(outlook, console)
     store = Store(outlook.config.results)
     store.write_manifest(outlook.config.name, manifest(outlook))
     mirror = companion(outlook)

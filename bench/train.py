@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.config import FlowTrainConfig, ModelConfig, TrackerConfig, compose_config
+from bench.config import FlowTrainConfig, ModelConfig, TrackerConfig, compose_config, own_arguments
 from bench.errors import UserError, run_command, unknown
 from bench.launch import backend
 from bench.mirror import HISTORY_FILE, RECIPE_FILE
@@ -31,14 +31,7 @@ HELD_OUT = 512
 
 def parse(arguments: list[str]) -> tuple[str, ModelConfig, Path, TrackerConfig]:
     """The model's name, its configuration, the output folder and the tracker."""
-    own = {"out": "results/train"}
-    overrides = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in own:
-            own[key] = value
-        else:
-            overrides.append(argument)
+    own, overrides = own_arguments(arguments, {"out": "results/train"})
     names = [argument.partition("=")[2] for argument in overrides if argument.startswith("model=")]
     if len(names) != 1:
         raise UserError("name one model to train: model=NAME")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports.images import Gallery, middle
-from reports.results import Results, words
+from reports.images import Gallery
+from reports.results import Results, middle, words
 from reports.tables import Table
 
 if TYPE_CHECKING:

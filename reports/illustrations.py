@@ -11,8 +11,8 @@ from reports import drawing, guarantees, theory
 from reports import figures as draw
 from reports.drawing import Cast
 from reports.html import Figure
-from reports.images import Gallery, gallery, image_grid, middle, scores_of
-from reports.results import Metric, Results
+from reports.images import Gallery, gallery, image_grid, scores_of
+from reports.results import Metric, Results, middle
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -143,15 +143,6 @@ def enlarge(image: Pixels, side: int) -> Pixels:
     return image[rows][:, columns]
 
 
-def middle(axis: str, columns: Sequence[str]) -> str:
-    """The column to show first: severity 3, the common published setting, or the nearest; else the central one."""
-    if axis == "severity":
-        numbers = [column for column in columns if column.replace(".", "", 1).isdigit()]
-        if numbers:
-            return min(numbers, key=lambda column: abs(float(column) - 3))
-    return columns[(len(columns) - 1) // 2]
-
-
 # --- the grid ------------------------------------------------------------------------------------------------------
 
 

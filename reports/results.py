@@ -101,6 +101,15 @@ class Line:
     axes: Axes
 
 
+def middle(axis: str, columns: Sequence[str]) -> str:
+    """The column to show first: severity 3, the common published setting, or the nearest; else the central one."""
+    if axis == "severity":
+        numbers = [column for column in columns if column.replace(".", "", 1).isdigit()]
+        if numbers:
+            return min(numbers, key=lambda column: abs(float(column) - 3))
+    return columns[(len(columns) - 1) // 2]
+
+
 @dataclass(frozen=True)
 class Block:
     """Columns under one heading: the values of `axis` at one value of `over`, or at one of each of `places`."""
@@ -114,13 +123,8 @@ class Block:
 
     @property
     def shown(self) -> str:
-        """The column that stands for the block: severity 3, the common published setting, or the nearest; else the
-        middle one."""
-        if self.axis == "severity":
-            numbers = [column for column in self.columns if column.replace(".", "", 1).isdigit()]
-            if numbers:
-                return min(numbers, key=lambda column: abs(float(column) - 3))
-        return self.columns[(len(self.columns) - 1) // 2]
+        """The column that stands for the block."""
+        return middle(self.axis, self.columns)
 
 
 @dataclass(frozen=True)
