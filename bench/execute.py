@@ -164,12 +164,14 @@ class Rows(pl.Callback):
         self.rows: list[dict[str, Any]] = []
         self.images: dict[str, list[np.ndarray]] = {"truth": [], "input": [], "output": []}
         self.posed: list[Posed] = []
+        self.facts: dict[str, float] = {}
         self.features: dict[str, list[np.ndarray]] = {}
 
     def on_test_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: dict[str, Any], batch: Any, index: int
     ) -> None:
         problem, solution = outputs["problem"], outputs["solution"]
+        self.facts = self.facts or cast(InversionMethod, module).facts()
         self._score(problem, solution, self.posed[index])
         if (chosen := self.cell.spec.get("guarantee")) is not None:
             checks = check(cast(FlowODE, module), problem, Guarantees.model_validate(chosen))
@@ -205,6 +207,7 @@ class Rows(pl.Callback):
                 "nfe": solution.cost.nfe,
                 "nfe_grad": solution.cost.nfe_grad,
                 "seconds": solution.cost.seconds,
+                **self.facts,
             }
             if error is not None:
                 row["latent_mse"] = _finite(error[i])

@@ -220,6 +220,10 @@ class InversionMethod(pl.LightningModule):
         """Evaluations per image of one invert and one decode: the declared formula, checked by the tests."""
         return self.options.calls_per_step * self.grid.steps * (inverting.evaluations + decoding.evaluations)
 
+    def facts(self) -> dict[str, float]:
+        """What its weights and options settle before any image is seen, such as a certified constant."""
+        return {}
+
     # --- tasks -------------------------------------------------------------------------------------------------
 
     def reconstruct(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> tuple[Tensor, Latent]:

@@ -169,7 +169,7 @@ CONSTANTS = {
     "K": "K",
     "L": "L",
     "lam": "lam",
-    "h_min": "h_min",
+    "h": "h",
     "lipschitz_N": "lipschitz_N",
     "gronwall": "gronwall",
     "gronwall_z": "gronwall_z",

@@ -45,7 +45,7 @@ from reports.tables import (
     without_hints,
 )
 
-VERSION = 8  # of the reports: raise it when the same rows should give other files
+VERSION = 9  # of the reports: raise it when the same rows should give other files
 KEYS = ("sweep", "store", "out", "metric", "quiet", "style", "source", "project", "entity")
 INPUTS = ".inputs"
 
@@ -245,6 +245,7 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
     from reports.html import page
     from reports.illustrations import illustrate
     from reports.latex import document, latex
+    from reports.strictness import strict_lines, strictness_table
     from reports.summary import costs, effects, entry_costs, summarise
 
     summary = summarise(results)
@@ -267,6 +268,8 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
         tables += tuple(
             effect_table(metric, differences, results) for metric in results.metrics if metric.name in shown
         )
+    if lead is not None and (strict := strict_lines(results)):
+        tables += (strictness_table(lead, strict, summary, results),)
     tables += (latent_table(spent, results, timed=True) if results.reconstructs else cost_table(spent, results),)
     title = results.manifest.get("title") or results.manifest["name"]
     styled = tuple(paper(table) if style == "paper" else table for table in tables[:-1])

@@ -209,7 +209,7 @@ IDENTITY = ("model", "image_id", "seed")
 MEASURED = (
     "sv_min", "sv_max", "pairs_min", "pairs_max", "adversarial_min", "adversarial_max", "log_det", "log_det_error",
     "certified", "certified_min", "certified_max", "certified_z_min", "certified_z_max", "certified_log_det", "K", "L",
-    "lam", "h_min", "lipschitz_N", "gronwall", "gronwall_z", "used_min", "used_max", "violated", "amplification",
+    "lam", "h", "lipschitz_N", "gronwall", "gronwall_z", "used_min", "used_max", "violated", "amplification",
     "amplification_max",
 )  # fmt: skip
 

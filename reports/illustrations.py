@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.store import Store
-from reports import drawing, guarantees, theory
+from reports import drawing, guarantees, strictness, theory
 from reports import figures as draw
 from reports.drawing import Cast
 from reports.html import Figure
@@ -39,6 +39,12 @@ def illustrate(
         cast = drawing.cast(results, lead, summary)
         shown = _guarantees(results, cast, keep) if results.guarantees else []
         shown += _comparisons(results, lead, summary, spent, cast, keep)
+        if lead is not None and (strict := strictness.strict_lines(results)):
+            title = (
+                f"{lead.title} against the strictness of the constraint; open markers: models that are not certified"
+            )
+            png = keep(f"strictness_{lead.name}", strictness.strictness_figure(lead, strict, summary, results))
+            shown.append(_figure("strictness", title, png, results))
         for number, block in enumerate(results.blocks):
             own = {shown.column: shown for shown in galleries if shown.block.key == block.key}
             if own:

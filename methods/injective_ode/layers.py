@@ -208,9 +208,13 @@ class Core(nn.Module):
 
     @torch.no_grad()
     def lipschitz(self) -> float:
-        """The bound that the matrices in use give, in float64: 1 up to rounding where the constraint is strict."""
+        """The bound that the matrices in use give, in float64: at most 1 up to rounding where the constraint is strict.
+
+        A skip passes by the layers below it, so that a rotation counts with at least 1.
+        """
         bound = 1.0
         for module in self.modules():
             if isinstance(module, (Rotation, Projection)):
-                bound *= float(torch.linalg.matrix_norm(module.matrix.double(), 2))
+                norm = float(torch.linalg.matrix_norm(module.matrix.double(), 2))
+                bound *= max(norm, 1.0) if isinstance(module, Rotation) else norm
         return bound

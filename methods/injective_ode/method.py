@@ -86,6 +86,12 @@ class InjectiveODE(FlowODE):
     def node(self, time: float) -> Node:
         return cast(Trigonometric, self.denoiser.path).node(time)
 
+    def facts(self) -> dict[str, float]:
+        """K between the ends of the grid, so that 2K bounds the log of the flow's condition number in the gauge, and
+        whether the field is certified; where it is not, K is nominal."""
+        certificate = self.network.certificate(t0=self.times[0], t1=self.times[-1])
+        return {"K": certificate.K, "certified": float(certificate.certified)}
+
     def gauge(self, cond: Condition) -> Features:
         """Of the caption (and measurement); of the null condition where guidance is 0."""
         return self.network.unpack(cond.null if cond.guidance == 0 else cond.embedding)

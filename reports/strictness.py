@@ -1,0 +1,156 @@
+"""Quality against the strictness of a certified field: what the certificate costs.
+
+A field certified with K = the integral of k(t) can stretch or squeeze distances in its gauge by at most e^K, so that 2K
+bounds the log of the flow's condition number. Where a sweep restores with three or more certified models, its metric
+is shown against 2K, and beside the curve stand the models that nothing constrains.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reports.drawing import MARKERS, PALETTE, legend, panels
+from reports.results import Block, Line, Metric, Results
+from reports.tables import MISSING, Entry, Group, Row, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LEAST = 3
+"""Certified models that make a curve."""
+
+
+@dataclass(frozen=True)
+class Strict:
+    """A line of the tables on one model: `rest` is what it shares with the same line on other models."""
+
+    line: Line
+    model: str
+    rest: str
+    bound: float
+    """2K, nominal where the model is not certified."""
+    certified: bool
+
+
+def strict_lines(results: Results) -> list[Strict]:
+    """Lines that were run on `LEAST` or more certified models of different K, by K; then the same on other models."""
+    if not {"K", "certified"} <= set(results.rows.columns) or results.guarantees:
+        return []
+    constants = results.rows.groupby("line", sort=False)[["K", "certified"]].first().dropna()
+    found = []
+    for line in results.lines:
+        if line.key not in constants.index:
+            continue
+        bound, certified = (float(constants.at[line.key, name]) for name in ("K", "certified"))
+        model = str(line.axes["model"])
+        rest = line.title.replace(f" · {model}", "").partition(" · ")[2]
+        found.append(Strict(line, model, rest, 2 * bound, certified == 1))
+    found.sort(key=lambda strict: (not strict.certified, strict.bound if strict.certified else 0))
+    curves: dict[str, set[float]] = {}
+    for strict in found:
+        curves.setdefault(strict.rest, set()).update({strict.bound} if strict.certified else ())
+    return [strict for strict in found if len(curves[strict.rest]) >= LEAST]
+
+
+def _names(lines: list[Strict]) -> dict[str, str]:
+    """Models without the name that variants add theirs to: `soft` of digits_inode and digits_inode_soft."""
+    models = {strict.model for strict in lines}
+    shared = f"{min(models, key=len)}_"
+    return {model: model.removeprefix(shared) for model in models}
+
+
+def strictness_table(metric: Metric, lines: list[Strict], summary: pd.DataFrame, results: Results) -> Table:
+    """A group a way of restoring, a row a model: its bound, and the metric of every block."""
+    known = summary[summary["metric"] == metric.name].set_index(["line", "block", "column"])
+    groups = []
+    for rest in dict.fromkeys(strict.rest for strict in lines):
+        rows = []
+        for strict in (s for s in lines if s.rest == rest):
+            bound = f"{strict.bound:.2f}" if strict.certified else f"({strict.bound:.2f})"
+            hint = "certified" if strict.certified else "nominal: nothing enforces it"
+            entries = [Entry(bound, strict.bound, hint=hint)]
+            for block in results.blocks:
+                place = (strict.line.key, block.key, block.shown)
+                mean = float(known.at[place, "mean"]) if place in known.index else math.nan
+                low, high = (
+                    float(known.at[place, end]) if place in known.index else math.nan for end in ("low", "high")
+                )
+                entries.append(
+                    Entry(f"{mean:{metric.digits}} ±{(high - low) / 2:{metric.digits}}", mean, low, high)
+                    if math.isfinite(mean)
+                    else Entry(MISSING, mark="missing")
+                )
+            rows.append(Row(strict.model, tuple(entries)))
+        groups.append(
+            Group(rest, ("2K", *(f"{b.title}, {b.axis} {b.shown}" for b in results.blocks)), tuple(rows), "model")
+        )
+    return Table(
+        f"strictness_{metric.name}",
+        f"{metric.heading} against the strictness of the constraint",
+        tuple(groups),
+        (
+            "2K bounds the log of the flow's condition number in the gauge, at any input. In brackets: nominal, of a "
+            "field that nothing constrains.",
+        ),
+    )
+
+
+def strictness_figure(metric: Metric, lines: list[Strict], summary: pd.DataFrame, results: Results) -> Figure:
+    """A panel a block: the metric with its 95 % interval against 2K, a line a way of restoring; right of the curve, in
+    open markers, the models that are not certified."""
+    known = summary[summary["metric"] == metric.name].set_index(["line", "block", "column"])
+    ways = list(dict.fromkeys(strict.rest for strict in lines))
+    names = _names(lines)
+    free = list(dict.fromkeys(strict.model for strict in lines if not strict.certified))
+    bounds = sorted({strict.bound for strict in lines if strict.certified})
+    gap = (bounds[-1] - bounds[0]) / 7
+    aside = {model: bounds[-1] + gap * (1.5 + i) for i, model in enumerate(free)}
+    figure, axes = panels(len(results.blocks), 3.0, 3.0, legend=ways)
+    for panel, block in zip(axes, results.blocks, strict=True):
+        for i, way in enumerate(ways):
+            color, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+            for certified in (True, False):
+                points = [
+                    (strict.bound if certified else aside[strict.model], known.loc[place, ["mean", "low", "high"]])
+                    for strict in lines
+                    if strict.rest == way and strict.certified == certified
+                    and (place := (strict.line.key, block.key, block.shown)) in known.index
+                ]  # fmt: skip
+                if not points:
+                    continue
+                x, y = [bound for bound, _ in points], [float(entry["mean"]) for _, entry in points]
+                error = [
+                    [v - float(e["low"]) for v, (_, e) in zip(y, points, strict=True)],
+                    [float(e["high"]) - v for v, (_, e) in zip(y, points, strict=True)],
+                ]
+                panel.errorbar(
+                    x, y, error, color=color, marker=marker, linestyle="-" if certified else "none", capsize=2,
+                    markersize=5, elinewidth=0.8, label=way if certified else None,
+                    **({} if certified else {"markerfacecolor": "white"}),
+                )  # fmt: skip
+        if free:
+            panel.axvline(bounds[-1] + 0.75 * gap, color="#C4C8CC", linewidth=0.8)
+        _ticks(panel, bounds, {aside[model]: names[model] for model in free})
+        _head(panel, block, metric if panel is axes[0] else None)
+    legend(figure, axes)
+    return figure
+
+
+def _ticks(panel: Axes, bounds: list[float], free: dict[float, str]) -> None:
+    places = [*bounds, *free]
+    panel.set_xticks(places, [*(f"{bound:.1f}" for bound in bounds), *free.values()], fontsize=7)
+    for label in panel.get_xticklabels()[len(bounds) :]:
+        label.set_rotation(60)
+        label.set_ha("right")
+        label.set_rotation_mode("anchor")
+
+
+def _head(panel: Axes, block: Block, metric: Metric | None) -> None:
+    panel.set_title(block.title)
+    panel.set_xlabel("2K ≥ log of the condition number")
+    if metric is not None:
+        panel.set_ylabel(metric.axis)
