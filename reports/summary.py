@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -194,6 +194,10 @@ def _entry(
     return entry | {"n_numerical": int(rows.numerical[place].sum()), "partial": bool(partial)}
 
 
+SAME = "same"
+"""As the value of an axis of a manifest's `reference`: every line is compared at its own value of that axis."""
+
+
 def effects(results: Results) -> pd.DataFrame:
     """A line a (metric, line, block, column) beside the line that the manifest calls its reference: the mean difference
     to it with its interval, n, Hedges' g and the Wilcoxon p of the pair, Holm over a column. Empty without a reference.
@@ -201,39 +205,53 @@ def effects(results: Results) -> pd.DataFrame:
     import pandas as pd
 
     wanted = {axis: words(value) for axis, value in (results.manifest.get("reference") or {}).items()}
-    found = [line for line in results.lines if all(words(line.axes.get(a)) == v for a, v in wanted.items())]
+    pairs = {line.key: found for line in results.lines if (found := _reference(line, wanted, results.lines))}
     records: list[dict[str, Any]] = []
     rows = _Rows(results)
-    for metric in results.metrics if wanted and found else ():
+    for metric in results.metrics if pairs else ():
         if metric.extractor:
             continue
         for block in results.blocks:
             for column in block.columns:
-                records += _against(metric, found[0], block, column, rows)
+                records += _against(metric, pairs, block, column, rows)
     return pd.DataFrame.from_records(records, columns=EFFECTS)
+
+
+def _reference(line: Line, wanted: Mapping[str, str], lines: Sequence[Line]) -> Line | None:
+    """The line that another is compared with."""
+    own = {axis: words(line.axes.get(axis)) if value == SAME else value for axis, value in wanted.items()}
+    found = (other for other in lines if own and all(words(other.axes.get(a)) == v for a, v in own.items()))
+    return next(found, None)
 
 
 EFFECTS = ["metric", "line", "block", "column", "reference", "mean", "low", "high", "n", "hedges_g", "p_holm"]
 
 
-def _against(metric: Metric, reference: Line, block: Block, column: str, rows: _Rows) -> list[dict[str, Any]]:
-    """The entries of one column against the reference's, image by image."""
+def _against(metric: Metric, pairs: Mapping[str, Line], block: Block, column: str, rows: _Rows) -> list[dict[str, Any]]:
+    """The entries of one column against their references', image by image."""
+    known: dict[str, dict[int, float]] = {}
 
-    def means(line: Line) -> dict[int, float]:
-        place = rows.entries.get((line.key, block.key, column))
-        if place is None:
-            return {}
-        values, images = rows.values(metric.name)[place], rows.images[place]
-        known = ~np.isnan(values)
-        averages = cluster_means(values[known], images[known])
-        return dict(zip(np.unique(images[known]).tolist(), averages.tolist(), strict=True))
+    def means(key: str) -> dict[int, float]:
+        if key not in known:
+            place = rows.entries.get((key, block.key, column))
+            values, images = (
+                (np.zeros(0), np.zeros(0, int))
+                if place is None
+                else (rows.values(metric.name)[place], rows.images[place])
+            )
+            there = ~np.isnan(values)
+            averages = cluster_means(values[there], images[there]) if there.any() else np.zeros(0)
+            known[key] = dict(zip(np.unique(images[there]).tolist(), averages.tolist(), strict=True))
+        return known[key]
 
-    base = means(reference)
     records: list[dict[str, Any]] = []
     for line in rows.results.lines:
-        mine = means(line)
+        reference = pairs.get(line.key)
+        if reference is None or line.key == reference.key:
+            continue
+        base, mine = means(reference.key), means(line.key)
         shared = sorted(base.keys() & mine.keys())
-        if line.key == reference.key or len(shared) < 2:
+        if len(shared) < 2:
             continue
         gap = paired_difference([mine[i] for i in shared], [base[i] for i in shared])
         records.append(

@@ -266,8 +266,9 @@ def effect_table(metric: Metric, effects: pd.DataFrame, results: Results) -> Tab
             for line, title in titles.items()
         ]
         groups.append(Group(block.title, block.columns, tuple(rows), block.axis, block.shown))
+    compared = " or ".join(dict.fromkeys(str(record["reference"]) for record in chosen))
     notes = (
-        f"Mean difference to {chosen[0]['reference']}, image by image; ± is half their 95 % bootstrap interval.",
+        f"Mean difference to {compared}, image by image; ± is half their 95 % bootstrap interval.",
         "g: Hedges' g of the paired differences. *: Wilcoxon signed-rank, Holm over a column, p < .05.",
     )
     return Table(f"{metric.name}_effects", f"{metric.heading}: effect", tuple(groups), notes, metric.printed)

@@ -46,6 +46,7 @@ PROCEDURES: dict[str, dict[str, object]] = {
     "mean": {"procedure": "sample", "samples": 3},
     "bridge": {"procedure": "bridge"},
     "consistency": {"procedure": "consistency"},
+    "mu": {"procedure": "mean"},
 }
 
 
@@ -167,10 +168,13 @@ def test_restorations(procedure: str, project: str) -> None:
     assert measured.known is not None
     NETWORK.reset_counters()
     x_hat, _ = method.restore(measured, cond, generators())
-    starts = {"zero": 4, "sample": 4, "mean": 12, "bridge": 8, "consistency": 3}
+    starts = {"zero": 4, "sample": 4, "mean": 12, "bridge": 8, "consistency": 3, "mu": 0}
     assert NETWORK.nfe == starts[procedure]
-    kept = torch.equal(x_hat[measured.known], measured.y[measured.known])
-    assert kept == (project != "none" or procedure == "consistency")
+    difference = (x_hat - measured.y)[measured.known].abs().max()
+    if project != "none":
+        assert difference == 0
+    else:  # x + (y - x) is y to rounding
+        assert difference < 1e-14 if procedure == "consistency" else difference > 1e-6
     for i in range(2):
         alone, _ = method.restore(measured.image(i), cond.image(i), generators(1, first=i))
         torch.testing.assert_close(alone, x_hat[i : i + 1], rtol=0, atol=1e-10)
@@ -184,6 +188,8 @@ def test_a_gaussian_posterior_is_restored_at_any_number_of_steps() -> None:
     cond, measured = network.condition(CAPTIONS), masked()
     features = method.gauge(method.given(measured, cond))
     torch.testing.assert_close(method.restore(measured, cond)[0], features.mean, rtol=0, atol=1e-12)
+    alone = build(network, steps=1, project="none", procedure="mean").restore(measured, cond)[0]
+    assert torch.equal(alone, features.mean)
     samples = method.posterior(measured, cond, 200, generators())
     found, expected = uncertainty(samples), features.variance.mean(1, keepdim=True).sqrt()
     assert found.shape == (2, 1, 8, 8)
@@ -206,6 +212,18 @@ def test_what_the_decoder_is_told() -> None:
     assert all(not torch.equal(answers[0], other) for other in answers[1:])
     other = build(project="none", decode="null").restore(measured, NETWORK.condition(CAPTIONS[::-1]))[0]
     assert torch.equal(answers[4], other)
+
+
+def test_guidance_takes_the_caption_away_and_never_the_measurement() -> None:
+    measured = masked()
+    free, told = (
+        build(project="none", **changes).restore(measured, NETWORK.condition(CAPTIONS, guidance))[0]
+        for changes, guidance in (({"guidance": 0.0}, 0.0), ({"decode": "null"}, 1.0))
+    )
+    torch.testing.assert_close(free, told, rtol=0, atol=1e-12)
+    twice = build(project="none").restore(measured, NETWORK.condition(CAPTIONS, 2.0))[0]
+    changed = build(project="none").restore(replace(measured, y=0.9 * measured.y), NETWORK.condition(CAPTIONS, 2.0))[0]
+    assert not torch.equal(twice, changed)
 
 
 def test_measurements_say_their_kind() -> None:

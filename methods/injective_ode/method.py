@@ -7,6 +7,7 @@ is walked in the gauge of its caption: du/dt = (F - G) / S_t with G the velocity
 Restoration, given y of a known kind (`procedure`):
     zero         decode u_T = 0 under (y, kind): close to the posterior mean
     sample       decode u_T ~ N(0, I) under (y, kind): a posterior sample; the mean of n of them
+    mean         mu(y) alone, the answer at k = 0: what the flow adds to it is the flow's worth
     bridge       encode y under "data are such images", decode its latent under (y, kind)
     consistency  decode noise under the caption alone; each step's estimate of the image is drawn to the measurement,
                  x0 += w A^T(y - A x0), w = sigma_t^2 / (sigma_t^2 + sigma_y^2) (after DDNM, Wang et al., ICLR 2023)
@@ -124,7 +125,7 @@ class InjectiveODE(FlowODE):
 
     @torch.no_grad()
     def given(self, measurement: Measurement, cond: Condition) -> Condition:
-        """The condition (y, kind) and, with `decode=caption`, the caption."""
+        """The condition (y, kind) and, with `decode=caption`, the caption. Guidance takes away the caption, never y."""
         if measurement.kind not in CORRUPTIONS:
             raise ValueError(
                 f"InjectiveODE was trained on measurements of kind {', '.join(CORRUPTIONS)}, got {measurement.kind!r}; "
@@ -133,8 +134,10 @@ class InjectiveODE(FlowODE):
         captions = list(cond.captions) if self.options.decode == "caption" else [""] * len(measurement.y)
         if len(captions) != len(measurement.y):
             raise ValueError("the condition of a restoration must keep its captions: make it by denoiser.condition")
-        embedding = self.network.encode(captions, measurement.y, measurement.known, measurement.kind)
-        return replace(cond, embedding=embedding)
+        told = (measurement.y, measurement.known, measurement.kind)
+        embedding = self.network.encode(captions, *told)
+        null = embedding if cond.guidance == 1 else self.network.encode([""] * len(captions), *told)
+        return replace(cond, embedding=embedding, null=null)
 
     def restore(self, measurement: Measurement, cond: Condition, generators: Generators = ()) -> tuple[Tensor, Latent]:
         """By the option `procedure`; known pixels of a mask are held as `project` says."""
@@ -144,6 +147,9 @@ class InjectiveODE(FlowODE):
         if self.options.procedure == "sample":
             samples, latent = self._samples(measurement, told, self.options.samples, generators)
             return self._with_known(samples.mean(0), measurement), latent
+        if self.options.procedure == "mean":
+            mean = self.gauge(told).mean.to(self.latent_dtype)
+            return self._with_known(mean, measurement), self.at_gauge(torch.zeros_like(mean), told)
         if self.options.procedure == "bridge":
             latent = self.invert(self._y(measurement), self._as_data(measurement, cond))
             latent = Latent({"x_T": latent.x_T})  # a velocity of the other condition means nothing under this one

@@ -14,10 +14,11 @@ class InjectiveODE(FlowODE):
 
     runs_on: ClassVar[tuple[str, ...]] = ("methods.injective_ode.field.InjectiveField",)
 
-    procedure: Literal["zero", "sample", "bridge", "consistency"] = Field(
+    procedure: Literal["zero", "sample", "bridge", "consistency", "mean"] = Field(
         "zero",
         description="of a restoration: decode the zero latent given y; decode noise given y; encode y as data of its "
-        "kind and decode given y; or decode noise without y, which each step is drawn to",
+        "kind and decode given y; decode noise without y, which each step is drawn to; or take the conditioner's mean "
+        "without any flow (k = 0)",
     )
     samples: int = Field(1, ge=1, le=256, description="posterior samples that procedure=sample averages")
     edit: Literal["image", "latent"] = Field(
