@@ -293,7 +293,9 @@ def _method_order(lines: Mapping[str, Line]) -> Any:
     return lambda line: first[line.method]
 
 
-UNREAD = ("details", "sigma01", "snr_db", "method", "model", "dataset", "task", "corruption", "severity")
+UNREAD = (
+    "details", "solver_steps", "sigma01", "snr_db", "method", "model", "dataset", "task", "corruption", "severity",
+)  # fmt: skip
 """Columns of the rows that no table or figure needs: the axes come from the manifest."""
 
 
