@@ -314,12 +314,20 @@ def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results
         panel.set_ylabel(cast.titles[leader], color=cast.looks[leader].color)
         ahead = table[leader] > table[rival] if metric.higher_is_better else table[leader] < table[rival]
         words = f"{cast.titles[leader]} better\nin {int(ahead.sum())} of {len(table)}"
-        panel.text(0.03, 0.97, words, transform=panel.transAxes, fontsize=7, va="top", color="#555555")
+        shares = (table[[rival, leader]].to_numpy() - ends[0]) / (ends[1] - ends[0])
+        below = _crowd(shares, 0.55, 0) < _crowd(shares, 0, 0.8)  # where fewer points are: right below or left above
+        x, y, ha, va = (0.97, 0.03, "right", "bottom") if below else (0.03, 0.97, "left", "top")
+        panel.text(x, y, words, transform=panel.transAxes, fontsize=7, ha=ha, va=va, color="#555555")
     handles = {text: h for panel in axes for h, text in zip(*panel.get_legend_handles_labels(), strict=True)}
     if handles:
         title = results.blocks[0].axis
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), title=title)
     return figure
+
+
+def _crowd(points: np.ndarray, x: float, y: float) -> int:
+    """How many of the points [n, 2] lie in the corner, .45 x .2 of the panel, that begins at (x, y)."""
+    return int(((points >= (x, y)) & (points <= (x + 0.45, y + 0.2))).all(axis=1).sum())
 
 
 def _rival(metric: Metric, summary: pd.DataFrame, block: str, leader: str) -> str | None:

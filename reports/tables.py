@@ -244,7 +244,7 @@ COST_COLUMNS = (
     ("nfe", "NFE", ".4g"),
     ("nfe_grad", "grad", ".4g"),
     ("seconds", "s/image", ".3g"),
-    ("peak_mib", "peak MiB", ".4g"),
+    ("peak_mib", "peak MiB", ".1f"),
     ("state_bytes", "state", "bytes"),
     ("latent_std", "latent std", ".3g"),
     ("latent_kurtosis", "kurtosis", ".3g"),
@@ -314,7 +314,7 @@ LATENT_COLUMNS = (
     ("nfe", "NFE", ".4g"),
     ("nfe_grad", "grad", ".4g"),
 )
-TIMED_COLUMNS = (("seconds", "s/image", ".3g"), ("peak_mib", "peak MiB", ".4g"))
+TIMED_COLUMNS = (("seconds", "s/image", ".3g"), ("peak_mib", "peak MiB", ".1f"))
 
 
 def latent_table(costs: pd.DataFrame, results: Results, timed: bool) -> Table:
