@@ -485,7 +485,7 @@ def print_table(table: Table, console: Console) -> None:
         if not any(row.printed for row in group.rows):
             continue
         grid = Grid(title=group.title or None, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD)
-        grid.add_column(group.corner, min_width=min(first, 40), overflow="fold")
+        grid.add_column(group.corner, min_width=min(first, 20 if table.key in UNLIKE else 40), overflow="fold")
         for column in group.columns:
             grid.add_column(column, justify="right", min_width=width, overflow="fold")
         above = ""
