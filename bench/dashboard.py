@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.tracking import Mirror
+from bench.tracking import Mirror, solver_history
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
@@ -34,13 +34,17 @@ class Shown:
     quality: tuple[str, ...]
     costs: tuple[str, ...]
     latents: tuple[str, ...]
+    solver: tuple[str, ...]
+    """Curves over the steps of an adaptive solver."""
 
 
 def shown(mirror: Mirror, entity: str) -> Shown:
-    """From the store: columns that a finished cell has; severity is the axis where there is one, else steps."""
+    """From the store: columns that finished cells have; severity is the axis where there is one, else steps."""
     manifest = mirror.store.manifest(mirror.sweep)
-    ids = [cell["id"] for cell in manifest["cells"] if cell["id"] in mirror.store.done()][:1]
-    rows = mirror.store.rows(ids)
+    done = mirror.store.done()
+    first = {cell["axes"]["method"]: cell["id"] for cell in reversed(manifest["cells"]) if cell["id"] in done}
+    rows = mirror.store.rows(first.values())
+    walks = rows["solver_steps"].dropna() if "solver_steps" in rows else ()
     numbers = [str(name) for name in rows.select_dtypes("number")]
     axes = manifest["cells"][0]["axes"]
     quality = [n for n in numbers if n not in NOT_SHOWN and n not in axes and not n.startswith("input_")]
@@ -54,6 +58,7 @@ def shown(mirror: Mirror, entity: str) -> Shown:
         tuple(quality),
         tuple(n for n in COSTS if n in numbers),
         tuple(n for n in LATENTS if n in numbers),
+        tuple(dict.fromkeys(name for line in solver_history(walks) for name in line)),
     )
 
 
@@ -82,6 +87,12 @@ def _clouds(names: Sequence[str], across: Sequence[wr.SummaryMetric | wr.Config]
     ]
 
 
+def _curves(names: Sequence[str]) -> list[Any]:
+    import wandb_workspaces.reports.v2 as wr
+
+    return [wr.LinePlot(title=name, x="Step", y=[name]) for name in names]
+
+
 def view(what: Shown) -> ws.Workspace:
     """The saved view: the sweep's cells grouped by method; filter by any axis in the runs table."""
     import wandb_workspaces.reports.v2 as wr
@@ -96,6 +107,7 @@ def view(what: Shown) -> ws.Workspace:
         ),
         ws.Section("Cost", costs, is_open=True),
         ws.Section("Latents", _bars(what.latents)),
+        ws.Section("Steps of adaptive solvers", _curves(what.solver)),
         ws.Section("Images", [wr.MediaBrowser(title="truth, input, output", media_keys=["images"], num_columns=3)]),
     ]
     return ws.Workspace(

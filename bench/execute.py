@@ -8,7 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, cast
 
@@ -211,6 +211,8 @@ class Rows(pl.Callback):
             }
             if error is not None:
                 row["latent_mse"] = _finite(error[i])
+            if solution.steps is not None:
+                row["solver_steps"] = [asdict(step) for step in solution.steps[i]]
             if posed.measurements:
                 m = posed.measurements[i]
                 row |= {

@@ -2,7 +2,7 @@
 
     project   the suite          group   the sweep          job type   the task, `sweep` or `train`
     a cell    rows.parquet, cell.json, samples.npz, features.npz as files; axes and options as config; means as
-              summary; images
+              summary; images; the steps of an adaptive solver as history
     a failed cell               failure.json; its run has failed too, with exit code 1
     the sweep                   sweep.json (the manifest); tables, figures and the page of its report
     a training                  history.jsonl, and its curves as history; the group is `training`

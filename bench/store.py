@@ -1,6 +1,6 @@
 """The store: one atomic folder per finished cell, one file per failure, one manifest per sweep. No torch.
 
-    ROOT/cells/ID/rows.parquet    a row an image
+    ROOT/cells/ID/rows.parquet    a row an image; of an adaptive solver also its steps, in a list
     ROOT/cells/ID/cell.json       resolved configuration and provenance
     ROOT/cells/ID/samples.npz     a few images: ids, truth, input, output (uint8 [k, H, W, C])
     ROOT/cells/ID/features.npz    where a metric is of sets: ids, and EXTRACTOR_output, EXTRACTOR_truth (float32 [n, d])

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ POLL_SECONDS = 1.0
 COMPLETE_NOW = "complete\n"
 GIVE_UP_AFTER = 3
 """Runs that fail one after the other."""
+SOLVER_CURVES = {"t": "time", "h": "step_size", "tried": "steps_tried", "evaluations": "evaluations"}
+"""Of each step in the column `solver_steps`: key -> curve."""
 
 Line = Callable[[str], None]
 
@@ -167,7 +169,9 @@ class Mirror:
         files = {name: self.store.root / "cells" / mark.record / name for name in CELL_FILES}
         with self._run(mark, mark.record, record["axes"], config, files) as run:
             if images := _images(self.store.samples(mark.record), rows):
-                run.log({"images": images})
+                run.log({"images": images}, step=0)
+            for step, line in enumerate(solver_history(rows["solver_steps"]) if "solver_steps" in rows else ()):
+                run.log(line, step=step)
             run.summary.update(summary)
 
     def _failure(self, mark: Mark) -> None:
@@ -300,6 +304,22 @@ class TrainingMirror(Mirror):
                 if last:
                     break
         self.known.add(mark.run_id)
+
+
+def solver_history(walks: Iterable[Sequence[Mapping[str, Any]]]) -> list[dict[str, float]]:
+    """What to log at each step of an adaptive solver, from the steps of every image: means over the images that take
+    that many, apart for the way to the noise (`invert`) and the way to the image (`decode`)."""
+    history: list[dict[str, float]] = []
+    ways = {f"solver/{name}": sign for name, sign in (("invert", 1), ("decode", -1))}
+    for way, sign in ways.items():
+        walked = [[step for step in walk if step["h"] * sign > 0] for walk in walks]
+        for k in range(max(map(len, walked), default=0)):
+            here = [walk[k] for walk in walked if len(walk) > k]
+            line = {f"{way}/{name}": sum(step[key] for step in here) / len(here) for key, name in SOLVER_CURVES.items()}
+            line |= {f"{way}/step_size": abs(line[f"{way}/step_size"]), f"{way}/images": float(len(here))}
+            history += [{}] * (k + 1 - len(history))
+            history[k] = history[k] | line
+    return history
 
 
 def settings() -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 from methods import options
 from methods.denoiser import Condition, Denoiser
 from methods.paths import Node, TimeGrid
+from methods.solvers import Step
 
 Constrain = Callable[[Tensor, Node], Tensor]
 """Called with a latent after each decoding step and the level that it reached; returns the latent to go on with."""
@@ -115,6 +116,9 @@ class Solution:
     cost: Cost
     error: Tensor | None = None
     """Of a reconstruction: mean squared error [B] in the space that the method works in, unclipped."""
+    steps: Sequence[Sequence[Step]] | None = None
+    """Of an adaptive solver: each image's steps in the order taken, h > 0 to the noise and h < 0 to the image. Their
+    evaluations are the network's: guidance counts two."""
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ dopri5 chooses its steps by what it solves, so images are solved one by one; a b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
 from torch import Tensor
 
 from methods import options
-from methods.base import Constrain, Generators, Latent
+from methods.base import Constrain, Generators, Latent, Problem, Solution
 from methods.denoiser import Condition, Denoiser
 from methods.paths import Node, TimeGrid
 from methods.rectified import RectifiedMethod
@@ -33,6 +33,7 @@ from methods.solvers import (
     ReversibleHeun,
     Solver,
     State,
+    Step,
     data_end_times,
     integrate,
     reverse,
@@ -80,6 +81,7 @@ class FlowODE(RectifiedMethod):
         levels = [self.time(node) for node in self.grid.nodes]
         quadratic = self.options.spacing == "data_end"
         self.times = data_end_times(levels[0], levels[-1], self.grid.steps) if quadratic else levels
+        self._taken: dict[int, list[Step]] = {}
 
     def _solver(self) -> Solver:
         chosen = self.options
@@ -120,6 +122,24 @@ class FlowODE(RectifiedMethod):
         """What the solver integrates: v(X, s) as field(s, X)."""
         return lambda s, x: self.velocity(x, self.node(s), cond)
 
+    # --- the steps of an adaptive solver -----------------------------------------------------------------------------
+
+    def solve(self, problem: Problem) -> Solution:
+        self._taken = {}
+        solution = super().solve(problem)
+        if not self.solver.adaptive:
+            return solution
+        return replace(solution, steps=[self._taken.get(i, []) for i in range(len(problem.image))])
+
+    def _noting(self, image: int, cond: Condition) -> Solver:
+        """The solver, which notes what steps it takes for one image."""
+        steps = self._taken.setdefault(image, [])
+
+        def note(step: Step) -> None:
+            steps.append(replace(step, evaluations=step.evaluations * cond.evaluations))
+
+        return replace(self.solver, on_step=note) if isinstance(self.solver, Dopri5) else self.solver
+
     # --- both directions ---------------------------------------------------------------------------------------------
 
     def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
@@ -127,7 +147,7 @@ class FlowODE(RectifiedMethod):
         if self.solver.adaptive:
             ends = [self.times[0], self.times[-1]]
             x = self.denoiser.one_by_one(
-                lambda i: integrate(self.field(cond.image(i)), x[i : i + 1], ends, self.solver)[0], len(x)
+                lambda i: integrate(self.field(cond.image(i)), x[i : i + 1], ends, self._noting(i, cond))[0], len(x)
             )
             return self._latent((x,), cond)
         return self._latent(integrate(self.field(cond), x, self.times, self.solver), cond)
@@ -156,7 +176,7 @@ class FlowODE(RectifiedMethod):
         for t, u in reversed(list(pairwise(levels))):
 
             def solve(i: int, x: Tensor = x, ends: tuple[float, float] = (t, u)) -> Tensor:
-                return reverse(self.field(cond.image(i)), (x[i : i + 1],), ends, self.solver)[0]
+                return reverse(self.field(cond.image(i)), (x[i : i + 1],), ends, self._noting(i, cond))[0]
 
             x = self.denoiser.one_by_one(solve, len(x))
             if constrain:

@@ -40,6 +40,19 @@ State = tuple[Tensor, ...]
 """What a solver carries, the solution first."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step t -> t + h that an adaptive solver chose, how many it tried for it, and the field's evaluations.
+
+    The evaluations of an integration's steps are all that it took: the first one's count what it started with.
+    """
+
+    t: float
+    h: float
+    tried: int
+    evaluations: int
+
+
 def data_end_times(start: float, end: float, steps: int) -> list[float]:
     """steps + 1 times start + (end - start) (0.2 s + 0.8 s^2), s = 0 .. 1: denser at the start, where the data are."""
     if steps < 1:
@@ -261,7 +274,8 @@ class Dopri5(Solver):
     """Dormand & Prince's 5(4) by torchdiffeq, from t to u as one adaptive integration that never looks beyond u.
 
     `rtol` and `atol` bound the local error's root mean square over the batch, so give it one image at a time.
-    Raises ArithmeticError where `max_steps` tried steps, of 6 evaluations each after a first one, do not suffice.
+    `on_step` is told of every step that is taken. Raises ArithmeticError where `max_steps` tried steps, of 6
+    evaluations each after a first one, do not suffice.
     """
 
     adaptive = True
@@ -269,6 +283,7 @@ class Dopri5(Solver):
     rtol: float = 1e-5
     atol: float = 1e-5
     max_steps: int = 1000
+    on_step: Callable[[Step], None] = lambda step: None
 
     @property
     def evaluations(self) -> None:
@@ -279,13 +294,30 @@ class Dopri5(Solver):
         # A stop at u: torchdiffeq would pass it, where the field may not be defined, and interpolate.
         how = {"step_t": times[1:], "first_step": abs(u - t) / 20, "max_num_steps": self.max_steps}
         try:
-            ends = odeint(
-                lambda s, z: field(float(s), z), state[0], times,
-                rtol=self.rtol, atol=self.atol, method="dopri5", options=how,
-            )  # fmt: skip
+            watched = _Watched(field, self.on_step, falling=u < t)
+            ends = odeint(watched, state[0], times, rtol=self.rtol, atol=self.atol, method="dopri5", options=how)
         except AssertionError as error:
             raise ArithmeticError(f"dopri5 from {t:g} to {u:g}: {error}") from error
         return (ends[1],)
+
+
+class _Watched:
+    """A field as torchdiffeq calls it, and what torchdiffeq says of its steps, whose size it gives without a sign."""
+
+    def __init__(self, field: Field, on_step: Callable[[Step], None], falling: bool) -> None:
+        self.field, self.on_step, self.falling = field, on_step, falling
+        self.tried = self.evaluations = 0
+
+    def __call__(self, t: Tensor, z: Tensor) -> Tensor:
+        self.evaluations += 1
+        return self.field(float(t), z)
+
+    def callback_step(self, t: Tensor, z: Tensor, h: Tensor) -> None:
+        self.tried += 1
+
+    def callback_accept_step(self, t: Tensor, z: Tensor, h: Tensor) -> None:
+        self.on_step(Step(float(t), float(-h if self.falling else h), self.tried, self.evaluations))
+        self.tried = self.evaluations = 0
 
 
 # --- the call -----------------------------------------------------------------------------------------------------

@@ -237,13 +237,6 @@ def name_ends(panel: Axes, ends: Sequence[End], height: float) -> None:
         )  # fmt: skip
 
 
-def halo() -> list[Any]:
-    """A white edge around letters, so that they are read over lines."""
-    from matplotlib.patheffects import withStroke
-
-    return [withStroke(linewidth=2.2, foreground="white")]
-
-
 def ink(look: Look | None) -> str:
     return GREY_INK if look is None else look.color
 

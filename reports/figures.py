@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from reports.drawing import (
     Cast,
     End,
     draw_line,
-    halo,
     ink,
     legend,
     name_ends,
@@ -81,7 +81,7 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cast) 
         if crowded:
             name_ends(panel, ends, height - 0.7)
     for panel in axes[::most]:
-        panel.set_ylabel(metric.axis)
+        panel.set_ylabel(fill(metric.axis, 26))
     if not crowded:
         legend(figure, axes, backwards=True)
     return figure
@@ -129,7 +129,7 @@ def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, cast: Cas
             panel.set_xscale("log")
             plain_ticks(panel, [x for x, _ in points.values()])
             _name_points(panel, points, cast, (4.1, 3.5))
-    axes[0].set_ylabel(f"{metric.axis}, mean over {columns} of {places} columns")
+    axes[0].set_ylabel(fill(f"{metric.axis}, mean over {columns} of {places} columns", 52))
     return figure
 
 
@@ -164,7 +164,7 @@ def _name_points(panel: Axes, points: dict[str, tuple[float, float]], cast: Cast
         middle = (corner + np.array([width / 2, height / 2])) / size
         panel.text(
             middle[0], middle[1], cast.titles[key], transform=panel.transAxes, fontsize=font, color=color, ha="center",
-            va="center", zorder=4, path_effects=halo(),
+            va="center", zorder=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
         if reach > 8:
             near = np.clip(dot, corner, corner + np.array([width, height]))
@@ -229,7 +229,7 @@ def profiles(metric: Metric, scores: pd.DataFrame, results: Results, cast: Cast)
     for panel, block in zip(axes, results.blocks, strict=True):
         part = scores[(scores["block"] == block.key) & np.isfinite(scores["value"])]
         panel.set_title(block.title)
-        panel.set_xlabel(f"{metric.axis}: {'at least' if metric.higher_is_better else 'at most'}")
+        panel.set_xlabel(fill(f"{metric.axis}: {'at least' if metric.higher_is_better else 'at most'}", 44))
         if part.empty:
             continue
         table = part.pivot(index=["image_id", "column"], columns="line", values="value")
@@ -313,13 +313,21 @@ def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results
         panel.set_xlabel(cast.titles[rival], color=cast.looks[rival].color)
         panel.set_ylabel(cast.titles[leader], color=cast.looks[leader].color)
         ahead = table[leader] > table[rival] if metric.higher_is_better else table[leader] < table[rival]
-        words = f"{cast.titles[leader]} better\nin {int(ahead.sum())} of {len(table)}"
-        panel.text(0.03, 0.97, words, transform=panel.transAxes, fontsize=7, va="top", color="#555555")
+        words = f"{fill(cast.titles[leader], 24)}\nbetter in {int(ahead.sum())} of {len(table)}"
+        shares = (table[[rival, leader]].to_numpy() - ends[0]) / (ends[1] - ends[0])
+        below = _crowd(shares, 0.55, 0) < _crowd(shares, 0, 0.8)  # where fewer points are: right below or left above
+        x, y, ha, va = (0.97, 0.03, "right", "bottom") if below else (0.03, 0.97, "left", "top")
+        panel.text(x, y, words, transform=panel.transAxes, fontsize=7, ha=ha, va=va, color="#555555")
     handles = {text: h for panel in axes for h, text in zip(*panel.get_legend_handles_labels(), strict=True)}
     if handles:
         title = results.blocks[0].axis
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), title=title)
     return figure
+
+
+def _crowd(points: np.ndarray, x: float, y: float) -> int:
+    """How many of the points [n, 2] lie in the corner, .45 x .2 of the panel, that begins at (x, y)."""
+    return int(((points >= (x, y)) & (points <= (x + 0.45, y + 0.2))).all(axis=1).sum())
 
 
 def _rival(metric: Metric, summary: pd.DataFrame, block: str, leader: str) -> str | None:

@@ -22,7 +22,7 @@ MOST = 8  # images of a gallery
 TILE = 96  # pixels of a tile of the grid, at least
 ZOOM = 3  # the inset shows a window of this part of the side
 FRAME = (214, 40, 40)  # of the window, in the tile and around the inset
-TRUTH, MEASURED, NO_IMAGE = "truth", "input y", "no image"
+TRUTH, MEASURED, UNEDITED, NO_IMAGE = "truth", "input y", "input", "no image"
 UNKNOWN = (math.nan, math.nan)
 Scores = Callable[[str], Mapping[str, tuple[float, float]]]
 RULE = "by the mean of all methods' {metric} on the {n} images kept"
@@ -83,7 +83,8 @@ def gallery(
             value = known[cell].get(name, UNKNOWN)[0]
             row.append(Picture(_rgb(samples["output"][places[cell][name]]), _caption(metric, value)))
         rows.append(tuple(row))
-    heads = (TRUTH, *((MEASURED,) if measured else ()), *(line.title for line, _, _ in kept))
+    given = UNEDITED if results.edits else MEASURED
+    heads = (TRUTH, *((given,) if measured else ()), *(line.title for line, _, _ in kept))
     rule = RULE.format(metric=metric.title, n=len(ids)) if metric is not None else ""
     return Gallery(block, column, heads, tuple(ids), tuple(ranks), tuple(rows), rule)
 
@@ -185,14 +186,14 @@ def image_grid(shown: Gallery, cast: Cast) -> Figure:
     from matplotlib.figure import Figure
 
     leads = {cast.titles[key] for key in cast.leads}
-    columns = [i for i, head in enumerate(shown.heads) if head in leads or head in (TRUTH, MEASURED)]
+    columns = [i for i, head in enumerate(shown.heads) if head in leads or head in (TRUTH, MEASURED, UNEDITED)]
     rows = [i for i, rank in enumerate(shown.ranks) if rank] or list(range(min(3, len(shown.ids))))
     images = [p.image for row in shown.pictures for p in row if p.image is not None]
     largest = max(image.shape[0] for image in images)
     side = largest * max(1, math.ceil(TILE / largest)) if largest < 256 else 256
     gap, foot, margin = side // 16, side // 4, side // 5
     inch = 0.95 / side  # a tile is .95 inch wide on paper, whatever its pixels
-    heads = [textwrap.wrap(shown.heads[column], 15, max_lines=3, placeholder="…") for column in columns]
+    heads = [textwrap.wrap(shown.heads[column], 16, max_lines=4, placeholder="…") for column in columns]
     lines = max(map(len, heads))
     tall = 2 * side + side // 24 + foot
     canvas = np.full((len(rows) * tall, margin + len(columns) * (side + gap) - gap, 3), 255, dtype=np.uint8)
@@ -223,6 +224,6 @@ def image_grid(shown: Gallery, cast: Cast) -> Figure:
         axes.text(x, -side / 14, "\n".join(head_lines), ha="center", va="bottom", fontsize=7.5)
     title = f"{shown.block.title}, {shown.block.axis} {shown.column}"
     figure.text(border / width, 1 - 0.06 / height, title, fontsize=9.5, va="top")
-    note = f"worst, median, best: {shown.rule}; inset: where these restorations differ most" if shown.rule else ""
+    note = f"worst, median, best: {shown.rule}; inset: where these outputs differ most" if shown.rule else ""
     figure.text(border / width, 1 - 0.26 / height, textwrap.shorten(note, 130), fontsize=6.5, va="top", color="#666666")
     return figure

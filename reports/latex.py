@@ -78,7 +78,7 @@ def document(names: Sequence[str], title: str) -> str:
             r"\documentclass{article}",
             r"\usepackage[a4paper,margin=2cm]{geometry}",
             r"\usepackage{booktabs,graphicx}",
-            rf"\title{{{escape(title)}}}\date{{}}",
+            rf"\title{{{escape(title)}}}\author{{}}\date{{}}",
             r"\begin{document}",
             r"\maketitle",
             *(rf"\input{{{name}}}\clearpage" for name in names),

@@ -215,14 +215,15 @@ def _layout(manifest: Mapping[str, Any], cells: Sequence[Axes]) -> tuple[str, st
     return ("corruption", "severity") if any(axes.get("corruption") for axes in cells) else ("guidance", "steps")
 
 
-def _varying(cells: Sequence[Axes], placed: set[str]) -> list[str]:
-    """Axes that tell lines of one method apart, in the order the manifest names them."""
+def _varying(cells: Sequence[Axes], placed: set[str]) -> dict[str, list[str]]:
+    """Method -> axes that tell its lines apart, in the order the manifest names them."""
     seen: dict[str, dict[str, set[str]]] = {}
     for axes in cells:
+        own = seen.setdefault(str(axes["method"]), {})
         for name, value in axes.items():
             if name not in placed and not name.endswith("_title"):
-                seen.setdefault(name, {}).setdefault(str(axes["method"]), set()).add(words(value))
-    return [name for name, methods in seen.items() if any(len(values) > 1 for values in methods.values())]
+                own.setdefault(name, set()).add(words(value))
+    return {method: [name for name, values in own.items() if len(values) > 1] for method, own in seen.items()}
 
 
 SPEAKING = ("model", "solver", "procedure")
@@ -257,9 +258,9 @@ def arrange(
     places: dict[str, tuple[tuple[str, str], ...]] = {}
     for entry, axes in zip(manifest["cells"], listed, strict=True):
         method = str(axes["method"])
-        told = [(name.removeprefix("method."), words(axes.get(name))) for name in varying]
+        told = [(name.removeprefix("method."), words(axes.get(name))) for name in varying[method]]
         tail = "".join(f" · {word}" if name in SPEAKING else f" · {name} {word}" for name, word in told)
-        line = Line(method + tail, str(axes.get("method_title") or method) + tail, method, axes)
+        line = Line(method + tail, str(axes.get("method_title") or method) + tail.replace("_", " "), method, axes)
         value = words(axes.get(block_axis))
         where = [name for name, several in (("model", by_model), ("dataset", len(datasets) > 1)) if several]
         named = [(name, words(axes.get(name))) for name in where if name != block_axis]
@@ -293,7 +294,9 @@ def _method_order(lines: Mapping[str, Line]) -> Any:
     return lambda line: first[line.method]
 
 
-UNREAD = ("details", "sigma01", "snr_db", "method", "model", "dataset", "task", "corruption", "severity")
+UNREAD = (
+    "details", "solver_steps", "sigma01", "snr_db", "method", "model", "dataset", "task", "corruption", "severity",
+)  # fmt: skip
 """Columns of the rows that no table or figure needs: the axes come from the manifest."""
 
 

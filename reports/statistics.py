@@ -1,9 +1,11 @@
 """The statistics of the tables: the unit is the image, and seeds are nested in images.
 
 A mean carries a studentised bootstrap interval (Efron & Tibshirani 1993, section 12.5) that draws images, each with
-all its seeds; two methods are compared on the same images (Wilcoxon 1945, signed ranks), and the p-values of one
-family of comparisons are adjusted by Holm's step-down procedure (Holm 1979). How often the intervals hold the truth,
-and how often equal methods are called different, is simulated by `python -m reports.calibration` (STATISTICS.md).
+all its seeds, and is smoothed (Polansky 2000): a little noise on what is drawn keeps a few images, or tied ones, from
+samples of almost no spread, which would stretch an interval tenfold. Two methods are compared on the same images
+(Wilcoxon 1945, signed ranks), and the p-values of one family of comparisons are adjusted by Holm's step-down procedure
+(Holm 1979). How often the intervals hold the truth, and how often equal methods are called different, is simulated by
+`python -m reports.calibration` (STATISTICS.md).
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ import numpy.typing as npt
 
 EXACT = 50  # differences up to which the signed-rank distribution is enumerated
 DRAWS = 2000  # bootstrap samples of an interval
-LARGE = 200  # images from which on the bootstrap's limit is taken in closed form
-DEGENERATE = 0.005  # share of bootstrap samples without spread beyond which studentising them means nothing
+FEW, LARGE = 5, 200  # images below and above which the bootstrap's closed form is taken
+SMOOTH = 0.3  # standard deviation of the noise, in those of the values
 
 Array = npt.NDArray[np.float64]
 
@@ -76,8 +78,8 @@ def interval(means: npt.ArrayLike, level: float = 0.95, seed: int = 0) -> Interv
     """Mean of `means` [n], one value an image, with its studentised bootstrap interval.
 
     Beside the bootstrap stand its closed forms. Values that are 0 or 1, but not all 0, have Wilson's interval (1927).
-    Student's holds where the bootstrap has nothing to say: few or tied values, many of whose samples have no spread
-    (always for n < 5), and more than 200 images, where both agree.
+    Student's stands for fewer than 5 images, of whose spread samples say too little, and for more than 200, where both
+    agree.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
@@ -93,28 +95,26 @@ def interval(means: npt.ArrayLike, level: float = 0.95, seed: int = 0) -> Interv
     error = float(x.std(ddof=1)) / math.sqrt(n)
     if error == 0:
         return Interval(mean, mean, mean, n)
-    ends = None if n > LARGE else _studentised((x - mean) / (error * math.sqrt(n)), level, seed)
-    if ends is None:
-        quantile = _student(n - 1, (1 + level) / 2)
-        ends = -quantile, quantile
-    return Interval(mean, mean - ends[1] * error, mean - ends[0] * error, n)
+    if FEW <= n <= LARGE:
+        low, high = _studentised((x - mean) / (error * math.sqrt(n)), level, seed)
+    else:
+        high = _student(n - 1, (1 + level) / 2)
+        low = -high
+    return Interval(mean, mean - high * error, mean - low * error, n)
 
 
-def _studentised(z: Array, level: float, seed: int) -> tuple[float, float] | None:
-    """Quantiles of t = (mean* - mean) / error* over bootstrap samples of standardised values [n], or None."""
+def _studentised(z: Array, level: float, seed: int) -> tuple[float, float]:
+    """Quantiles of t = (mean* - mean) / error* over smoothed bootstrap samples of values z [n], of mean 0.
+
+    A sample's values are z_i + SMOOTH e_i: first and second are the means of them and of their squares.
+    """
     n = len(z)
-    weights = _weights(n, DRAWS, seed)
-    first, second = weights @ z, weights @ (z * z)
-    variance = second - first * first
-    spread = variance > 1e-12
-    if 1 - spread.mean() > DEGENERATE:
-        return None
-    t = np.full(DRAWS, np.inf)
-    t[spread] = first[spread] / np.sqrt(variance[spread] / (n - 1))
-    t[~spread] *= np.sign(first[~spread])
+    weights, noise, noise_first, noise_second = _samples(n, DRAWS, seed)
+    first = weights @ z + SMOOTH * noise_first
+    second = weights @ (z * z) + 2 * SMOOTH * (noise @ z) + SMOOTH**2 * noise_second
+    t = first / np.sqrt((second - first * first) / (n - 1))
     t.sort()
-    low, high = _quantile(t, (1 - level) / 2), _quantile(t, (1 + level) / 2)
-    return (low, high) if math.isfinite(high - low) else None
+    return _quantile(t, (1 - level) / 2), _quantile(t, (1 + level) / 2)
 
 
 def _quantile(ordered: Array, probability: float) -> float:
@@ -126,10 +126,14 @@ def _quantile(ordered: Array, probability: float) -> float:
 
 
 @lru_cache(maxsize=8)
-def _weights(n: int, draws: int, seed: int) -> Array:
-    """How often each of n images is in each bootstrap sample, divided by n: [draws, n], the same for every entry."""
-    chosen = np.random.default_rng(seed).integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
-    return np.bincount(chosen.ravel(), minlength=draws * n).reshape(draws, n) / n
+def _samples(n: int, draws: int, seed: int) -> tuple[Array, Array, Array, Array]:
+    """How often each of n images is in each bootstrap sample and the sum of the noise on it, both divided by n
+    [draws, n]; means of a sample's noise and of its square [draws]. The same for every entry."""
+    rng = np.random.default_rng(seed)
+    chosen = (rng.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]).ravel()
+    noise = rng.normal(size=(draws, n))
+    weights, weighted = (np.bincount(chosen, w, draws * n).reshape(draws, n) / n for w in (None, noise.ravel()))
+    return weights, weighted, noise.mean(1), (noise * noise).mean(1)
 
 
 def _student(freedom: int, probability: float) -> float:

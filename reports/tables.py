@@ -244,7 +244,7 @@ COST_COLUMNS = (
     ("nfe", "NFE", ".4g"),
     ("nfe_grad", "grad", ".4g"),
     ("seconds", "s/image", ".3g"),
-    ("peak_mib", "peak MiB", ".4g"),
+    ("peak_mib", "peak MiB", ".1f"),
     ("state_bytes", "state", "bytes"),
     ("latent_std", "latent std", ".3g"),
     ("latent_kurtosis", "kurtosis", ".3g"),
@@ -315,7 +315,7 @@ LATENT_COLUMNS = (
     ("nfe", "NFE", ".4g"),
     ("nfe_grad", "grad", ".4g"),
 )
-TIMED_COLUMNS = (("seconds", "s/image", ".3g"), ("peak_mib", "peak MiB", ".4g"))
+TIMED_COLUMNS = (("seconds", "s/image", ".3g"), ("peak_mib", "peak MiB", ".1f"))
 
 
 def latent_table(costs: pd.DataFrame, results: Results, timed: bool) -> Table:
@@ -486,7 +486,7 @@ def print_table(table: Table, console: Console) -> None:
         if not any(row.printed for row in group.rows):
             continue
         grid = Grid(title=group.title or None, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD)
-        grid.add_column(group.corner, min_width=min(first, 40), overflow="fold")
+        grid.add_column(group.corner, min_width=min(first, 20 if table.key in UNLIKE else 40), overflow="fold")
         for column in group.columns:
             grid.add_column(column, justify="right", min_width=width, overflow="fold")
         above = ""

@@ -744,6 +744,21 @@ def test_a_batch_of_adaptive_solves_counts_its_costliest_image() -> None:
         build("flow-dopri5", "rectified", max_steps=2).invert(x0, cond)
 
 
+def test_an_adaptive_solution_has_the_steps_of_each_image() -> None:
+    x0 = torch.cat([images(1), 8 * images(1)])
+    method = build("flow-dopri5", "rectified")
+    told = method.denoiser.condition(["src", "src"], 3.0)
+    solution = method.solve(Problem("reconstruct", x0, told, ()))
+    alone = [method.solve(Problem("reconstruct", x0[i : i + 1], told.image(i), ())) for i in range(2)]
+    assert solution.steps == [one.steps[0] for one in alone] and solution.steps[0] != solution.steps[1]
+    for one in alone:
+        (steps,) = one.steps
+        assert sum(step.evaluations for step in steps) == one.cost.nfe and steps[0].evaluations >= 14  # guided: twice
+        there = [step.h > 0 for step in steps]
+        assert there == sorted(there, reverse=True) and 0 < sum(there) < len(there)
+    assert build("flow-rk4", "rectified").solve(Problem("reconstruct", x0, told, ())).steps is None
+
+
 def test_flows_refuse_what_they_cannot_do() -> None:
     for wrong, why in (
         ({"solver": "rk4", "bit_exact": True}, "reversible"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from torch import Tensor
 
-from bench import run
+from bench import execute, run
+from bench.cells import Cell
 from bench.plan import look
 from bench.store import Store
+from corruptions.base import Measurement, content_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -67,6 +71,34 @@ def test_every_method_gets_the_same_measurements(undisturbed: Path) -> None:
     assert rows.y_sha256.nunique() == 5 * 20
 
 
+def test_one_changed_pixel_refuses_the_comparison_and_names_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    results, small = tmp_path / "results", ("corruption=block_mask", "severity=3", "launcher=debug")
+    assert run.main(arguments(results, "method=ddim", *small)) == 0
+    honest = execute.measure
+
+    def measure(cell: Cell, image_id: str, image: Tensor) -> Measurement:
+        found = honest(cell, image_id, image)
+        if image_id != image_ids[1]:
+            return found
+        y = found.y.clone()
+        y[0, 0, 0] += 1 / 255
+        return dataclasses.replace(found, y=y, sha256=content_hash(y))
+
+    (old,) = Store(results).done()
+    image_ids = Store(results).rows([old])["image_id"].tolist()
+    monkeypatch.setattr(execute, "measure", measure)
+    assert run.main(arguments(results, "method=ddim,edict", *small)) == 1
+    (new,) = Store(results).done() - {old}
+    told = capfd.readouterr().err
+    assert "1 measurement(s) differ" in told and f"image {image_ids[1]}, block mask, severity 3, seed 0" in told
+    assert old in told and new in told and not any(name in told for name in image_ids if name != image_ids[1])
+    report = results / "reports" / "corruptions"
+    assert all("mixed measurements" in (report / name).read_text() for name in ("table.md", "index.html"))
+    assert not (report / "table.csv").exists()
+
+
 def test_provenance_is_complete(undisturbed: Path) -> None:
     store = Store(undisturbed)
     record = store.record(min(store.done()))
@@ -75,6 +107,15 @@ def test_provenance_is_complete(undisturbed: Path) -> None:
     )
     assert all(record["provenance"]["weights"].values())
     assert record["config"]["method"]["options"]["steps"] == 4
+
+
+def test_rows_of_an_adaptive_solver_have_its_steps(tmp_path: Path) -> None:
+    chosen = ["method=flow_ode_dopri5", "images=2", "guidance=1", "steps=10", "launcher=debug", "report=false"]
+    given = ["sweep=reconstruction", "profile=digits", "tracker=none", f"results={tmp_path}", *chosen]
+    assert run.main(given) == 0
+    rows = Store(tmp_path).rows(Store(tmp_path).done())
+    spent = [sum(step["evaluations"] for step in steps) for steps in rows["solver_steps"]]
+    assert max(spent) == rows["nfe"].max() and all(len(steps) > 2 for steps in rows["solver_steps"])
 
 
 def test_again_computes_nothing(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from methods.solvers import (
     McCallumFoster,
     ReversibleHeun,
     Solver,
+    Step,
     data_end_times,
     integrate,
     reverse,
@@ -173,6 +174,18 @@ def test_dopri5_follows_its_tolerance(truth: torch.Tensor) -> None:
     assert costs == sorted(costs)
     with pytest.raises(ArithmeticError, match="max_num_steps"):
         integrate(rough_field(), start(), [0, 1.5], Dopri5(1e-9, 1e-9, max_steps=3))
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.5), (1.5, 0.0)])
+def test_dopri5_tells_its_steps(ends: tuple[float, float]) -> None:
+    """They lead from end to end, and hold every evaluation: one to start with and six for each step tried."""
+    steps, calls = list[Step](), list[float]()
+    integrate(counted(rough_field(), calls), start(), ends, Dopri5(1e-9, 1e-9, on_step=steps.append))
+    assert steps[0].t == ends[0] and all(a.t + a.h == pytest.approx(b.t) for a, b in pairwise(steps))
+    assert steps[-1].t + steps[-1].h == pytest.approx(ends[1]) and len({step.h > 0 for step in steps}) == 1
+    assert sum(step.evaluations for step in steps) == len(calls)
+    assert [step.evaluations for step in steps] == [6 * step.tried + (step is steps[0]) for step in steps]
+    assert max(step.tried for step in steps) > 1 and max(abs(step.h) for step in steps) > abs(steps[0].h)
 
 
 @pytest.mark.parametrize("solver", [Leapfrog(), ReversibleHeun(), Leapfrog(numbers=FixedPoint()), RK4()])

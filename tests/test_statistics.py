@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from reports.calibration import POPULATIONS, coverage, false_calls, nested_coverage
+from reports.calibration import POPULATIONS, SWEEPS, coverage, false_calls, nested_coverage
 from reports.statistics import (
     bootstrap,
     cluster_means,
@@ -26,12 +27,14 @@ from reports.statistics import (
     signed_rank,
 )
 
+PAGE = Path(__file__).resolve().parent.parent / "reports" / "STATISTICS.md"
 
-def test_bootstrap_is_the_studentised_one() -> None:
+
+def test_bootstrap_is_the_smoothed_studentised_one() -> None:
     """Against its definition, sample by sample, with draws of its own."""
     x = np.random.default_rng(1).gamma(2.0, 3.0, size=40)
     rng = np.random.default_rng(2)
-    samples = x[rng.integers(40, size=(20_000, 40))]
+    samples = x[rng.integers(40, size=(20_000, 40))] + 0.3 * x.std() * rng.normal(size=(20_000, 40))
     t = (samples.mean(1) - x.mean()) / (samples.std(1, ddof=0) / math.sqrt(39))
     error = x.std(ddof=1) / math.sqrt(40)
     low, high = x.mean() - np.quantile(t, [0.975, 0.025]) * error
@@ -47,6 +50,13 @@ def test_few_and_many_images_have_students_interval(n: int) -> None:
     theirs = stats.ttest_1samp(x, 0).confidence_interval(0.95)
     ours = interval(x)
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+
+
+@pytest.mark.parametrize("x", [[31, 31, 36, 44, 44, 44], [10, 10.1, 10.2, 30, 30.1], [2] * 11 + [3]])
+def test_groups_and_ties_do_not_stretch_an_interval(x: list[float]) -> None:
+    """Samples of one group alone have almost no spread to studentise with."""
+    students = stats.t.ppf(0.975, len(x) - 1) * np.std(x, ddof=1) / math.sqrt(len(x))
+    assert students < interval(x).half_width < 2 * students
 
 
 @pytest.mark.parametrize(("hits", "n"), [(1, 5), (3, 12), (12, 12), (700, 1000)])
@@ -88,6 +98,17 @@ def test_seeds_are_nested_in_images() -> None:
 def test_coverage(population: str) -> None:
     """The true mean lies inside 93 to 97 % of the intervals of 12 images."""
     assert 0.93 <= coverage(*POPULATIONS[population], images=12, sweeps=2000) <= 0.97
+
+
+def test_the_page_is_what_the_simulation_gives() -> None:
+    """One entry of it, simulated again."""
+    lines = PAGE.read_text().splitlines()
+    head, row = (
+        [cell.strip() for cell in next(line for line in lines if line.startswith(start)).split("|")]
+        for start in ("| scores of the images", "| uniform")
+    )
+    written = float(row[head.index("n = 12")].removesuffix(" %"))
+    assert 100 * coverage(*POPULATIONS["uniform"], images=12, sweeps=SWEEPS, seed=12) == pytest.approx(written, abs=0.1)
 
 
 def test_coverage_of_nested_seeds() -> None:

@@ -29,6 +29,8 @@ from reports import build
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("ddim", "edict")
 SEVERITIES = (1, 3)
+ADAPTIVE = ("ddim", 1)
+"""The cell whose solver has chosen its steps: for image i 2 to the noise, i + 1 of 1 / (i + 1) to the image."""
 
 
 def axes(method: str, severity: int) -> dict[str, Any]:
@@ -70,6 +72,9 @@ def write_cell(store: Store, method: str, severity: int) -> None:
         }
         for i in range(4)
     ]
+    for i, row in enumerate(rows if (method, severity) == ADAPTIVE else ()):
+        there = [{"t": 0.5 * k, "h": 0.5, "tried": 1 + i, "evaluations": 6} for k in range(2)]
+        row["solver_steps"] = there + [{"t": 1.0, "h": -1.0 / (i + 1), "tried": 1, "evaluations": 7}] * (i + 1)
     config = {**place, "method": {"name": method, "options": {"p": 0.93}}}
     record = {"config": config, "axes": place, "provenance": {"git_sha": "0123abc", "host": "here", "seconds": 1.5}}
     images = rng.integers(0, 255, (2, 16, 16, 1), dtype=np.uint8)
@@ -145,6 +150,22 @@ def test_runs_on_the_server(server: Server, published: Store) -> None:
     assert sum(name.startswith("media/images/") for name in run.files) == 2
 
 
+def test_steps_of_an_adaptive_solver_are_history(server: Server, published: Store) -> None:
+    """A line a step with means over the images that still take one; beside the images in the first line."""
+    history = server.runs[f"toy-{cell_id(*ADAPTIVE)}"].history
+    assert [line["_step"] for line in history] == [0, 1, 2, 3] and "images" in history[0]
+    ways = [{key: line.get(f"solver/{key}") for key in ("invert/time", "decode/step_size")} for line in history]
+    assert [way["invert/time"] for way in ways] == [0.0, 0.5, None, None]
+    assert [way["decode/step_size"] for way in ways] == pytest.approx(
+        [(1 + 1 / 2 + 1 / 3 + 1 / 4) / 4, (1 / 2 + 1 / 3 + 1 / 4) / 3, (1 / 3 + 1 / 4) / 2, 1 / 4]
+    )
+    assert [line["solver/decode/images"] for line in history] == [4, 3, 2, 1]
+    first = {key.removeprefix("solver/invert/"): value for key, value in history[0].items() if "/invert/" in key}
+    assert first == {"time": 0, "step_size": 0.5, "steps_tried": 2.5, "evaluations": 6, "images": 4}
+    others = [run for name, run in server.runs.items() if name != f"toy-{cell_id(*ADAPTIVE)}" and name != "toy"]
+    assert not any("solver" in key for run in others for line in run.history for key in line)
+
+
 def test_a_failed_cell_is_a_failed_run(server: Server, published: Store) -> None:
     run = server.runs["toy-edict-blur-s3-toy"]
     assert run.state == "failed" and run.summary["outcome"] == "oom" and "too large" in run.summary["message"]
@@ -209,8 +230,8 @@ def test_the_dashboard_is_made_once(server: Server, published: Store, tmp_path: 
     summary = server.runs["toy"].summary
     assert summary["view_url"].startswith("http") and summary["report_url"].startswith("http")
     saved = views["project-view"]["spec"]
-    for word in ("psnr", "ssim", "latent_std", "nfe", "severity", "images", '"toy"'):
-        assert (word in saved and word in views["runs"]["spec"]) or word == "latent_std", word
+    for word in ("psnr", "ssim", "latent_std", "nfe", "severity", "images", '"toy"', "solver/decode/step_size"):
+        assert word in saved and (word in views["runs"]["spec"] or word in ("latent_std", "solver/decode/step_size"))
     printed = python(["bench.publish", "sweep=toy", f"results={published.root}"], environment(server, tmp_path))
     assert summary["view_url"] in printed and len(server.views) == 2
 
