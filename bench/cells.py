@@ -222,13 +222,14 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
     changes = {axis.removeprefix("method."): value for axis, value in point.items() if axis.startswith("method.")}
     changes = {option: value for option, value in changes.items() if option in _fields(method.class_path)}
     changes |= {axis: point[axis] for axis in ("steps", "guidance") if axis in point}
-    options = _options(method.class_path, "method", {**method.options, **changes}, f"method.{point['method']}")
+    given = {**method.options, **changes}
+    options, recorded = _options(method.class_path, "method", given, f"method.{point['method']}")
     spec: dict[str, Any] = {
         "task": config.task,
         "images": config.images,
         "seed": point.get("seed", 0),
         "metrics": metrics.identity(metric_names),
-        "method": {"class": method.class_path, "options": options.model_dump(mode="json")},
+        "method": {"class": method.class_path, "options": recorded},
         "model": model_spec,
         "dataset": {"name": point["dataset"], "class": data.class_path, "split": data.split, **data.options},
     }
@@ -240,12 +241,12 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
             raise unknown("severity", str(severity), map(str, corruption.severities), f"of {point['corruption']}")
         merged = {**corruption.options, **corruption.severities[severity]}
         where = f"corruption.{point['corruption']}.severities.{severity}"
-        checked = _options(corruption.class_path, "corruption", merged, where)
+        _, recorded = _options(corruption.class_path, "corruption", merged, where)
         spec["corruption"] = {
             "name": point["corruption"],
             "severity": severity,
             "class": corruption.class_path,
-            "options": checked.model_dump(mode="json"),
+            "options": recorded,
         }
         corruption_axes = {"corruption": point["corruption"], "severity": severity}
     evaluations = _evaluations(options)
@@ -317,13 +318,16 @@ def _unmade(point: Point, model: ModelConfig) -> str | None:
     )
 
 
-def _options(class_path: str, kind: str, options: dict[str, Any], where: str) -> Any:
-    return _checked(class_path, kind, json.dumps(options, sort_keys=True, default=list), where)
+def _options(class_path: str, kind: str, options: dict[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
+    """The checked options, and what a cell records of them. Thousands of cells share a few."""
+    key = (class_path, kind, where, repr(options))
+    if key not in _CHECKED:
+        checked = check_options(class_path, kind, json.loads(json.dumps(options, default=list)), where)
+        _CHECKED[key] = checked, checked.model_dump(mode="json")
+    return _CHECKED[key]
 
 
-@cache
-def _checked(class_path: str, kind: str, options: str, where: str) -> Any:
-    return check_options(class_path, kind, json.loads(options), where)
+_CHECKED: dict[tuple[str, str, str, str], tuple[Any, dict[str, Any]]] = {}
 
 
 @cache
@@ -375,9 +379,12 @@ def _file_sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def canonical(content: Any) -> str:
     """One text for one meaning: sorted keys, no spaces, no NaN."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(content)
 
 
 def _identify(axes: Mapping[str, Any], spec: Mapping[str, Any]) -> str:

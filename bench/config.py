@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -252,7 +253,9 @@ class LauncherConfig(Resources):
     models: dict[str, dict[str, Any]] = Field({}, description="model -> resources that its jobs ask for instead")
     setup: tuple[str, ...] = Field((), description="shell lines before the job")
     env: dict[str, str] = Field({}, description="environment of the jobs")
-    cache: str | None = Field(None, description="folder of downloaded weights on the nodes; None: as in this shell")
+    cache: str | None = Field(
+        None, description="the nodes' folder for huggingface and torch in place of ~/.cache; None: as in this shell"
+    )
     wait: bool = Field(True, description="follow the jobs to their end; false: submit and leave")
     signal_s: int = Field(90, ge=10, description="seconds before its time limit at which a job is told to stop")
     partial_s: float = Field(30, ge=0, description="seconds of work after which the images of an open cell are kept")
@@ -322,7 +325,7 @@ class RunConfig(Strict):
     launcher: LauncherConfig
     tracker: TrackerConfig
 
-    @property
+    @cached_property
     def models(self) -> dict[str, ModelConfig]:
         """All that a cell may run on: those that the methods bring, and the run's."""
         own = {name: model for method in self.method.values() for name, model in method.models.items()}

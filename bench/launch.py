@@ -26,6 +26,7 @@ from bench.claims import Claims, started
 from bench.config import LauncherConfig, Resources, RunConfig
 from bench.errors import UserError, unknown, writing
 from bench.jobs import Job
+from bench.metrics import torch_home
 from bench.runs import Run
 from bench.store import Store
 
@@ -94,11 +95,11 @@ def environment(launcher: LauncherConfig, code: Path, threads: int) -> dict[str,
         "PYTHONSAFEPATH": "1",  # else `python -m` puts the working folder, and its newer code, in front
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
-        "HF_HUB_CACHE": str(hub.cache()),
+        "HF_HUB_CACHE": str(hub.cache() if launcher.cache is None else Path(launcher.cache, "huggingface", "hub")),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
-        "TORCH_HOME": os.environ.get("TORCH_HOME", str(Path("~/.cache/torch").expanduser())),
+        "TORCH_HOME": str(torch_home() if launcher.cache is None else Path(launcher.cache, "torch")),
         "WANDB_MODE": "offline",
         **launcher.env,
     }
@@ -291,9 +292,19 @@ def _in_jobs(store: Path) -> set[str]:
     queue = runs.queue(found)
     if queue is None:
         raise UserError("squeue does not answer: it is not known which cells are in jobs already; try again later")
+    _release(found, queue)
     stopped = {run.folder for run in found if (run.folder / "stop").exists()}
     live = ((run, job) for run in found if run.folder not in stopped for job in run.live(queue))
     return {cell for run, job in live if run.kind == "slurm" for cell in run.cells_of(job)}
+
+
+def _release(found: Sequence[Run], queue: Mapping[str, tuple[str, str]]) -> None:
+    """SLURM holds a job that a node could not start, as where its orphan was still running there; nobody else would
+    ever let it go."""
+    held = [job for run in found for job in run.jobs if queue.get(job, ("", ""))[1] == slurm.LAUNCH_FAILED]
+    if held:
+        print(f"{len(held)} jobs were held, since a node could not start them: released", flush=True)
+        slurm.release(held)
 
 
 def without(chunks: Sequence[Chunk], cells: set[str]) -> list[Chunk]:
@@ -335,6 +346,7 @@ class Nobody:
         self.asked = time.monotonic()
         if queue is None:
             return False
+        _release(found, queue)
         live = {cell for run in found for job in run.live(queue) for cell in run.cells_of(job)}
         self.misses = 0 if live & left else self.misses + 1
         self.pause = 2.0 if self.misses else min(self.pause * 1.2, 20.0)

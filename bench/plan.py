@@ -5,6 +5,7 @@ Prints the cells (done, missing, failed), the jobs that the missing ones make, p
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections import Counter
@@ -50,7 +51,11 @@ def look(overrides: list[str]) -> Outlook:
         if name not in (*FAILURES, "all"):
             raise unknown("failure class", name, [*FAILURES, "all"], "in retry")
     kind = backend(config.launcher)
-    expansion = expand(config)
+    gc.disable()  # cells by the thousand stay: looking for garbage among them costs a fifth of the time
+    try:
+        expansion = expand(config)
+    finally:
+        gc.enable()
     there = _existing(Path(config.results))
     if not there.is_dir():
         raise UserError(f"results={config.results!r}: {str(there)!r} is a file; it must be a folder")

@@ -23,6 +23,8 @@ from bench.errors import UserError
 REQUEUES = 1000
 """Every requeue makes progress, or is counted by the claim of the cell that does not let it."""
 DEFAULT_ARRAY = 1001
+LAUNCH_FAILED = "launch failed requeued held"
+"""The reason that squeue gives of a job which SLURM holds because its node could not start it."""
 
 
 def parameters(
@@ -118,6 +120,11 @@ def cancel(ids: Iterable[str]) -> None:
     chosen = list(ids)
     for start in range(0, len(chosen), 1000):
         _ask(["scancel", *chosen[start : start + 1000]])
+
+
+def release(ids: Iterable[str]) -> None:
+    """Let jobs that are held wait for their turn again."""
+    _ask(["scontrol", "release", ",".join(ids)])
 
 
 def _ask(command: list[str]) -> list[str] | None:

@@ -119,10 +119,15 @@ CATALOGUE: dict[str, Metric] = {
 }  # fmt: skip
 
 
+def torch_home() -> Path:
+    """The folder of torch.hub, as it finds it."""
+    home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
+    return Path(home).expanduser()
+
+
 def weights_folder() -> Path:
     """Where torch.hub keeps downloaded weights."""
-    home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
-    return Path(home).expanduser() / "hub" / "checkpoints"
+    return torch_home() / "hub" / "checkpoints"
 
 
 def available(names: Sequence[str], task: str = "restore") -> tuple[tuple[str, ...], dict[str, str]]:

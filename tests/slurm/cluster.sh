@@ -51,7 +51,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     guard=/usr/sbin/policy-rc.d   # keeps the packages from starting daemons of their own
     if [ ! -e $guard ]; then printf '#!/bin/sh\nexit 101\n' >$guard; chmod +x $guard; trap 'rm -f $guard' EXIT; fi
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$dir/apt.log"
+    DEBIAN_FRONTEND=noninteractive apt-get install -o DPkg::Lock::Timeout=300 -y -qq --no-install-recommends "${missing[@]}" >"$dir/apt.log"
     rm -f $guard
 fi
 

@@ -13,14 +13,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from trivial_cells import number
 
-from bench.claims import Claims
+from bench.claims import Claim, Claims
 from bench.store import Store
 
 pytestmark = pytest.mark.skipif(
@@ -38,45 +39,88 @@ ENVIRONMENT = {
 }
 COUNT = 16
 SLURM = ("launcher=slurm", "launcher.gpus=0", "launcher.cpus=1", "launcher.mem_gb=0.3", "launcher.timeout_min=60")
-FOUR_A_JOB = (f"cells={COUNT}", "ms=1500", "launcher.chunk_minutes=0.101")
+FOUR_A_JOB = (f"cells={COUNT}", "launcher.chunk_minutes=4")
+PATIENCE = 240
+"""Seconds until something that must happen counts as never: no drill is about speed, and the machine may be slow."""
 
 
-def command(results: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "trivial_cells", f"results={results}", *SLURM, *arguments]
+class Driver:
+    """The command, running, and what it has said so far."""
+
+    def __init__(self, results: Path, *arguments: str) -> None:
+        words = [sys.executable, "-m", "trivial_cells", f"results={results}", *SLURM, *arguments]
+        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(words, env=ENVIRONMENT, cwd=ROOT, stdout=self.output, stderr=subprocess.STDOUT)
+
+    def told(self) -> str:
+        self.output.seek(0)
+        return self.output.read()
+
+    def end(self) -> str:
+        """Wait until it ends; returns all it said."""
+        self.process.wait(PATIENCE)
+        return self.told()
+
+    @property
+    def code(self) -> int | None:
+        return self.process.poll()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
-def start(results: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(results, *arguments), env=ENVIRONMENT, cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+DRIVERS: list[Driver] = []
+
+
+def start(results: Path, *arguments: str) -> Driver:
+    DRIVERS.append(Driver(results, *arguments))
+    return DRIVERS[-1]
 
 
 def heal(results: Path, *arguments: str) -> str:
     """The same command again; returns what it said."""
-    ended = subprocess.run(
-        command(results, *arguments),
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=240,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
+    driver = start(results, *arguments)
+    told = driver.end()
+    assert driver.code == 0, told
+    return told
+
+
+@pytest.fixture(autouse=True)
+def peace(tmp_path: Path) -> Iterator[None]:
+    """What a drill that failed left behind must not spoil the next one."""
+    yield
+    while DRIVERS:
+        DRIVERS.pop().kill()
+    for job in jobs(tmp_path, "PENDING,RUNNING"):
+        slurm("scancel", job)
+    raise_nodes()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """The file that trivial cells wait for."""
+    return tmp_path / "gate"
+
+
+def raise_nodes() -> None:
+    """Start the daemons that are not there."""
+    folder = Path(os.environ["SLURM_CONF"]).parent
+    subprocess.run([HERE / "cluster.sh", "start", folder], check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE)
 
 
 def slurm(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def verb(name: str, *arguments: str) -> str:
+def verb(name: str, *arguments: str, environment: Mapping[str, str] = ENVIRONMENT) -> str:
     words = [sys.executable, "-m", f"bench.{name}", *arguments]
-    return subprocess.run(words, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    ended = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
 
 
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
+def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -89,21 +133,13 @@ def jobs(results: Path, state: str) -> list[str]:
     return [job for job in slurm("squeue", "-h", "-r", "-t", state, "-o", "%i").split() if job in ours]
 
 
-def freshest(results: Path) -> str:
-    """The running job that has the most left to do."""
-    done = Store(results).done()
-    records = [json.loads(file.read_text()) for file in results.glob("jobs/*/run.json")]
-    finished = {
-        job: sum(run["cells"][i] in done for i in cells) for run in records for job, cells in run["jobs"].items()
-    }
-    return min(jobs(results, "RUNNING"), key=lambda job: finished[job])
+def alive(results: Path) -> list[Claim]:
+    return [claim for claim in Claims(results).all() if claim.alive]
 
 
-def hurry(results: Path) -> None:
-    """Requeued jobs wait for their old credentials to expire; not here."""
-    for job in jobs(results, "PENDING"):
-        with contextlib.suppress(subprocess.CalledProcessError):
-            slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+def wait_at_gate(results: Path, count: int = 4, done: int = 4) -> None:
+    """Until so many jobs run and stand before the gate with an open cell, and so many cells are done."""
+    until(lambda: len(jobs(results, "RUNNING")) == len(alive(results)) == count and len(Store(results).done()) == done)
 
 
 def check(results: Path, count: int = COUNT, images: int = 1, drafts: bool = False) -> None:
@@ -119,15 +155,11 @@ def check(results: Path, count: int = COUNT, images: int = 1, drafts: bool = Fal
     assert not list(results.glob("partial/*")) and not Claims(results).all(), "left over"
 
 
-def some_done(results: Path) -> bool:
-    return len(Store(results).done()) >= 2
-
-
 # --- the blows -------------------------------------------------------------------------------------------------
 
 
 def cancel_running(results: Path) -> None:
-    slurm("scancel", freshest(results))
+    slurm("scancel", jobs(results, "RUNNING")[0])
 
 
 def cancel_array(results: Path) -> None:
@@ -135,29 +167,28 @@ def cancel_array(results: Path) -> None:
 
 
 def kill_python(results: Path) -> None:
-    os.kill(next(claim.owner["pid"] for claim in Claims(results).all() if claim.alive), signal.SIGKILL)
+    os.kill(alive(results)[0].owner["pid"], signal.SIGKILL)
 
 
 def requeue(results: Path) -> None:
-    slurm("scontrol", "requeue", freshest(results))
-    hurry(results)
+    slurm("scontrol", "requeue", jobs(results, "RUNNING")[0])
 
 
 def user_signal(results: Path) -> None:
     slurm("scancel", "--signal=USR2", jobs(results, "RUNNING")[0].partition("_")[0])
-    until(lambda: len(jobs(results, "PENDING")) >= 1)
-    hurry(results)
+    until(lambda: len(jobs(results, "PENDING")) == 4)
 
 
 def kill_slurmd(results: Path) -> None:
-    """The node is gone for the controller, and its jobs go on as orphans beside their reruns."""
-    job = freshest(results)
-    node = slurm("squeue", "-h", "-r", "-j", job, "-o", "%N").strip()
+    """The node is gone for the controller; its jobs run again elsewhere while they go on as orphans, until it is back."""
+    node = slurm("squeue", "-h", "-r", "-j", jobs(results, "RUNNING")[0], "-o", "%N").strip()
     folder = Path(os.environ["SLURM_CONF"]).parent
     os.kill(int((folder / "run" / f"slurmd-{node}.pid").read_text()), signal.SIGKILL)
     slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=drill")
-    hurry(results)
-    subprocess.run([HERE / "cluster.sh", "start", folder], check=True, stdout=subprocess.DEVNULL)
+    until(lambda: jobs(results, "PENDING"))
+    until(lambda: len(jobs(results, "RUNNING")) == 4)
+    assert len(alive(results)) == 4, "the orphans have the cells"
+    raise_nodes()
 
 
 @pytest.mark.parametrize(
@@ -172,61 +203,65 @@ def kill_slurmd(results: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_blow_loses_nothing(tmp_path: Path, blow: Callable[[Path], None], heals_itself: bool) -> None:
-    driver = start(tmp_path, *FOUR_A_JOB)
-    until(lambda: some_done(tmp_path) and jobs(tmp_path, "RUNNING"))
+def test_a_blow_loses_nothing(tmp_path: Path, gate: Path, blow: Callable[[Path], None], heals_itself: bool) -> None:
+    arguments = (*FOUR_A_JOB, f"gate={gate}")
+    driver = start(tmp_path, *arguments)
+    wait_at_gate(tmp_path)
     blow(tmp_path)
-    told, _ = driver.communicate(timeout=240)
-    assert driver.returncode == (0 if heals_itself else 1), told
-    heal(tmp_path, *FOUR_A_JOB)
+    gate.touch()
+    told = driver.end()
+    assert driver.code == (0 if heals_itself else 1), told
+    heal(tmp_path, *arguments)
     check(tmp_path)
 
 
-def test_a_pending_element_that_vanishes_is_noticed(tmp_path: Path) -> None:
+def test_a_pending_element_that_vanishes_is_noticed(tmp_path: Path, gate: Path) -> None:
     """SLURM keeps no trace of it: neither squeue nor sacct would ever say that it is gone."""
-    one_at_a_time = (*FOUR_A_JOB, "launcher.array_parallelism=1")
+    one_at_a_time = (*FOUR_A_JOB, f"gate={gate}", "launcher.array_parallelism=1")
     driver = start(tmp_path, *one_at_a_time)
-    until(lambda: jobs(tmp_path, "PENDING") and jobs(tmp_path, "RUNNING"))
+    wait_at_gate(tmp_path, 1, 1)
     slurm("scancel", jobs(tmp_path, "PENDING")[-1])
-    told, _ = driver.communicate(timeout=240)
-    assert driver.returncode == 1 and f"{COUNT - 4} of {COUNT} ended" in told
+    gate.touch()
+    told = driver.end()
+    assert driver.code == 1 and f"{COUNT - 4} of {COUNT} ended" in told, told
     assert "4 lost" in verb("status", f"results={tmp_path}")
     heal(tmp_path, *one_at_a_time)
     check(tmp_path)
 
 
-def test_a_killed_driver_is_not_needed(tmp_path: Path) -> None:
-    slowly = (*FOUR_A_JOB, "launcher.array_parallelism=1")
-    driver = start(tmp_path, *slowly)
-    until(lambda: some_done(tmp_path))
+def test_a_killed_driver_is_not_needed(tmp_path: Path, gate: Path) -> None:
+    arguments = (*FOUR_A_JOB, f"gate={gate}")
+    driver = start(tmp_path, *arguments)
+    wait_at_gate(tmp_path)
     driver.kill()
-    driver.communicate()
-    assert "followed, not submitted again" in heal(tmp_path, *slowly)
+    again = start(tmp_path, *arguments)
+    until(lambda: "12 cells are in jobs of an earlier run: followed, not submitted again" in again.told())
+    gate.touch()
+    told = again.end()
+    assert again.code == 0, told
     check(tmp_path)
     assert len(list(tmp_path.glob("jobs/*"))) == 1
 
 
 def test_two_drivers_submit_each_cell_once(tmp_path: Path) -> None:
     drivers = [start(tmp_path, *FOUR_A_JOB) for _ in range(2)]
-    told = [driver.communicate(timeout=240)[0] for driver in drivers]
-    assert [driver.returncode for driver in drivers] == [0, 0], told
+    told = [driver.end() for driver in drivers]
+    assert [driver.code for driver in drivers] == [0, 0], told
     check(tmp_path)
     runs = [json.loads(file.read_text()) for file in tmp_path.glob("jobs/*/run.json")]
     assert sorted(i for run in runs for cells in run["jobs"].values() for i in cells) == list(range(COUNT))
 
 
-def test_preemption_keeps_the_images_of_an_open_cell(tmp_path: Path) -> None:
-    long_cells = ("cells=4", "images=40", "ms=150", "launcher.chunk_minutes=0.01", "launcher.partition=low")
-    driver = start(tmp_path, *long_cells)
-    until(lambda: len(jobs(tmp_path, "RUNNING")) == 4 and len([c for c in Claims(tmp_path).all() if c.alive]) == 4)
-    time.sleep(1.5)
+def test_preemption_keeps_the_images_of_an_open_cell(tmp_path: Path, gate: Path) -> None:
+    one_a_job = ("cells=4", "images=10", f"gate={gate}", "each=1", "launcher.chunk_minutes=1")
+    driver = start(tmp_path, *one_a_job, "launcher.partition=low")
+    wait_at_gate(tmp_path, 4, 0)
     slurm("sbatch", "-p", "high", "-N4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
-    until(lambda: jobs(tmp_path, "PENDING"))
-    until(lambda: not slurm("squeue", "-h", "-p", "high"))
-    hurry(tmp_path)
-    told, _ = driver.communicate(timeout=240)
-    assert driver.returncode == 0, told
-    check(tmp_path, 4, images=40)
+    until(lambda: len(jobs(tmp_path, "PENDING")) == 4)
+    gate.touch()
+    told = driver.end()
+    assert driver.code == 0, told
+    check(tmp_path, 4, images=10)
     resumed = [Store(tmp_path).record(cell)["provenance"]["resumed"] for cell in Store(tmp_path).done()]
     assert min(resumed) > 0, resumed
 
@@ -237,7 +272,6 @@ def test_a_finished_job_that_runs_again_changes_nothing(tmp_path: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*")}
     job = next(iter(json.loads(next(tmp_path.glob("jobs/*/run.json")).read_text())["jobs"]))
     slurm("scontrol", "requeue", job)
-    hurry(tmp_path)
     until(lambda: "Exiting after successful completion" in _again(tmp_path, job))
     check(tmp_path)
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*")}
@@ -289,43 +323,43 @@ def allow(disk: Path) -> None:
     ids=["full", "read-only"],
 )
 def test_a_store_that_cannot_be_written_fails_no_cell(
-    small_disk: Path, harm: Callable[[Path], None], mend: Callable[[Path], None], word: str
+    small_disk: Path, gate: Path, harm: Callable[[Path], None], mend: Callable[[Path], None], word: str
 ) -> None:
-    results = small_disk / "results"
-    driver = start(results, *FOUR_A_JOB)
-    until(lambda: some_done(results))
+    results, arguments = small_disk / "results", (*FOUR_A_JOB, f"gate={gate}")
+    driver = start(results, *arguments)
+    wait_at_gate(results)
     harm(small_disk)
-    told, _ = driver.communicate(timeout=240)
-    assert driver.returncode == 1 and not Store(results).failed(), told
-    if harm is forbid:
-        assert subprocess.run(
-            command(results, *FOUR_A_JOB), env=ENVIRONMENT, cwd=ROOT, capture_output=True, check=False
-        ).returncode
+    gate.touch()
+    told = driver.end()
+    assert driver.code == 1 and not Store(results).failed(), told
+    assert harm is fill or word in told, "a full disk leaves no room for the log that would say so"
+    again = start(results, *arguments)
+    assert word in again.end() and again.code == 1, again.told()
     mend(small_disk)
-    heal(results, *FOUR_A_JOB)
+    heal(results, *arguments)
     check(results, drafts=harm is forbid)
 
 
 # --- the verbs -------------------------------------------------------------------------------------------------
 
 
-def test_status_and_cancel_need_no_driver(tmp_path: Path) -> None:
-    arguments = (*FOUR_A_JOB, "launcher.array_parallelism=2", "launcher.wait=false")
+def test_status_and_cancel_need_no_driver(tmp_path: Path, gate: Path) -> None:
+    arguments = (*FOUR_A_JOB, f"gate={gate}", "launcher.array_parallelism=2", "launcher.wait=false")
     heal(tmp_path, *arguments)
-    until(lambda: some_done(tmp_path))
+    wait_at_gate(tmp_path, 2, 2)
     seen = verb("status", f"results={tmp_path}")
-    assert " running" in seen and " queued" in seen and " lost" not in seen and "JobArrayTaskLimit" in seen
-    assert "jobs cancelled" in verb("cancel", "sweep=trivial", f"results={tmp_path}")
+    assert "16 cells: 2 done, 2 running, 12 queued" in seen and "2 jobs wait: JobArrayTaskLimit" in seen, seen
+    assert "4 jobs cancelled" in verb("cancel", "sweep=trivial", f"results={tmp_path}")
     until(lambda: not jobs(tmp_path, "PENDING,RUNNING,COMPLETING"))
     seen = verb("status", f"results={tmp_path}")
-    assert " lost" in seen and " running" not in seen and "stopped: cancelled" in seen
-    heal(tmp_path, *FOUR_A_JOB)
+    assert "16 cells: 2 done, 14 lost" in seen and "stopped: cancelled" in seen, seen
+    gate.touch()
+    heal(tmp_path, *arguments[:3])
     check(tmp_path)
 
 
 def test_arrays_are_cut_at_the_sites_limit(tmp_path: Path) -> None:
-    arguments = ("cells=25", "ms=1", "launcher.chunk_minutes=0.00001")
-    assert "submitted 25 jobs" in heal(tmp_path, *arguments)
+    assert "submitted 25 jobs" in heal(tmp_path, "cells=25", "launcher.chunk_minutes=1")
     check(tmp_path, 25)
     ids = json.loads(next(tmp_path.glob("jobs/*/run.json")).read_text())["jobs"]
     assert len({job.partition("_")[0] for job in ids}) == 2, "MaxArraySize is 20 here"
@@ -333,12 +367,12 @@ def test_arrays_are_cut_at_the_sites_limit(tmp_path: Path) -> None:
 
 def test_a_thousand_cells_are_tens_of_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     started = time.monotonic()
-    told = heal(tmp_path / "chunks", "cells=1000", "ms=1", "launcher.chunk_minutes=0.001")
+    told = heal(tmp_path / "chunks", "cells=1000", "launcher.chunk_minutes=63")
     chunked = time.monotonic() - started
     check(tmp_path / "chunks", 1000)
     count = len(json.loads(next(tmp_path.glob("chunks/jobs/*/run.json")).read_text())["jobs"])
     started = time.monotonic()
-    heal(tmp_path / "single", "cells=40", "ms=1", "launcher.chunk_minutes=0.00001")
+    heal(tmp_path / "single", "cells=40", "launcher.chunk_minutes=1")
     single = time.monotonic() - started
     assert count < 100, told
     with capsys.disabled():
@@ -365,15 +399,39 @@ def science(results: Path) -> str:
     return rows.sort_values(["cell_id", "image_id"]).to_csv(index=False)
 
 
+WITNESS = """
+import os, sys
+
+if os.environ.get("SUBMITIT_EXECUTOR"):
+    def note(what):
+        with open(os.environ["WITNESS"], "a") as file:
+            file.write(what + chr(10))
+
+    note("a job")
+    sys.addaudithook(lambda event, about: note(str(about[1])) if event == "socket.connect" else None)
+"""
+"""As sitecustomize of a job: notes each connection that its Python opens."""
+
+
 def test_the_corruption_sweep_gives_the_table_of_a_local_run(tmp_path: Path) -> None:
-    """WHOLE_SWEEP=1 runs the embedded sweep as it is, some 15 CPU minutes each; else a part of it."""
-    chosen = () if os.environ.get("WHOLE_SWEEP") else SMALL
+    """WHOLE_SWEEP=1 runs the embedded sweep as it is, some 15 CPU minutes each; else a part of it. WHOLE_SWEEP=DIR
+    compares with the results of a local run in DIR."""
+    whole = os.environ.get("WHOLE_SWEEP", "")
+    chosen = () if whole else SMALL
+    local = Path(whole) if Path(whole).is_absolute() else tmp_path / "local"
+    (tmp_path / "witness").mkdir()
+    (tmp_path / "witness" / "sitecustomize.py").write_text(WITNESS)
+    path = os.pathsep.join([str(tmp_path / "witness"), ENVIRONMENT["PYTHONPATH"]])
+    environment = {**ENVIRONMENT, "PYTHONPATH": path, "WITNESS": str(tmp_path / "connections")}
     resources = ("launcher.gpus=0", "launcher.cpus=1", "launcher.mem_gb=1", "launcher.chunk_minutes=1")
-    for folder, launcher in (("local", ("launcher=local",)), ("slurm", ("launcher=slurm", *resources))):
-        verb("run", "sweep=corruptions", "tracker=none", f"results={tmp_path / folder}", *chosen, *launcher)
-    assert science(tmp_path / "slurm") == science(tmp_path / "local")
-    tables = [tmp_path / folder / "reports" / "corruptions" / "table.csv" for folder in ("slurm", "local")]
+    for folder, launcher in ((local, ("launcher=local",)), (tmp_path / "slurm", ("launcher=slurm", *resources))):
+        verb(
+            "run", "sweep=corruptions", "tracker=none", f"results={folder}", *chosen, *launcher, environment=environment
+        )
+    assert science(tmp_path / "slurm") == science(local)
+    tables = [folder / "reports" / "corruptions" / "table.csv" for folder in (tmp_path / "slurm", local)]
     assert tables[0].read_bytes() == tables[1].read_bytes()
+    assert set((tmp_path / "connections").read_text().splitlines()) == {"a job"}, "nothing on a node opens a connection"
 
 
 def test_training_on_several_processes_is_requeued_and_resumed(tmp_path: Path) -> None:

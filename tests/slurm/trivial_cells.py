@@ -1,9 +1,10 @@
 """Cells that compute next to nothing, so that drills test the launching and not the network: no torch.
 
-    PYTHONPATH=.:tests/slurm python -m trivial_cells results=DIR [cells=24] [ms=50] [images=1] [...]
+    PYTHONPATH=.:tests/slurm python -m trivial_cells results=DIR [cells=24] [images=1] [gate=FILE] [each=4] [...]
 
 runs such cells as `bench.run` would: the same claims, store, signals and jobs; a row's number is made of its cell's
-name and image, so that what comes out twice, mixed or changed is seen.
+name and image, so that what comes out twice, mixed or changed is seen. Nothing is timed: until FILE exists, only the
+first image of every `each`-th cell is computed, so that a blow always falls in the middle, however slow the machine.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bench import launch, provenance
 from bench.cells import Cell
 from bench.chunks import chunk
 from bench.config import RunConfig, compose_config
-from bench.errors import run_command
+from bench.errors import run_command, writing
 from bench.interrupts import Interrupts
 from bench.jobs import Job
 from bench.store import Store
@@ -32,27 +33,35 @@ def number(cell_id: str, image: int) -> float:
 
 @dataclass(frozen=True)
 class TrivialGuard:
-    """Does what `bench.guard.Guard` does, around a sleep."""
+    """Does what `bench.guard.Guard` does, around next to nothing."""
 
     store: Store
     interrupts: Interrupts
-    partial_s: float
 
     def run(self, cell: Cell) -> str:
         start = time.perf_counter()
         rows, _ = self.store.partial(cell.id, "trivial")
         resumed = len(rows)
         for image in range(resumed, cell.spec["images"]):
-            time.sleep(cell.spec["ms"] / 1000)
+            while cell.spec["gate"] and (image or cell.axes["seed"] % cell.spec["each"]):
+                if Path(cell.spec["gate"]).exists():
+                    break
+                self._safe_point(cell, rows)
+                time.sleep(0.05)
             rows.append({"cell_id": cell.id, "image_id": str(image), "value": number(cell.id, image)})
             if len(rows) < cell.spec["images"]:
-                if self.partial_s == 0 or self.interrupts.asked:
-                    self.store.write_partial(cell.id, "trivial", rows, {})
-                self.interrupts.safe_point()
+                self._safe_point(cell, rows)
         seconds = time.perf_counter() - start
         about = {"seconds": seconds, "resumed": resumed, "job_id": provenance.job_id(), "pid": os.getpid()}
-        self.store.write(cell.id, rows, {"config": cell.spec, "axes": cell.axes, "provenance": about})
+        with writing():
+            self.store.write(cell.id, rows, {"config": cell.spec, "axes": cell.axes, "provenance": about})
         return "done"
+
+    def _safe_point(self, cell: Cell, rows: list[dict[str, Any]]) -> None:
+        if rows and self.interrupts.asked:
+            with writing():
+                self.store.write_partial(cell.id, "trivial", rows, {})
+        self.interrupts.safe_point()
 
     def fail(self, cell: Cell, kind: str, message: str, trace: str = "") -> None:
         self.store.write_failure(
@@ -63,14 +72,15 @@ class TrivialGuard:
 @dataclass(frozen=True)
 class TrivialJob(Job):
     def guard(self, store: Store, interrupts: Interrupts) -> Any:
-        return TrivialGuard(store, interrupts, self.launcher.partial_s)
+        return TrivialGuard(store, interrupts)
 
 
-def cells(count: int, ms: float, images: int) -> tuple[Cell, ...]:
+def cells(count: int, images: int, gate: str, each: int) -> tuple[Cell, ...]:
     axes = {"model": "m", "dataset": "d", "method": "trivial", "corruption": None, "task": "reconstruct"}
     spec = {
         "images": images,
-        "ms": ms,
+        "gate": gate,
+        "each": each,
         "model": {"name": "m", "class": "trivial_cells.Model", "shape": [1, 1, 1]},
     }
     return tuple(Cell(f"trivial-{i:05d}", {**axes, "seed": i}, spec, images) for i in range(count))
@@ -81,16 +91,16 @@ def config(results: Path, overrides: Sequence[str]) -> RunConfig:
 
 
 def main(arguments: list[str]) -> int:
-    own = {"results": "results", "cells": "24", "ms": "50", "images": "1"}
+    own = {"results": "results", "cells": "24", "images": "1", "gate": "", "each": "4"}
     given = dict(argument.split("=", 1) for argument in arguments)
     own |= {key: given.pop(key) for key in list(given) if key in own}
     chosen = config(Path(own["results"]), [f"{key}={value}" for key, value in given.items()])
-    every, store = cells(int(own["cells"]), float(own["ms"]), int(own["images"])), Store(chosen.results)
+    every = cells(int(own["cells"]), int(own["images"]), own["gate"], int(own["each"]))
+    store = Store(chosen.results)
     title = {"title": "trivial", "cells": [{"id": c.id, "axes": c.axes, "evaluations": c.evaluations} for c in every]}
     store.write_manifest("trivial", title)
     todo = [cell for cell in every if not store.ended(cell.id)]
-    minutes = float(own["images"]) * float(own["ms"]) / 60000
-    chunks = chunk(todo, lambda cell: minutes, chosen.launcher.chunk_minutes)
+    chunks = chunk(todo, lambda cell: 1.0, chosen.launcher.chunk_minutes)  # cells a job
     launch.Job = TrivialJob  # type: ignore[misc]
     launch.launch(chunks, chosen, lambda cell_id, outcome: print(outcome, cell_id, flush=True))
     lost = [cell for cell in every if not store.ended(cell.id)]
