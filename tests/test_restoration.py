@@ -1,0 +1,24 @@
+"""The shipped weights of the injective ODE do what they were trained for, on images that they have never seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.cells import expand
+from bench.config import compose_config
+from bench.execute import execute
+
+MARGIN = {"random_mask": 6.0, "block_mask": 2.0, "gaussian_blur": 2.0, "gaussian_noise": 2.0}
+"""dB that a restoration gains on its input at severity 3, at the least."""
+
+
+@pytest.mark.parametrize("profile", ["embedded", "digits"])
+def test_restorations_beat_their_input_by_a_clear_margin(profile: str) -> None:
+    chosen = [f"profile={profile}", "sweep=corruptions", "method=injective_ode", "severity=3", "images=12", "steps=4"]
+    cells = expand(compose_config(chosen)).cells
+    assert {str(cell.axes["corruption"]) for cell in cells} == set(MARGIN)
+    for cell in cells:
+        rows = execute(cell, 12, 0)[0]
+        gain = np.mean([row["psnr"] - row["input_psnr"] for row in rows])
+        assert gain > MARGIN[str(cell.axes["corruption"])], f"{cell.axes['corruption']}: {gain:.2f} dB"
