@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 SLURM_DIR ?= /tmp/inversion-bench-slurm
+SLURM_TIMEOUT ?= 40m
 
 .PHONY: demo test test-slurm lint clean
 
@@ -31,9 +32,9 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-slurm: $(VENV)/installed-dev
-	tests/slurm/cluster.sh start $(SLURM_DIR)
-	. $(SLURM_DIR)/env.sh && $(BIN)/python -m pytest tests/slurm; code=$$?; \
-		tests/slurm/cluster.sh stop $(SLURM_DIR); exit $$code
+	tests/slurm/cluster.sh start $(SLURM_DIR) && . $(SLURM_DIR)/env.sh && \
+		timeout -s INT -k 60 $(SLURM_TIMEOUT) $(BIN)/python -m pytest tests/slurm --durations=5; \
+		code=$$?; tests/slurm/cluster.sh stop $(SLURM_DIR); exit $$code
 
 clean:
 	rm -rf $(VENV) results build *.egg-info

@@ -78,6 +78,17 @@ def test_jobs_open_no_connection_and_see_the_copy_first(tmp_path: Path) -> None:
     assert values["WANDB_MODE"] == "disabled", "the user's word is the last"
 
 
+def test_weights_come_from_the_folder_that_the_nodes_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.delenv("TORCH_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/mine")
+    folders = [("/mine", LauncherConfig()), ("/scratch/weights", LauncherConfig(cache="/scratch/weights"))]
+    for folder, launcher in folders:
+        values = launch.environment(launcher, tmp_path, 1)
+        assert (values["HF_HUB_CACHE"], values["TORCH_HOME"]) == (f"{folder}/huggingface/hub", f"{folder}/torch")
+
+
 def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, **programs: str) -> None:
     folder.mkdir()
     for name, body in programs.items():
@@ -496,6 +507,22 @@ def test_status_tells_every_cell_from_the_store_and_squeue(
         assert text in told, told
 
 
+def test_watching_ends_with_the_last_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(tmp_path, monkeypatch, QUEUE)
+
+    def sleep(seconds: float) -> None:
+        for cell in ("queued", "running"):
+            if not Store(tmp_path).ended(cell):
+                Store(tmp_path).write(cell, [{"cell_id": cell}], {"provenance": {"seconds": 36.0}})
+                return
+
+    monkeypatch.setattr("bench.status.time.sleep", sleep)
+    assert status.main([f"results={tmp_path}", "watch=true"]) == 0
+    assert "3 done, 1 lost, 1 missing, 1 failed (oom)" in capsys.readouterr().out
+
+
 def test_no_answer_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep(tmp_path, monkeypatch, "exit 1")
     seen = status.look(Store(tmp_path))[0]
@@ -512,6 +539,18 @@ def test_one_miss_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not nobody({"queued"}) and not nobody({"lost"})
     nobody.asked = 0
     assert nobody({"lost"})
+
+
+def test_a_job_that_slurm_holds_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = "printf '7_0|PENDING|launch failed requeued held\\n7_1|PENDING|JobHeldUser\\n9|PENDING|{}\\n'"
+    sweep(tmp_path, monkeypatch, held.format(slurm.LAUNCH_FAILED))
+    (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/sh\necho $@ >>{tmp_path}/released\n")
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    assert not launch.Nobody(tmp_path, pause=0)({"running"})
+    assert (tmp_path / "released").read_text() == "release 7_0\n", "neither the user's own hold nor a stranger's job"
+    assert "1 jobs were held" in capsys.readouterr().out
 
 
 def test_cancel_ends_the_jobs_of_its_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # A throw-away SLURM of four emulated nodes on this machine, on loopback only, without accounting.
 #
+#   cluster.sh can DIR      says why it cannot start here, in one line, and exits 1; else says nothing
 #   cluster.sh start DIR    installs what is missing (apt, as root), starts the daemons, writes DIR/env.sh
 #   cluster.sh stop DIR     cancels the jobs and ends the daemons
 #
 # Partitions: main (default), low (its jobs give way to those of high: SIGUSR2, then a requeue 10 s later), high.
-# PORT (default 27800) is the first of some thirty TCP ports.
+# PORT (default 27800) is the first of some thirty TCP ports. Nothing here waits without an end.
 set -euo pipefail
-[ $# = 2 ] || { sed -n '2,9p' "$0"; exit 2; }
+[ $# = 2 ] || { sed -n '2,10p' "$0"; exit 2; }
 mkdir -p "$2"
 verb=$1 dir=$(cd "$2" && pwd -P) port=${PORT:-27800} me=$(id -un) nodes=4
 export SLURM_CONF=$dir/slurm.conf PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
@@ -39,28 +40,39 @@ if [ "$verb" = stop ]; then
     done
     exit 0
 fi
-[ "$verb" = start ] || { sed -n '2,9p' "$0"; exit 2; }
+case $verb in start | can) ;; *) sed -n '2,10p' "$0"; exit 2 ;; esac
+loopback() { case $(getent ahostsv4 "$(uname -n)" | head -1) in 127.*) ;; *) false ;; esac; }
 
 # --- packages ---
 missing=()
 for pair in munged:munge slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
+if [ "$verb" = can ]; then
+    no() { echo "no SLURM can be started here: $1"; exit 1; }
+    loopback || unshare --uts true 2>/dev/null || no "the host's name is not 127.0.0.1's, and may not be changed"
+    [ ${#missing[@]} -gt 0 ] || exit 0
+    [ "$(id -u)" = 0 ] || no "not installed: ${missing[*]}, and this is not root"
+    command -v apt-get >/dev/null || no "not installed: ${missing[*]}, and there is no apt"
+    timeout 300 apt-get update -qq >/dev/null 2>&1 || true
+    timeout 60 apt-get install --simulate -qq "${missing[@]}" >/dev/null 2>&1 || no "not installed: ${missing[*]}, and apt does not have them"
+    exit 0
+fi
 if [ ${#missing[@]} -gt 0 ]; then
     [ "$(id -u)" = 0 ] || { echo "cluster.sh: install ${missing[*]} first (as root)" >&2; exit 1; }
     guard=/usr/sbin/policy-rc.d   # keeps the packages from starting daemons of their own
     if [ ! -e $guard ]; then printf '#!/bin/sh\nexit 101\n' >$guard; chmod +x $guard; trap 'rm -f $guard' EXIT; fi
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -o DPkg::Lock::Timeout=300 -y -qq --no-install-recommends "${missing[@]}" >"$dir/apt.log"
+    timeout 300 apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive timeout 900 apt-get install -y -qq --no-install-recommends \
+        -o DPkg::Lock::Timeout=300 "${missing[@]}" >"$dir/apt.log"
     rm -f $guard
 fi
 
 # --- loopback: the daemons listen on what the host's name resolves to ---
-case $(getent ahostsv4 "$(uname -n)" | head -1) in
-127.*) ;;
-*)  [ -z "${RENAMED:-}" ] || { echo "cluster.sh: 'localhost' does not resolve to 127.0.0.1" >&2; exit 1; }
-    RENAMED=1 exec unshare --uts sh -c 'hostname localhost && exec bash "$0" start "$1"' "$0" "$dir" ;;
-esac
+if ! loopback; then
+    [ -z "${RENAMED:-}" ] || { echo "cluster.sh: 'localhost' does not resolve to 127.0.0.1" >&2; exit 1; }
+    RENAMED=1 exec unshare --uts sh -c 'hostname localhost && exec bash "$0" start "$1"' "$0" "$dir"
+fi
 
 # --- configuration ---
 mkdir -p "$dir"/{run,log,state,spool,gpus}

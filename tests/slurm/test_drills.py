@@ -180,7 +180,7 @@ def user_signal(results: Path) -> None:
 
 
 def kill_slurmd(results: Path) -> None:
-    """The node is gone for the controller; its jobs run again elsewhere while they go on as orphans, until it is back."""
+    """The node is gone for the controller: its jobs run again elsewhere, and go on as orphans until it is back."""
     node = slurm("squeue", "-h", "-r", "-j", jobs(results, "RUNNING")[0], "-o", "%N").strip()
     folder = Path(os.environ["SLURM_CONF"]).parent
     os.kill(int((folder / "run" / f"slurmd-{node}.pid").read_text()), signal.SIGKILL)
