@@ -192,12 +192,14 @@ class Store:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        text = ["cell_id", "image_id", "outcome", "y_sha256"] if categories else None
+        text = {"cell_id", "image_id", "outcome", "y_sha256"} if categories else set()
         tables = []
         for cell_id in cell_ids:
             path = self.root / "cells" / cell_id / "rows.parquet"
             if path.is_file():
-                with pq.ParquetFile(path, read_dictionary=text) as file:
+                head = pq.read_metadata(path)
+                known = text.intersection(head.schema.names)
+                with pq.ParquetFile(path, metadata=head, read_dictionary=sorted(known)) as file:
                     tables.append(file.read([name for name in file.schema_arrow.names if name not in without]))
         if not tables:
             return pa.table({}).to_pandas()
