@@ -269,8 +269,8 @@ def _solved(values: Images, levels: Images, higher: bool) -> npt.NDArray[np.bool
 def _profile_band(solved: npt.NDArray[np.bool_], images: npt.NDArray[Any]) -> tuple[Images, Images]:
     """[levels] each: the ends of the 95 % interval; images are drawn with replacement, a few draws at a time."""
     names, index = np.unique(images, return_inverse=True)
-    totals = np.zeros((len(names), solved.shape[1]))
-    np.add.at(totals, index, solved)
+    first = np.searchsorted(np.sort(index), np.arange(len(names)))
+    totals = np.add.reduceat(solved[np.argsort(index, kind="stable")].astype(float), first)
     sizes, n, rng = np.bincount(index), len(names), np.random.default_rng(0)
     chunk, shares = max(1, 1_000_000 // n), []
     for start in range(0, DRAWS, chunk):

@@ -223,7 +223,7 @@ def page(
         images=int(results.rows["image_id"].nunique()),
         count={status: results.count(status) for status in ("done", "failed", "missing")},
         total=len(results.cells),
-        methods=len(results.lines),
+        methods=len({line.method for line in results.lines}),
         missing=[cell.id for cell in results.cells if cell.status == "missing"],
         failures=failures(results),
         unavailable=sorted((results.manifest.get("unavailable") or {}).items()),

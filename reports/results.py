@@ -302,21 +302,22 @@ UNREAD = (
 
 def load(store: Store, manifest: Mapping[str, Any]) -> Results:
     """Read the finished cells of a sweep."""
-    import numpy as np
     import pandas as pd
 
     done, failed = store.done(), store.failed()
     ids = [cell["id"] for cell in manifest["cells"]]
     status = {i: "done" if i in done else "failed" for i in ids if i in done or i in failed}
     cells, lines, blocks = arrange(manifest, status)
-    rows = store.rows((i for i in ids if i in done), UNREAD)
+    rows = store.rows((i for i in ids if i in done), UNREAD, categories=True)
     if rows.empty:
         rows = pd.DataFrame({"cell_id": pd.Series(dtype=str), "image_id": pd.Series(dtype=str)})
     place = {cell.id: (*cell.key, cell.axes.get("seed")) for cell in cells}
     codes, names = pd.factorize(rows["cell_id"])
     for position, name in enumerate(("line", "block", "column", "seed")):
-        values = np.array([place[cell_id][position] for cell_id in names], dtype=object)
-        rows[name] = pd.Series(values, dtype=object).infer_objects().take(codes).to_numpy()
+        values = pd.Series([place[cell_id][position] for cell_id in names], dtype=object).infer_objects()
+        if name != "seed":
+            values = values.astype("category")
+        rows[name] = values.take(codes).array
     return Results(
         manifest,
         cells,

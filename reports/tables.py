@@ -475,7 +475,8 @@ def print_table(table: Table, console: Console) -> None:
 
     styles = {"best": "bold green", "second": "underline", "failed": "red", "missing": "dim", "input": "dim"}
     texts = [entry.text for group in table.groups for row in group.rows for entry in row.entries]
-    width = 1 if table.key in UNLIKE else min(14, max(map(len, texts), default=1))
+    alike = table.key not in UNLIKE
+    width = min(14, max(map(len, texts), default=1))
     # Where there is no bold (a pipe, a log) the marks are characters.
     signs = {} if console.is_terminal else {"best": "*", "second": "_"}
     first = max((len(row.title) for group in table.groups for row in group.rows), default=0)
@@ -486,9 +487,10 @@ def print_table(table: Table, console: Console) -> None:
         if not any(row.printed for row in group.rows):
             continue
         grid = Grid(title=group.title or None, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD)
-        grid.add_column(group.corner, min_width=min(first, 20 if table.key in UNLIKE else 40), overflow="fold")
-        for column in group.columns:
-            grid.add_column(column, justify="right", min_width=width, overflow="fold")
+        grid.add_column(group.corner, min_width=min(first, 40) if alike else _widest_word(r.title for r in group.rows))
+        for i, column in enumerate(group.columns):
+            needed = _widest_word([column, *(row.entries[i].text for row in group.rows)])
+            grid.add_column(column, justify="right", min_width=width if alike else needed, overflow="fold")
         above = ""
         for row in group.rows:
             if not row.printed:
@@ -499,6 +501,11 @@ def print_table(table: Table, console: Console) -> None:
             grid.add_row(Text(row.title if row.title != above else "", style="dim" if row.reference else ""), *entries)
             above = row.title
         console.print(grid)
+
+
+def _widest_word(texts: Iterable[str]) -> int:
+    """What a column needs: rich leaves a narrower one out."""
+    return max((len(word) for text in texts for word in text.split()), default=1)
 
 
 def markdown(tables: Sequence[Table], title: str) -> str:

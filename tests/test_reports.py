@@ -11,21 +11,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from bench.store import Store
 from reports.build import main
 from reports.distances import frechet, kernel
 from reports.latex import document, escape, latex
-from reports.results import METRICS, MixedMeasurements, check_measurements, load
+from reports.results import METRICS, MixedMeasurements, arrange, check_measurements, load
 from reports.statistics import hedges_g
 from reports.summary import costs, effects, summarise
-from reports.tables import Entry, Group, Row, Table, comparison, effect_table, markdown, paper, published
+from reports.tables import Entry, Group, Row, Table, comparison, effect_table, markdown, paper, print_table, published
 
 ROOT = Path(__file__).parents[1]
 METHODS = {"ddim": "DDIM inversion", "edict": "EDICT", "injective": "Injective ODE"}
@@ -300,6 +302,7 @@ def test_one_changed_pixel_is_named(tmp_path: Path) -> None:
     store = make_store(tmp_path, small=True)
     name = cell_name("edict", "blur", 3)
     results = load(store, store.manifest("corruptions"))
+    results.rows["y_sha256"] = results.rows["y_sha256"].astype(str)
     changed = results.rows["cell_id"].eq(name) & results.rows["image_id"].isin(["scene-0002", "scene-0005"])
     results.rows.loc[changed, "y_sha256"] = "0" * 64
     with pytest.raises(MixedMeasurements) as found:
@@ -443,6 +446,24 @@ def test_cost_flags(whole: Store) -> None:
     assert table.loc["edict", "flag"] == "latent exploded"
     assert table.loc["ddim", "flag"] == ""
     assert table.loc["injective", "nfe"] == 12
+
+
+def test_a_flag_is_seen_beside_long_names() -> None:
+    """A column that does not fit would vanish without a word."""
+    columns = ("NFE", "grad", "s/image", "peak MiB", "state", "latent std", "kurtosis", "W2", "flag")
+    entries = (*(Entry("0.12345") for _ in columns[:-1]), Entry("latent collapsed", mark="failed"))
+    group = Group("", columns, (Row("Null-text inversion · guidance 3", entries),), "method")
+    table = Table("costs", "Costs", (group,))
+    out = StringIO()
+    print_table(table, Console(file=out, width=120))
+    assert {"flag", "latent", "collapsed"} <= set(out.getvalue().split())
+
+
+def test_a_line_is_named_after_what_varies_within_its_method() -> None:
+    axes = [{"method": m, "method.p_rule": p, "steps": 1} for m, p in (("a", 1), ("a", None), ("b", None))]
+    cells = [{"id": str(i), "axes": a} for i, a in enumerate(axes)]
+    _, lines, _ = arrange({"cells": cells}, {})
+    assert [line.title for line in lines] == ["a · p rule 1", "a · p rule none", "b"]
 
 
 def test_reconstruction_sweep_and_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
