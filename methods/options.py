@@ -314,7 +314,7 @@ class Guarantees(BaseModel):
         description="of rk4 under all derivatives, denser at the data end; doubled before a violation is called one",
     )
     iterations: int = Field(
-        10, ge=1, description="of Lanczos, for either end of the singular values; exact at the image's dimension"
+        6, ge=1, description="of Lanczos, for either end of the singular values; exact at the image's dimension"
     )
     pairs: int = Field(4, ge=1, description="pairs of points in random directions")
     updates: int = Field(4, ge=1, description="of Adam, for the nearest and for the widest pair")

@@ -79,16 +79,14 @@ def test_no_weights_make_a_certified_field_leave_its_constants(seed: int, scale:
     assert found["certified"] == [True, True] and found["violated"] == [False, False]
     for i in range(2):
         K = found["K"][i]
-        assert 0 < K <= 2 * math.pi / 2 * (1 + 1e-6) * max(1, found["lipschitz_N"][i])
+        assert 0 <= K <= 2.0 * math.pi / 2 * (1 + 1e-6), "k_max times the flow's time"
         assert found["certified_max"][i] == pytest.approx(math.exp(K))
         assert found["certified_min"][i] == pytest.approx(math.exp(-K))
         assert found["certified_log_det"][i] == pytest.approx(16 * K)
-        assert found["flow_steps"][i] == 12 or max(found["used_min"][i], found["used_max"][i]) <= 1 + 1e-6
         for kind in ("sv", "pairs", "adversarial"):
             low, high = found[f"{kind}_min"][i], found[f"{kind}_max"][i]
-            assert (low is not None and high is not None) or (
-                scale > 1 and kind != "sv"
-            )  # differences of values of 1e19
+            # At large weights pairs are differences of values of 1e19.
+            assert (low is not None and high is not None) or (scale > 1 and kind != "sv")
 
 
 class Whole(torch.nn.Module):
