@@ -3,7 +3,8 @@
 For the flow Phi of dz/dt = f(t, z) with Jacobian J at a point: the ends of J's singular values (Golub & Kahan 1965, on
 products J v and J^T u through the solver), log |det J| (of the whole Jacobian, or as the integral of div f, by
 Hutchinson's estimator as in FFJORD, Grathwohl et al. 2019), ratios |Phi(a) - Phi(b)| / |a - b| of pairs drawn at random
-or sought by gradient ascent, round trips, and how much a restoration amplifies noise in what it is given.
+or sought by gradient ascent, round trips, local errors by step doubling, and how much a restoration amplifies noise in
+what it is given.
 
 Every singular value and ratio reported here is attained by some perturbation, so each is an inner bound: a value
 outside a certificate's constants disproves the certificate, whether or not the search has converged.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -23,7 +25,7 @@ from torch import Tensor
 from torch.func import jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from methods.solvers import RK4, Field, Solver, integrate, reverse
+from methods.solvers import RK4, Field, Solver, integrate, reverse, rk4_increment
 
 CLASSIC = RK4()
 
@@ -55,6 +57,8 @@ class SingularValues(NamedTuple):
     smallest: Tensor
     largest_residual: Tensor
     smallest_residual: Tensor
+    stretched: Tensor
+    """[B, ...], the v of the largest: |v| = 1 and |J v| = largest."""
 
 
 def singular_values(flow: Callable[[Tensor], Tensor], z: Tensor, iterations: int = 20, seed: int = 0) -> SingularValues:
@@ -80,9 +84,17 @@ def singular_values(flow: Callable[[Tensor], Tensor], z: Tensor, iterations: int
             if j + 1 < steps:
                 bidiagonal[:, j, j + 1] = beta
                 rights.append(v)
-    left, values, _ = torch.linalg.svd(bidiagonal)
+    left, values, right = torch.linalg.svd(bidiagonal)
     residuals = beta[:, None] * left[:, -1].abs()
-    return SingularValues(values[:, 0], values[:, -1], residuals[:, 0], residuals[:, -1])
+    stretched = (right[:, :1] @ torch.stack(rights, dim=1)).view_as(z)
+    return SingularValues(values[:, 0], values[:, -1], residuals[:, 0], residuals[:, -1], stretched)
+
+
+def stretch(flow: Callable[[Tensor], Tensor], z: Tensor, direction: Tensor) -> Tensor:
+    """|J d| / |d| [B] at z, for d of its shape."""
+    with sdpa_kernel(SDPBackend.MATH):
+        pushed = jvp(flow, (z,), (direction,))[1]
+    return pushed.flatten(1).norm(dim=1) / direction.flatten(1).norm(dim=1)
 
 
 def _draw(like: Tensor, rng: torch.Generator) -> Tensor:
@@ -181,15 +193,18 @@ def random_pair_ratios(
 ) -> Tensor:
     """Ratios [B, pairs] of z and z + d, with d of length `size` in random directions."""
     rng = torch.Generator().manual_seed(seed)
-    others = [z + _of_length(_draw(z, rng), size) for _ in range(pairs)]
-    return torch.stack([pair_ratios(flow, z, other) for other in others], dim=1)
+    apart = [_of_length(_draw(z, rng), size) for _ in range(pairs)]
+    ended = flow(z)
+    return torch.stack([(flow(z + d) - ended).flatten(1).norm(dim=1) / size for d in apart], dim=1)
 
 
 class Pairs(NamedTuple):
-    """The smallest and largest ratio met in the search, [B] each."""
+    """The smallest and largest ratio met in the search, [B] each, and the two points [B, ...] that have it."""
 
     smallest: Tensor
     largest: Tensor
+    nearest: tuple[Tensor, Tensor]
+    farthest: tuple[Tensor, Tensor]
 
 
 def adversarial_pair_ratios(
@@ -199,19 +214,24 @@ def adversarial_pair_ratios(
 
     It starts at z and wanders by up to about `rate` a coordinate and update; the ratios hold wherever it ends.
     """
-    found = []
+    ratios, ends = [], []
     for sign in (1.0, -1.0):
         point = z.detach().clone().requires_grad_()
         towards = _draw(z, torch.Generator().manual_seed(seed)).requires_grad_()
         adam = torch.optim.Adam([point, towards], lr=rate)
         best = torch.full((len(z),), sign * torch.inf, dtype=z.dtype, device=z.device)
+        pair = (z, z)
         for _ in range(updates):
-            ratios = pair_ratios(flow, point, point + _of_length(towards, size))
-            best = sign * torch.minimum(sign * best, sign * ratios.detach())
-            point.grad, towards.grad = torch.autograd.grad(sign * ratios.log().sum(), [point, towards])
+            met = (point, point + _of_length(towards, size))
+            ratio = pair_ratios(flow, *met)
+            better = (sign * ratio.detach() < sign * best).view(-1, *[1] * (z.dim() - 1))
+            pair = (torch.where(better, met[0].detach(), pair[0]), torch.where(better, met[1].detach(), pair[1]))
+            best = sign * torch.minimum(sign * best, sign * ratio.detach())
+            point.grad, towards.grad = torch.autograd.grad(sign * ratio.log().sum(), [point, towards])
             adam.step()
-        found.append(best)
-    return Pairs(*found)
+        ratios.append(best)
+        ends.append(pair)
+    return Pairs(*ratios, *ends)
 
 
 def _of_length(d: Tensor, size: float) -> Tensor:
@@ -230,6 +250,11 @@ class RoundTrip(NamedTuple):
     """[B], of any number of an image; 0 for a bit-exact solver."""
     alone: Tensor
     """[B], rms of decoding from the solution alone, without the rest of the state."""
+    unequal: Tensor
+    """[B] int, the numbers of z, as the solver holds them (integers where they are fixed-point), that do not come back
+    the same."""
+    encoded: Tensor
+    """[B, ...], the solution at times[-1]."""
     encoding: int
     decoding: int
 
@@ -253,16 +278,57 @@ def round_trip(
         return field(t, x)
 
     with torch.no_grad():
-        held = solver.numbers.value(solver.numbers.keep(z))
+        kept = solver.numbers.keep(z)
+        held = leave(solver.numbers.value(kept))
         state = integrate(counted, z, times, solver)
-        encoding = calls
-        back = leave(solver.solution(reverse(counted, state, times, solver))) - leave(held)
+        encoding, encoded = calls, solver.solution(state)
+        returned = reverse(counted, state, times, solver)
         decoding = calls - encoding
+        back = leave(solver.solution(returned)) - held
         alone = back
         if solver.reversible:
-            begun = solver.begin(field, times[-1], solver.solution(state))
-            alone = leave(solver.solution(reverse(field, begun, times, solver))) - leave(held)
-    return RoundTrip(_rms(back), back.flatten(1).abs().amax(1), _rms(alone), encoding, decoding)
+            begun = solver.begin(field, times[-1], encoded)
+            alone = leave(solver.solution(reverse(field, begun, times, solver))) - held
+        unequal = (returned[0] != kept).flatten(1).sum(1)
+    return RoundTrip(_rms(back), back.flatten(1).abs().amax(1), _rms(alone), unequal, encoded, encoding, decoding)
+
+
+class ReverseSolve(NamedTuple):
+    """Of rk4's way back to a known point, [B] each, L2."""
+
+    error: Tensor
+    local: Tensor
+    """The sum of local errors, estimated."""
+
+
+def reverse_solve(field: Field, z: Tensor, times: Sequence[float]) -> ReverseSolve:
+    """How far from z rk4 comes back on these steps, from where it arrived on steps half as long; and the local errors
+    that this is made of, of the way there and of the way back.
+
+    Where the exact flow stretches no distance by more than G on its way to times[0], each local error becomes at most
+    G times itself there: error <= G * local in exact arithmetic (Gronwall).
+
+    `local` is an estimate, not a bound: |one step - two half steps| is 15 times the error of the two half steps and
+    15/16 of the error of the one, up to higher orders in the step (Hairer, Norsett & Wanner, Solving Ordinary
+    Differential Equations I, II.4).
+    """
+    with torch.no_grad():
+        there, going = z, z.new_zeros(len(z))
+        for t, u in pairwise(times):
+            once, there = _once_and_in_halves(field, t, u, there)
+            going = going + (once - there).flatten(1).norm(dim=1) / 15
+        back, coming = there, z.new_zeros(len(z))
+        for t, u in pairwise(list(times)[::-1]):
+            back, twice = _once_and_in_halves(field, t, u, back)
+            coming = coming + 16 / 15 * (back - twice).flatten(1).norm(dim=1)
+    return ReverseSolve((back - z).flatten(1).norm(dim=1), going + coming)
+
+
+def _once_and_in_halves(field: Field, t: float, u: float, z: Tensor) -> tuple[Tensor, Tensor]:
+    """A step of rk4, and two half steps."""
+    m = (t + u) / 2
+    half = z + rk4_increment(field, t, m, z)
+    return z + rk4_increment(field, t, u, z), half + rk4_increment(field, m, u, half)
 
 
 def _rms(x: Tensor) -> Tensor:

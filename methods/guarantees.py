@@ -1,9 +1,11 @@
 """Is a flow injective and stable, as its certificate says? One image a row, in float64, for any flow by `FlowODE`.
 
 The flow is that of the solver's own coordinate (the gauge u of the injective ODE; X = x / (alpha + sigma) of others)
-from image to noise, at the clean image, under the condition that a restoration decodes under. Singular values, pairs
-and volumes are inner bounds (`methods.flow_analysis`): a value outside a certificate's constants disproves it, a value
-inside shows how much of them is used.
+from image to noise, at the clean image, under the condition that a restoration decodes under. Singular values and pairs
+are inner bounds (`methods.flow_analysis`): a value outside a certificate's constants disproves it, a value inside shows
+how much of them is used. What is differentiated is rk4's map, though, and few steps may leave constants that the flow
+keeps: where a value is outside, the perturbations that attained them are pushed through the flow again at doubled
+steps, and `violated` is true only where one is still outside, by more than the doubling moved it.
 
 What is certified is the flow, given its condition. How a restoration answers noise in its measurement also depends on
 the conditioner, which has no certificate: its amplification is measured and compared with nothing.
@@ -14,8 +16,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -24,18 +26,23 @@ from methods.base import Measurement, Problem, in_latents
 from methods.denoiser import Condition, Denoiser
 from methods.flow_analysis import (
     Flow,
+    Pairs,
+    RoundTrip,
     adversarial_pair_ratios,
     divergence_integral,
     noise_amplification,
+    pair_ratios,
     random_pair_ratios,
+    reverse_solve,
     round_trip,
     singular_values,
+    stretch,
 )
 from methods.flow_ode import FlowODE
 from methods.injective_ode.field import Certificate
 from methods.injective_ode.method import InjectiveODE
 from methods.options import Guarantees
-from methods.solvers import Dopri5, data_end_times
+from methods.solvers import Dopri5, Solver, data_end_times
 
 Column = Sequence[float | int | bool | None]
 
@@ -59,9 +66,12 @@ def check(method: FlowODE, problem: Problem, options: Guarantees) -> dict[str, C
     with torch.enable_grad():
         cond = _decoding(exact, measurement, _double(problem.source))
         start = exact.chart(exact.times[0], cond).enter(problem.image.double())
+        columns = distances(exact, start, cond, options)
         return (
-            distances(exact, start, cond, options)
+            columns
+            | _reverse_solve(exact, start, cond, columns["gronwall"], options)
             | _round_trips(exact, start, cond, options)
+            | _in_float32(method, problem)
             | _amplification(exact, measurement, _double(problem.source), options)
         )
 
@@ -73,7 +83,11 @@ def in_float64(method: FlowODE) -> FlowODE:
     # Forward derivatives of some layers want plain strides.
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     twin = Denoiser(network, denoiser.path, denoiser.prediction).eval().requires_grad_(False)
-    return type(method)(twin, method.options.model_copy(update={"dtype": "float64", "strength": 1.0}), method.grid)
+    return _changed(method, twin, dtype="float64", strength=1.0)
+
+
+def _changed(method: FlowODE, denoiser: Denoiser, **options: Any) -> FlowODE:
+    return type(method)(denoiser, method.options.model_copy(update=options), method.grid)
 
 
 def certificates(method: FlowODE, cond: Condition) -> list[Certificate] | None:
@@ -98,64 +112,126 @@ def _decoding(method: FlowODE, measurement: Measurement, cond: Condition) -> Con
 
 
 def distances(method: FlowODE, start: Tensor, cond: Condition, options: Guarantees) -> dict[str, Column]:
-    """Singular values, pairs and volume of the flow at start [B, ...] in the solver's coordinate, and the constants."""
-    times = data_end_times(method.times[0], method.times[-1], options.steps)
-    flow = Flow(method.field(cond), times)
-    values = singular_values(flow, start, options.iterations)
-    random = random_pair_ratios(flow, start, options.distance, options.pairs)
+    """Singular values, pairs and volume of the flow at start [B, ...] in the solver's coordinate, and the constants.
+
+    `flow_steps`: those of rk4 that an image's values are of, the doubled ones where values of fewer were outside.
+    """
+    certified = certificates(method, cond)
+    measured, witnesses = _search(_flow(method, cond, options.steps), start, options)
+    steps = start.new_full((len(start),), options.steps)
+    against: dict[str, Column] = {name: [None] * len(start) for name in (*CONSTANTS, *AGAINST)}
+    if certified is not None:
+        against, bounds = _constants(certified, start)
+        seen = _finite(measured)
+        before = after = _excess(measured, bounds)
+        outside = (before > _slack(measured)).any(0)
+        if outside.any():
+            again = _again(_flow(method, cond, 2 * options.steps), start, witnesses, options)
+            measured = {name: torch.where(outside, again[name], column) for name, column in measured.items()}
+            steps, seen = torch.where(outside, 2 * steps, steps), seen & _finite(measured)
+            after = _excess(measured, bounds)
+            outside &= (after > _slack(measured) + (after - before).abs()).any(0)
+        against |= {
+            "used_min": _numbers(after[0].exp()),
+            "used_max": _numbers(after[1].exp()),
+            "violated": [bool(out) if known else None for out, known in zip(outside, seen, strict=True)],
+        }
+    shown = {name: _numbers(column) for name, column in measured.items() if name != "rounding"}
+    return shown | {"flow_steps": [int(count) for count in steps]} | against
+
+
+def _flow(method: FlowODE, cond: Condition, steps: int) -> Flow:
+    return Flow(method.field(cond), data_end_times(method.times[0], method.times[-1], steps))
+
+
+class _Witnesses(NamedTuple):
+    """The perturbations that attained what a search found."""
+
+    stretched: Tensor
+    """[B, ...], at the start."""
+    ended: Tensor
+    """[B, ...], where the flow takes the start."""
+    squeezed: Tensor
+    """[B, ...], there: what the way back stretches most."""
+    pairs: Pairs
+
+
+def _search(flow: Flow, start: Tensor, options: Guarantees) -> tuple[dict[str, Tensor], _Witnesses]:
+    """The small end of the singular values is looked for from the noise, as the large end of the inverse flow."""
+    ended = flow(start)
+    back = singular_values(flow.inverse, ended, options.iterations)
+    forth = singular_values(flow, start, options.iterations)
     sought = adversarial_pair_ratios(flow, start, options.distance, options.updates, options.rate)
+    found = (1 / back.largest, forth.largest, sought.smallest, sought.largest)
+    witnesses = _Witnesses(forth.stretched, ended, back.stretched, sought)
+    return _measured(flow, start, found, options), witnesses
+
+
+def _again(flow: Flow, start: Tensor, known: _Witnesses, options: Guarantees) -> dict[str, Tensor]:
+    """What another discretisation makes of the same perturbations."""
+    squeezed = 1 / stretch(flow.inverse, known.ended, known.squeezed)
+    nearest, farthest = pair_ratios(flow, *known.pairs.nearest), pair_ratios(flow, *known.pairs.farthest)
+    return _measured(flow, start, (squeezed, stretch(flow, start, known.stretched), nearest, farthest), options)
+
+
+def _measured(flow: Flow, start: Tensor, found: Sequence[Tensor], options: Guarantees) -> dict[str, Tensor]:
+    """Each [B], of what was found and is drawn; nan where a pair says nothing. `rounding`: relative, of its ratio."""
+    random = random_pair_ratios(flow, start, options.distance, options.pairs)
     volume = divergence_integral(flow, start, options.probes)
     rounding = torch.finfo(start.dtype).eps * flow(start).flatten(1).norm(dim=1) / options.distance
-    pairs = {
-        "pairs_min": random.amin(1),
-        "pairs_max": random.amax(1),
-        "adversarial_min": sought.smallest,
-        "adversarial_max": sought.largest,
-    }
-    measured = {
-        "sv_min": values.smallest,
-        "sv_max": values.largest,
-        **{name: torch.where(rounding < RESOLVED, column, torch.nan) for name, column in pairs.items()},
+    values = dict(zip(("sv_min", "sv_max", "adversarial_min", "adversarial_max"), found, strict=True))
+    values |= {"pairs_min": random.amin(1), "pairs_max": random.amax(1)}
+    unclear = rounding >= RESOLVED
+    return {
+        **{k: v if k.startswith("sv") else torch.where(unclear, torch.nan, v) for k, v in values.items()},
         "log_det": volume.mean,
         "log_det_error": volume.standard_error,
+        "rounding": rounding,
     }
-    columns = {name: _numbers(column) for name, column in measured.items()}
-    return columns | _against(measured, rounding, certificates(method, cond), start[0].numel())
 
 
 def _numbers(column: Tensor) -> Column:
     return [value if math.isfinite(value) else None for value in column.tolist()]
 
 
-def _against(
-    measured: Mapping[str, Tensor], rounding: Tensor, certified: Sequence[Certificate] | None, dimensions: int
-) -> dict[str, Column]:
-    """The certificate's constants; the extremes measured over them, at most 1 inside; whether any value is outside.
+class _Bounds(NamedTuple):
+    """[B] each: what distances keep to, and |log |det J|| a dimension."""
+
+    lower: Tensor
+    upper: Tensor
+    K: Tensor
+    dimensions: int
+
+
+def _constants(certified: Sequence[Certificate], like: Tensor) -> tuple[dict[str, Column], _Bounds]:
+    """Columns, and the same as tensors.
 
     |log |det J|| <= D K, since each of D singular values lies in [e^-K, e^K]; so does the estimate from every probe of
-    signs e, as |e^T (df/dz) e| <= k |e|^2. Where the flow overflows, `violated` is None: nothing was seen.
+    signs e, as |e^T (df/dz) e| <= k |e|^2.
     """
-    images = len(rounding)
-    if certified is None:
-        return {name: [None] * images for name in (*CONSTANTS, *AGAINST)}
-    columns: dict[str, list[Any]] = {
-        name: [getattr(c, attribute) for c in certified] for name, attribute in CONSTANTS.items()
-    }
-    lower, upper = (rounding.new_tensor(columns[f"certified_{end}"]) for end in ("min", "max"))
-    volume = rounding.new_tensor(columns["K"]) * dimensions
+    columns: dict[str, Column] = {name: [getattr(c, what) for c in certified] for name, what in CONSTANTS.items()}
+    lower, upper, K = (like.new_tensor(columns[name]) for name in ("certified_min", "certified_max", "K"))
+    dimensions = like[0].numel()
+    return columns | {"certified_log_det": (dimensions * K).tolist()}, _Bounds(lower, upper, K, dimensions)
+
+
+def _excess(measured: Mapping[str, Tensor], bounds: _Bounds) -> Tensor:
+    """[3, B], in logs, above 0 outside: of the least distance measured, of the most, and of the volume a dimension."""
     least = torch.stack([measured[f"{kind}_min"].nan_to_num(torch.inf) for kind in KINDS]).amin(0)
     most = torch.stack([measured[f"{kind}_max"].nan_to_num(-torch.inf) for kind in KINDS]).amax(0)
-    slack = 1 + SLACK + torch.where(rounding < RESOLVED, 10 * rounding, 0)
-    outside = (lower > least * slack) | (most > upper * slack)
-    outside |= measured["log_det"].abs() > volume + SLACK * dimensions
-    seen = (measured["sv_min"] + measured["sv_max"] + measured["log_det"]).isfinite()
-    return {
-        **columns,
-        "certified_log_det": volume.tolist(),
-        "used_min": _numbers(lower / least),
-        "used_max": _numbers(most / upper),
-        "violated": [value if known else None for value, known in zip(outside.tolist(), seen.tolist(), strict=True)],
-    }
+    volume = measured["log_det"].abs() / bounds.dimensions - bounds.K
+    return torch.stack([(bounds.lower / least).log(), (most / bounds.upper).log(), volume])
+
+
+def _slack(measured: Mapping[str, Tensor]) -> Tensor:
+    """[B], in logs: what rounding may add."""
+    rounding = measured["rounding"]
+    return SLACK + torch.where(rounding < RESOLVED, 10 * rounding, 0)
+
+
+def _finite(measured: Mapping[str, Tensor]) -> Tensor:
+    """[B] bool; where the flow overflows nothing was seen."""
+    return (measured["sv_min"] + measured["sv_max"] + measured["log_det"]).isfinite()
 
 
 KINDS = ("sv", "pairs", "adversarial")
@@ -179,40 +255,80 @@ CONSTANTS = {
 
 # --- round trips --------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class _Trip:
-    rms: list[float]
-    alone: list[float]
-    nfe: list[int]
+BITS = "_bits"
+"""Ends the name of a solver that adds in integers."""
 
 
 def _round_trips(method: FlowODE, start: Tensor, cond: Condition, options: Guarantees) -> dict[str, Column]:
     """rms error of the image (range [-1, 1]) and evaluations of encoding and decoding: dopri5 by its tolerance, one
-    image at a time, and the method's own solver; for the latter also the error of decoding from x_T alone."""
-    trips = {}
+    image at a time, and solvers on the method's own steps.
+
+    Of the latter also how many of an image's numbers, as the solver holds them, do not come back the same (0 of the
+    integers of a bit-exact one), and of reversible ones the error of decoding from x_T alone. `encoded_std` and
+    `encoded_max` are of the latent in the solver's coordinate, by the method's own solver.
+    """
+    columns: dict[str, Column] = {}
     for tolerance in options.tolerances:
         solver = Dopri5(tolerance, tolerance, method.options.max_steps)
-        trips[f"dopri5_{tolerance:.0e}"] = _trips(method, start, cond, solver, [method.times[0], method.times[-1]])
-    columns: dict[str, Column] = {}
-    if not method.solver.adaptive:
-        trips[method.options.solver] = _trips(method, start, cond, method.solver, method.times)
-        columns[f"trip_{method.options.solver}_alone"] = trips[method.options.solver].alone
-    for name, trip in trips.items():
-        columns |= {f"trip_{name}": trip.rms, f"trip_{name}_nfe": trip.nfe}
-    return columns
+        trips = [_trip(method, start[i : i + 1], cond.image(i), solver) for i in range(len(start))]
+        columns[f"trip_dopri5_{tolerance:.0e}"] = [float(trip.rms) for trip in trips]
+        columns[f"trip_dopri5_{tolerance:.0e}_nfe"] = [cond.evaluations * _calls(trip) for trip in trips]
+        encoded = torch.cat([trip.encoded for trip in trips])
+    own = _name(method)
+    for name in dict.fromkeys((*own, *options.solvers)):
+        update = {"solver": name.removesuffix(BITS), "bit_exact": name.endswith(BITS), "keep": "state"}
+        walked = method if name in own else _changed(method, method.denoiser, **update)
+        trip = _trip(walked, start, cond, walked.solver)
+        columns |= {
+            f"trip_{name}": trip.rms.tolist(),
+            f"trip_{name}_nfe": [cond.evaluations * _calls(trip)] * len(start),
+            f"trip_{name}_unequal": trip.unequal.tolist(),
+        }
+        if walked.solver.reversible:
+            columns[f"trip_{name}_alone"] = trip.alone.tolist()
+        if name in own:
+            encoded = trip.encoded
+    flat = encoded.flatten(1)
+    return columns | {"encoded_std": _numbers(flat.std(1)), "encoded_max": _numbers(flat.abs().amax(1))}
 
 
-def _trips(method: FlowODE, start: Tensor, cond: Condition, solver: Any, times: Sequence[float]) -> _Trip:
-    trip = _Trip([], [], [])
-    for i in range(len(start)):
-        alone = cond.image(i)
-        chart = method.chart(times[0], alone)
-        done = round_trip(method.field(alone), start[i : i + 1], times, solver, chart.leave)
-        trip.rms.append(float(done.rms))
-        trip.alone.append(float(done.alone))
-        trip.nfe.append(cond.evaluations * (done.encoding + done.decoding))
-    return trip
+def _in_float32(method: FlowODE, problem: Problem) -> dict[str, Column]:
+    """The round trip of the method's own solver, if it has steps of its own, in float32 on the network as it is."""
+    single = _changed(method, method.denoiser, dtype="float32", strength=1.0)
+    assert problem.measurement is not None
+    cond = _decoding(single, problem.measurement, problem.source)
+    start = single.chart(single.times[0], cond).enter(problem.image.float())
+    return {f"trip_{name}_float32": _trip(single, start, cond, single.solver).rms.tolist() for name in _name(single)}
+
+
+def _name(method: FlowODE) -> tuple[str, ...]:
+    """Of the method's own solver; none for dopri5, which chooses its steps."""
+    chosen = method.options
+    return () if method.solver.adaptive else (chosen.solver + (BITS if chosen.bit_exact else ""),)
+
+
+def _trip(method: FlowODE, start: Tensor, cond: Condition, solver: Solver) -> RoundTrip:
+    times = [method.times[0], method.times[-1]] if solver.adaptive else method.times
+    return round_trip(method.field(cond), start, times, solver, method.chart(times[0], cond).leave)
+
+
+def _calls(trip: RoundTrip) -> int:
+    return trip.encoding + trip.decoding
+
+
+def _reverse_solve(
+    method: FlowODE, start: Tensor, cond: Condition, gronwall: Column, options: Guarantees
+) -> dict[str, Column]:
+    """The error of rk4's way back in the solver's coordinate, on the steps of the map that is differentiated; local
+    errors as step doubling estimates them; and e^K times these, a bound as far as the estimate holds."""
+    flow = _flow(method, cond, options.steps)
+    found = reverse_solve(flow.field, start, flow.times)
+    growth = start.new_tensor([math.nan if value is None else value for value in gronwall])
+    return {
+        "rk4_error": _numbers(found.error),
+        "rk4_local_errors": _numbers(found.local),
+        "gronwall_bound": _numbers(growth * found.local),
+    }
 
 
 # --- stability ----------------------------------------------------------------------------------------------------

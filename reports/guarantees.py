@@ -6,6 +6,7 @@ outside of it counts. Errors, costs and amplifications are means over images.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +20,11 @@ from reports.tables import MISSING, Entry, Group, Row, Table, absent
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TRIP = "trip_"
-NFE = "_nfe"
-ALONE = "_alone"
+NFE, ALONE, SINGLE, UNEQUAL = "_nfe", "_alone", "_float32", "_unequal"
 DOPRI5 = "dopri5_"
 INVARIANT = "Lengths are in the coordinate that the method's solver walks in, where its certificate is stated."
 
@@ -80,8 +81,12 @@ def places(results: Results) -> Iterator[Place]:
 def round_trips(results: Results) -> list[str]:
     """The solvers that made round trips: dopri5 from the widest tolerance to the tightest, then the others."""
     names = [str(c).removeprefix(TRIP) for c in results.rows.columns if str(c).startswith(TRIP)]
-    solvers = [name for name in names if not name.endswith((NFE, ALONE))]
+    solvers = [name for name in names if not name.endswith((NFE, ALONE, SINGLE, UNEQUAL))]
     return sorted(solvers, key=lambda name: (not name.startswith(DOPRI5), -_tolerance(name), name))
+
+
+def _named(solver: str) -> str:
+    return solver.replace("_bits", ", integers").replace("_", " ")
 
 
 def _tolerance(solver: str) -> float:
@@ -92,7 +97,9 @@ def _tolerance(solver: str) -> float:
 
 
 DISTANCES = ("σ of J", "sought pairs", "certified", "used", "outside", "random pairs")
-VOLUMES = ("log |det J|", "at most", "log condition", "at most", "amplification", "largest")
+VOLUMES = ("log |det J|", "at most", "log condition", "at most")
+STABILITY = ("amplified", "at most", "latent std", "max |u|", "error", "local", "bound")
+TRIPS = ("rms error", "NFE", "unequal", "x_T alone", "float32")
 
 
 def guarantee_tables(results: Results) -> tuple[Table, ...]:
@@ -104,27 +111,43 @@ def guarantee_tables(results: Results) -> tuple[Table, ...]:
             "Distances of the flow, measured against the certificate",
             _groups(results, found, DISTANCES, _distances),
             (
-                "The least and the most over images of: singular values of the flow's Jacobian (Lanczos), "
-                "|Φ(a) − Φ(b)| / |a − b| of pairs sought by gradient steps, and of pairs in random directions. "
-                "All are attained, so one outside of the certified constants would disprove them. " + INVARIANT,
+                "The least and the most over images of: singular values of the flow's Jacobian (Lanczos, the least "
+                "from the inverse flow), |Φ(a) − Φ(b)| / |a − b| of pairs sought by gradient steps, and of pairs in "
+                "random directions. All are attained, so one outside of the certified constants would disprove them. "
+                + INVARIANT,
                 "Used: the widest measured over the certified one, at the end where it is nearer; at most 1 inside. "
                 "In brackets: nominal constants, of the certified form, that nothing enforces on this field. "
-                "Outside: images with any value, the volume included, beyond the constants.",
+                "Outside: images with any value, the volume included, beyond the constants at doubled steps of the "
+                "solver too, and by more than the doubling moved it.",
                 *notes,
             ),
         ),
         Table(
             "volumes",
-            "Volume, condition and stability",
+            "Volume and condition",
             _groups(results, found, VOLUMES, _volumes),
             (
                 "log |det J| by Hutchinson's estimator, mean over images ± its standard error. Log condition: the most "
-                "of log(σ max / σ min). Amplification: |R(y + n) − R(y)| / |n| of the restoration R for noise n on "
-                "what was measured; the conditioner is not certified, so nothing bounds it.",
+                "of log(σ max / σ min).",
                 *notes,
             ),
         ),
-        _trip_table(results, found, notes),
+        Table(
+            "stability",
+            "Stability: noise in the measurement, the latent, a reverse solve",
+            _groups(results, found, STABILITY, _stability),
+            (
+                "Amplified: |R(y + n) − R(y)| / |n| of the restoration R for noise n on what was measured, mean over "
+                "draws and images; at most: of a draw. The conditioner is not certified, so nothing bounds it.",
+                "Latent std and max |u|: of the clean image encoded under the condition that restores it, mean and "
+                "most over images; noise has 1 and about 3.",
+                "Error: |u − u'| after rk4's way back, on few steps, from where steps half as long led; local: its "
+                "local errors there and back, estimated by step doubling; bound: e^K times these (Gronwall), a bound "
+                "as far as the estimate holds. Means over images; in brackets: of a nominal K.",
+                *notes,
+            ),
+        ),
+        _trip_table(results, notes),
     )
 
 
@@ -173,44 +196,57 @@ def _volumes(place: Place) -> list[Entry]:
         _constant(place, _number(place.mean("certified_log_det"), ".3g")),
         _number(condition.max(initial=-math.inf), ".3g"),
         _constant(place, _number(math.log(band[1] / band[0]) if band else math.nan, ".3g")),
-        _number(place.mean("amplification"), ".3g"),
-        _number(place.values("amplification_max").max(initial=-math.inf), ".3g"),
     ]
 
 
-def _trip_table(results: Results, found: Sequence[Place], notes: tuple[str, ...]) -> Table:
-    solvers = round_trips(results)
-    alone = [name for name in solvers if f"{TRIP}{name}{ALONE}" in results.rows]
-    columns = [part for name in solvers for part in (name.replace("_", " "), "NFE")]
+def _stability(place: Place) -> list[Entry]:
+    return [
+        _number(place.mean("amplification"), ".3g"),
+        _number(place.values("amplification_max").max(initial=-math.inf), ".3g"),
+        _number(place.mean("encoded_std"), ".3g"),
+        _number(place.values("encoded_max").max(initial=-math.inf), ".3g"),
+        _number(place.mean("rk4_error"), ".1e"),
+        _number(place.mean("rk4_local_errors"), ".1e"),
+        _constant(place, _number(place.mean("gronwall_bound"), ".1e")),
+    ]
 
-    def entries(place: Place) -> list[Entry]:
-        numbers = [(place.mean(f"{TRIP}{name}{suffix}"), style) for name in solvers for suffix, style in ERROR_AND_COST]
-        return [_number(value, style) for value, style in numbers] + [
-            _number(place.mean(f"{TRIP}{name}{ALONE}"), ".1e") for name in alone
-        ]
 
+def _trip_table(results: Results, notes: tuple[str, ...]) -> Table:
+    """A group a method, a row a solver: means over all of its images."""
+    groups = []
+    for line in results.lines:
+        rows = results.rows[results.rows["line"] == line.key]
+        made = [name for name in round_trips(results) if rows[f"{TRIP}{name}"].notna().any()]
+        if made:
+            groups.append(
+                Group(line.title, TRIPS, tuple(Row(_named(n), _trip_entries(rows, n)) for n in made), "solver")
+            )
     return Table(
         "round_trips",
         "Round trips of the image",
-        _groups(results, found, (*columns, *(f"{name}, x_T alone" for name in alone)), entries),
+        tuple(groups),
         (
             "rms error of the image, range [-1, 1], encoded and decoded in float64 under one condition, mean over "
-            "images. dopri5 by rtol = atol. NFE: evaluations there and back. x_T alone: decoded without the rest of "
-            "the solver's state.",
+            "images, corruptions and severities. dopri5 by rtol = atol. NFE: evaluations there and back. Unequal: "
+            "of an image's numbers, as the solver holds them, how many do not come back the same; 0: bit for bit. "
+            "x_T alone: decoded without the rest of the solver's state. float32: the method's own solver in float32.",
             *notes,
         ),
     )
 
 
-ERROR_AND_COST = (("", ".1e"), (NFE, ".0f"))
+def _trip_entries(rows: pd.DataFrame, solver: str) -> tuple[Entry, ...]:
+    shown = (("", ".1e"), (NFE, ".0f"), (UNEQUAL, ".0f"), (ALONE, ".1e"), (SINGLE, ".1e"))
+    return tuple(_number(_mean(rows, f"{TRIP}{solver}{suffix}"), style) for suffix, style in shown)
 
 
 IDENTITY = ("model", "image_id", "seed")
 MEASURED = (
     "sv_min", "sv_max", "pairs_min", "pairs_max", "adversarial_min", "adversarial_max", "log_det", "log_det_error",
     "certified", "certified_min", "certified_max", "certified_z_min", "certified_z_max", "certified_log_det", "K", "L",
-    "lam", "h", "lipschitz_N", "gronwall", "gronwall_z", "used_min", "used_max", "violated", "amplification",
-    "amplification_max",
+    "lam", "h", "lipschitz_N", "gronwall", "gronwall_z", "used_min", "used_max", "violated", "flow_steps",
+    "amplification", "amplification_max", "encoded_std", "encoded_max", "rk4_error", "rk4_local_errors",
+    "gronwall_bound",
 )  # fmt: skip
 
 
@@ -237,23 +273,25 @@ def _number(value: float, style: str) -> Entry:
 
 
 def trip_figure(results: Results, cast: Cast) -> Figure:
-    """Round-trip error of the image against evaluations and against dopri5's tolerance, log-log: a line a method,
-    the mean over images, corruptions and severities; reversible solvers stand alone."""
+    """Round-trip error of the image against evaluations and against dopri5's tolerance, log-log: a line a method, the
+    mean over images, corruptions and severities; solvers with steps of their own stand alone, a marker each."""
+    from matplotlib.lines import Line2D
+
     solvers = round_trips(results)
-    figure, (work, tolerance) = panels(2, 4.2, 3.2, legend=list(cast.titles.values()))
+    walked = [name for name in solvers if name.startswith(DOPRI5)]
+    markers = dict(zip((name for name in solvers if name not in walked), itertools.cycle(MARKS), strict=False))
+    labels = [*cast.titles.values(), *map(_named, markers)]
+    figure, (work, tolerance) = panels(2, 4.2, 3.2, legend=labels)
     for line in results.lines:
         rows = results.rows[results.rows["line"] == line.key]
         means = {name: (_mean(rows, f"{TRIP}{name}{NFE}"), _mean(rows, f"{TRIP}{name}")) for name in solvers}
-        walked = [name for name in solvers if name.startswith(DOPRI5)]
         look, errors = cast.looks[line.key], [max(means[name][1], EXACT) for name in walked]
         draw_line(work, [means[name][0] for name in walked], errors, look, line.title)
         draw_line(tolerance, [_tolerance(name) for name in walked], errors, look, line.title)
-        for name in solvers:
-            if name not in walked and math.isfinite(means[name][1]):
-                x, y = means[name][0], max(means[name][1], EXACT)
-                work.plot(x, y, color=look.color, marker="*", markersize=10, linestyle="none")
-                work.annotate(name.replace("_", " "), (x, y), xytext=(6, 2), textcoords="offset points", fontsize=7)
-    ends = [_tolerance(name) for name in solvers if name.startswith(DOPRI5)]
+        for name, marker in markers.items():
+            if math.isfinite(means[name][1]):
+                work.scatter(means[name][0], max(means[name][1], EXACT), 34, look.color, marker, linewidths=1.2)
+    ends = [_tolerance(name) for name in walked]
     if ends:
         tolerance.plot(ends, ends, color="#9A9A9A", linestyle=(0, (4, 2)), linewidth=1.1, label="error = tolerance")
     for panel, label in ((work, "NFE, there and back"), (tolerance, "rtol = atol of dopri5")):
@@ -261,15 +299,21 @@ def trip_figure(results: Results, cast: Cast) -> Figure:
         panel.set_yscale("log")
         panel.set_xlabel(label)
     work.set_ylabel("rms error of the image")
+    if any((results.rows[f"{TRIP}{name}"] == 0).any() for name in markers):
+        work.axhline(EXACT, color="#9A9A9A", linewidth=0.8, zorder=1)
+        work.annotate("0", (1, EXACT), xycoords=("axes fraction", "data"), xytext=(3, -3), textcoords="offset points")
     evaluations = [x for name in solvers for x in results.rows[f"{TRIP}{name}{NFE}"].dropna().astype(float)]
     if evaluations:
         plain_ticks(work, evaluations)
+    for name, marker in markers.items():
+        work.add_line(Line2D([], [], color="#606060", marker=marker, linestyle="none", label=_named(name)))
     legend(figure, (work, tolerance))
     return figure
 
 
-EXACT = 1e-17
+EXACT = 1e-18
 """Where an error of 0 is drawn."""
+MARKS = ("*", "P", "X", "1", "2", "3")
 
 
 def _mean(rows: pd.DataFrame, name: str) -> float:
@@ -277,33 +321,50 @@ def _mean(rows: pd.DataFrame, name: str) -> float:
 
 
 def band_figure(results: Results, cast: Cast) -> Figure:
-    """Measured singular values (thick) and sought pairs (thin), least to most over images, in the certified band
-    (shaded; nominal: hatched), log: a panel a corruption, a bar a method and severity."""
-    lines = list(results.lines)
-    figure, axes = panels(len(results.blocks), 3.2, 2.9, legend=list(cast.titles.values()))
-    step = 0.8 / max(1, len(lines))
-    for panel, block in zip(axes, results.blocks, strict=True):
-        for place in (p for p in places(results) if p.block == block):
-            centre = block.columns.index(place.column) + step * (lines.index(place.line) - (len(lines) - 1) / 2)
-            look = cast.looks[place.line.key]
-            if band := place.band:
-                how: dict[str, Any] = (
-                    {"color": look.color, "alpha": 0.16} if place.certified else {"fill": False, "hatch": "////"}
-                )
-                panel.bar(
-                    centre, band[1] - band[0], 0.9 * step, bottom=band[0], linewidth=0, edgecolor="#BBBBBB", **how
-                )
-            for kind, width, aside in (("sv", 4.0, -0.12), ("adversarial", 1.2, 0.18)):
-                if span := place.span(kind):
-                    title = place.line.title if kind == "sv" else None
-                    panel.plot([centre + aside * step] * 2, span, color=look.color, linewidth=width, label=title)
-        panel.axhline(1, color="#9A9A9A", linewidth=0.8, zorder=1)
-        panel.use_sticky_edges = False  # a bar would end the axis at its own foot
-        panel.set_xlim(-0.5, len(block.columns) - 0.5)
-        panel.set_yscale("log")
-        panel.set_title(block.title)
-        panel.set_xlabel(block.axis)
-        panel.set_xticks(range(len(block.columns)), block.columns)
+    """A column of panels a corruption. Above: measured singular values (thick) and sought pairs (thin), least to most
+    over images, in the certified band (shaded; nominal: hatched), log, a bar a method and severity. Below: how much
+    the restoration amplifies noise in its measurement, a line a method, the mean over images up to the largest."""
+    count = len(results.blocks)
+    figure, axes = panels(2 * count, 3.2, 2.6, most=count, legend=list(cast.titles.values()))
+    for above, below, block in zip(axes[:count], axes[count:], results.blocks, strict=True):
+        shown = [place for place in places(results) if place.block == block]
+        _draw_bands(above, shown, block, results.lines, cast)
+        _draw_amplification(below, shown, block, results.lines, cast)
+        for panel in (above, below):
+            panel.set_xlim(-0.5, len(block.columns) - 0.5)
+            panel.set_xlabel(block.axis)
+            panel.set_xticks(range(len(block.columns)), block.columns)
+        above.set_title(block.title)
     axes[0].set_ylabel("|Φ(a) − Φ(b)| / |a − b|")
+    axes[count].set_ylabel("noise in y: |R(y + n) − R(y)| / |n|")
     legend(figure, axes)
     return figure
+
+
+def _draw_bands(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequence[Line], cast: Cast) -> None:
+    step = 0.8 / max(1, len(lines))
+    for place in shown:
+        centre = block.columns.index(place.column) + step * (lines.index(place.line) - (len(lines) - 1) / 2)
+        look = cast.looks[place.line.key]
+        if band := place.band:
+            how: dict[str, Any] = (
+                {"color": look.color, "alpha": 0.16} if place.certified else {"fill": False, "hatch": "////"}
+            )
+            panel.bar(centre, band[1] - band[0], 0.9 * step, bottom=band[0], linewidth=0, edgecolor="#BBBBBB", **how)
+        for kind, width, aside in (("sv", 4.0, -0.12), ("adversarial", 1.2, 0.18)):
+            if span := place.span(kind):
+                title = place.line.title if kind == "sv" else None
+                panel.plot([centre + aside * step] * 2, span, color=look.color, linewidth=width, label=title)
+    panel.axhline(1, color="#9A9A9A", linewidth=0.8, zorder=1)
+    panel.use_sticky_edges = False  # a bar would end the axis at its own foot
+    panel.set_yscale("log")
+
+
+def _draw_amplification(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequence[Line], cast: Cast) -> None:
+    for line in lines:
+        own = [place for place in shown if place.line == line]
+        x, y = [block.columns.index(place.column) for place in own], [place.mean("amplification") for place in own]
+        draw_line(panel, x, y, cast.looks[line.key], line.title)
+        most = [place.values("amplification_max").max(initial=-math.inf) for place in own]
+        panel.vlines(x, y, most, color=cast.looks[line.key].color, linewidth=1.0)
+    panel.set_ylim(bottom=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ from methods.flow_analysis import (
     noise_amplification,
     pair_ratios,
     random_pair_ratios,
+    reverse_solve,
     round_trip,
     singular_values,
+    stretch,
 )
 from methods.paths import Rectified
 from methods.solvers import RK4, Dopri5, FixedPoint, Leapfrog, ReversibleHeun, data_end_times
@@ -72,6 +75,8 @@ def test_singular_values_are_inner_bounds(seed: int, iterations: int) -> None:
     assert values[-1] - slack < found.smallest < values[0] + slack
     assert values[-1] - slack < found.largest < values[0] + slack
     assert 1 / back.largest > 0.999 * values[-1]
+    close(stretch(flow, z, found.stretched), found.largest, 1e-9)
+    close(stretch(flow.inverse, flow(z), back.stretched), back.largest, 1e-9)
     if iterations == 8:
         close(found.smallest, values[-1], 1e-9)
         close(1 / back.largest, values[-1], 1e-3)
@@ -168,6 +173,9 @@ def test_pairs_stay_between_the_singular_values_and_adversaries_reach_them() -> 
     close(found.largest, values[0], 0.03)
     close(found.smallest, values[-1], 0.03)
     assert (found.largest < values[0] * 1.01).all() and (found.smallest > values[-1] * 0.99).all()
+    coarse = Flow(flow.field, [0, 0.5, 1])
+    close(pair_ratios(coarse, *found.nearest), found.smallest, 1e-12)
+    close(pair_ratios(coarse, *found.farthest), found.largest, 1e-12)
     close(pair_ratios(flow, z, 3 * z), pair_ratios(flow, z, 0 * z), 1e-9)
 
 
@@ -180,14 +188,48 @@ def test_round_trips_of_solvers() -> None:
     z, times = draw(2, 6), data_end_times(0, 1, 16)
     for solver, encoding, decoding in ((Leapfrog(), 17, 16), (ReversibleHeun(), 17, 16)):
         found = round_trip(field, z, times, solver)
-        assert found.largest.max() < 1e-13 and (found.rms <= found.largest).all()
+        assert found.largest.max() < 1e-13 and (found.rms <= found.largest).all() and found.unequal.max() > 0
+        close(found.encoded, Flow(field, times, solver)(z), 1e-12)
         assert found.alone.min() > 1e-6 and found.alone.max() < 1e-1
         assert (found.encoding, found.decoding) == (encoding, decoding)
-    assert not round_trip(field, z, times, Leapfrog(numbers=FixedPoint())).largest.any()
+    bits = round_trip(field, z, times, Leapfrog(numbers=FixedPoint()))
+    assert not bits.largest.any() and not bits.unequal.any() and bits.alone.all()
     naive = round_trip(field, z, times, RK4())
     assert naive.rms.min() > 1e-9 and torch.equal(naive.rms, naive.alone)
     returns = [round_trip(field, z, [0, 1], Dopri5(tol, tol)) for tol in (1e-4, 1e-7)]
     assert returns[1].rms.max() < 0.02 * returns[0].rms.max() and returns[1].encoding > returns[0].encoding
+
+
+def test_local_errors_of_a_linear_field() -> None:
+    """dz/dt = a z: a step of rk4 multiplies by 1 + x + x^2/2 + x^3/6 + x^4/24 where the flow does by e^x, x = a h."""
+    a, z = -1.5, draw(3, 5)
+    times = data_end_times(0, 1, 10)
+
+    def factor(x: float) -> float:
+        return 1 + x + x**2 / 2 + x**3 / 6 + x**4 / 24
+
+    there, local = 1.0, 0.0
+    for t, u in pairwise(times):
+        half = a * (u - t) / 2
+        local += abs(there * (factor(half) ** 2 - math.exp(2 * half)))
+        there *= factor(half) ** 2
+    back = there
+    for t, u in pairwise(times[::-1]):
+        x = a * (u - t)
+        local += abs(back * (factor(x) - math.exp(x)))
+        back *= factor(x)
+    size = z.norm(dim=1)
+    found = reverse_solve(lambda t, x: a * x, z, times)
+    close(found.error / size, abs(back - 1), 1e-9)
+    close(found.local / (size * local), 1.0, 0.1)
+    assert (found.error < math.exp(abs(a)) * found.local).all()
+    assert (found.error > 0.1 * found.local).all(), "the bound says something"
+
+
+def test_local_errors_fall_with_the_fifth_power_of_the_step() -> None:
+    A, z = 0.5 * draw(6, 6), draw(2, 6)
+    sums = [reverse_solve(lambda t, x: torch.sin(x @ A.T), z, data_end_times(0, 1, n)).local for n in (8, 16)]
+    close(sums[0] / sums[1], 16.0, 0.2)  # a step's falls by 32, and there are twice as many
 
 
 def test_noise_amplification_of_a_linear_restoration() -> None:

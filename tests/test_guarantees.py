@@ -52,13 +52,13 @@ def problem(denoiser: Denoiser, caption: str, given: Given | None = None, guidan
 
 
 def injective(constraint: str, seed: int, scale: float, k_max: float = 2.0) -> InjectiveODE:
-    """On a tiny field in float32, as models are, whose weights are all random times `scale`."""
+    """On a tiny field in float32, as models are, whose weights are all random times `scale`: k(t)'s too, so that at the
+    largest scales it jumps between 0 and k_max."""
     torch.manual_seed(seed)
     network = InjectiveField("digits", SHAPE, constraint, (4,), (8, 8), depth=1, k_max=k_max, time=8)  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(scale * (parameter + 0.5 * torch.randn_like(parameter)))
-        network.rate.mul_(0).add_(1 / (1 + seed % 3))  # k(t) differs between seeds and is never near 0
     denoiser = Denoiser(network, Trigonometric(), "v").eval().requires_grad_(False)
     options = InjectiveODE.Options(steps=4)
     return InjectiveODE(denoiser, options, Trigonometric().grid(4))
@@ -72,28 +72,66 @@ def searched(method: InjectiveODE, **options: int) -> dict[str, Any]:
     return dict(distances(exact, draw(2, *SHAPE, seed=1), cond, QUICK.model_copy(update=options)))
 
 
-@given(st.integers(0, 10**6), st.sampled_from([0.3, 1.0, 30.0, 1e3]))
-@settings(max_examples=4, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.1, 0.3, 1.0, 30.0, 1e3]))
+@settings(max_examples=8, deadline=None)
 def test_no_weights_make_a_certified_field_leave_its_constants(seed: int, scale: float) -> None:
-    method = injective("strict", seed, scale)
-    found = searched(method)
+    found = searched(injective("strict", seed, scale), steps=6, iterations=2, pairs=1, updates=1)
     assert found["certified"] == [True, True] and found["violated"] == [False, False]
     for i in range(2):
-        assert found["K"][i] > 0 and found["certified_max"][i] == pytest.approx(math.exp(found["K"][i]))
+        K = found["K"][i]
+        assert 0 <= K <= 2.0 * math.pi / 2 * (1 + 1e-6), "k_max times the flow's time"
+        assert found["certified_max"][i] == pytest.approx(math.exp(K))
+        assert found["certified_min"][i] == pytest.approx(math.exp(-K))
+        assert found["certified_log_det"][i] == pytest.approx(16 * K)
         for kind in ("sv", "pairs", "adversarial"):
             low, high = found[f"{kind}_min"][i], found[f"{kind}_max"][i]
-            if scale > 1 and kind != "sv" and low is None:
-                continue  # differences of values of 1e19 in float64
-            assert found["certified_min"][i] < low <= high < found["certified_max"][i]
-        assert abs(found["log_det"][i]) < found["certified_log_det"][i]
-        assert max(found["used_min"][i], found["used_max"][i]) < 1
+            # At large weights pairs are differences of values of 1e19.
+            assert (low is not None and high is not None) or (scale > 1 and kind != "sv")
+
+
+class Whole(torch.nn.Module):
+    """N(u) = sign u: the flow stretches, or squeezes, every distance by e^K and nothing less."""
+
+    def __init__(self, sign: float) -> None:
+        super().__init__()
+        self.sign = sign
+
+    def forward(self, u: Tensor, *told: object) -> Tensor:
+        return self.sign * u
+
+    def lipschitz(self) -> float:
+        return 1.0
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.3, 1.0, 2.0]), st.sampled_from([-1.0, 1.0]))
+@settings(max_examples=8, deadline=None)
+def test_a_flow_that_uses_its_constants_up_does_not_leave_them(seed: int, scale: float, sign: float) -> None:
+    """So that a K below the integral of k, by ever so little, would be found out."""
+    method = injective("strict", seed, scale)
+    method.network.core = Whole(sign)  # type: ignore[assignment]
+    found = searched(method, steps=40, iterations=1, pairs=1, updates=1)
+    assert found["violated"] == [False, False]
+    used, other = ("used_max", "used_min") if sign > 0 else ("used_min", "used_max")
+    assert found[used] == pytest.approx([1, 1], abs=1e-4)
+    assert found[other] == pytest.approx([math.exp(-2 * K) for K in found["K"]], rel=1e-3)
+    assert found["log_det"] == pytest.approx([sign * volume for volume in found["certified_log_det"]], rel=1e-3)
+
+
+def test_steps_too_few_are_not_taken_for_a_violation() -> None:
+    """A k(t) that jumps: the map of two steps leaves the constants, the flow does not."""
+    method = injective("strict", seed=1, scale=30.0)
+    found = searched(method)
+    assert found["flow_steps"] == [4, 4], "the values at two steps were outside"
+    assert found["violated"] == [False, False]
+    assert max(found["used_min"] + found["used_max"]) < 1
+    assert searched(method, steps=4)["flow_steps"] == [4, 4]
 
 
 def test_a_field_without_constraint_leaves_the_constants_of_the_strict_form() -> None:
     method = injective("free", seed=0, scale=1.0)
     found = searched(method)
     assert found["certified"] == [False, False] and found["violated"] == [True, True]
-    assert max(found["used_max"] + found["used_min"]) > 1
+    assert max(found["used_max"] + found["used_min"]) > 1 and found["flow_steps"] == [4, 4], "seen at both"
 
 
 def test_the_search_moves_towards_the_bounds() -> None:
@@ -145,19 +183,52 @@ def test_the_flow_of_a_gaussian_has_the_known_constants() -> None:
     for name in ("sv_min", "sv_max", "pairs_min", "pairs_max", "adversarial_min", "adversarial_max"):
         assert found[name] == pytest.approx([variance**-0.5] * 2, rel=1e-3)
     assert found["log_det"] == pytest.approx([-8 * math.log(variance)] * 2, rel=1e-3)
-    assert found["violated"] == found["certified"] == found["K"] == [None, None]
+    assert found["violated"] == found["certified"] == found["K"] == found["gronwall_bound"] == [None, None]
     # Inverted and decoded under conditions that say the same, a measurement comes back, and its noise with it.
     assert found["amplification"] == pytest.approx([1, 1], rel=1e-6)
 
 
 def test_round_trips_follow_the_tolerance_or_are_exact() -> None:
     method = gaussian(0.04)
-    found = check(method, problem(method.denoiser, "src"), QUICK)
+    posed = problem(method.denoiser, "src")
+    found = check(method, posed, QUICK)
     for wide, tight in zip(found["trip_dopri5_1e-03"], found["trip_dopri5_1e-06"], strict=True):
         assert 1e-9 < tight < 1e-5 < wide < 1e-1
-    assert max(found["trip_leapfrog"]) < 1e-12 < 1e-6 < min(found["trip_leapfrog_alone"])
-    assert found["trip_leapfrog_nfe"] == [33, 33]
     assert min(found["trip_dopri5_1e-06_nfe"]) > max(found["trip_dopri5_1e-03_nfe"])
+    for name, nfe in (("leapfrog", 33), ("leapfrog_bits", 33), ("reversible_heun", 33), ("mccallum_foster", 128)):
+        assert max(found[f"trip_{name}"]) < 1e-12 < 1e-7 < min(found[f"trip_{name}_alone"])
+        assert found[f"trip_{name}_nfe"] == [nfe, nfe]
+        assert (max(found[f"trip_{name}_unequal"]) == 0) == (name == "leapfrog_bits")
+    assert found["trip_leapfrog_bits"] == [0, 0]
+    assert 1e-9 < min(found["trip_rk4"]) < max(found["trip_rk4"]) < 1e-1 and found["trip_rk4_nfe"] == [128, 128]
+    assert "trip_rk4_alone" not in found and "trip_reversible_heun_float32" not in found
+    assert 1e-9 < min(found["trip_leapfrog_float32"]) < max(found["trip_leapfrog_float32"]) < 1e-5
+    means = method.denoiser.backbone.mu.reshape(1, *SHAPE)  # type: ignore[operator, union-attr]
+    white = ((posed.image - means) / 0.04**0.5).flatten(1)
+    assert found["encoded_std"] == pytest.approx(white.std(1).tolist(), rel=0.1)
+    assert found["encoded_max"] == pytest.approx(white.abs().amax(1).tolist(), rel=0.1)
+
+
+def test_the_methods_own_solver_makes_a_round_trip_too() -> None:
+    method = gaussian(0.25)
+    few = QUICK.model_copy(update={"tolerances": (1e-1,), "solvers": ("rk4",), "updates": 1})
+    for own in ({"solver": "reversible_heun"}, {"solver": "leapfrog", "bit_exact": True}, {"solver": "dopri5"}):
+        options = method.options.model_copy(update=own)
+        found = check(FlowODE(method.denoiser, options, method.grid), problem(method.denoiser, "src"), few)
+        name = str(own["solver"]) + "_bits" * ("bit_exact" in own)
+        made = {column for column in found if column.startswith(f"trip_{name}") and "dopri5_1e" not in column}
+        assert bool(made) == (name != "dopri5") and (f"trip_{name}_float32" in made) == bool(made)
+        assert "trip_rk4" in found and min(found["encoded_std"]) > 0
+
+
+def test_a_reverse_solve_keeps_to_gronwalls_bound() -> None:
+    few = QUICK.model_copy(update={"iterations": 1, "updates": 1, "tolerances": (1e-1,), "solvers": ("rk4",)})
+    for seed, steps in ((0, 4), (3, 8)):
+        method = injective("strict", seed, scale=1.0)
+        found = check(method, problem(method.denoiser, "the digit 3"), few.model_copy(update={"steps": steps}))
+        for i in range(2):
+            assert found["gronwall_bound"][i] == pytest.approx(found["gronwall"][i] * found["rk4_local_errors"][i])
+            assert 0 < found["rk4_error"][i] <= found["gronwall_bound"][i]
 
 
 def test_noise_is_put_where_something_was_measured() -> None:
