@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise, zip_longest
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -122,18 +123,19 @@ def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, cast: Cas
                 **({"color": look.color, "marker": look.marker, "markersize": 8} if look
                    else {"color": GREY, "marker": "o", "markersize": 5.5}),
             )  # fmt: skip
-        _staircase(panel, list(points.values()), metric.higher_is_better)
+        front = _staircase(panel, list(points.values()), metric.higher_is_better)
         panel.set_xlabel(label)
         panel.margins(0.12)
         if points:
             panel.set_xscale("log")
             plain_ticks(panel, [x for x, _ in points.values()])
-            _name_points(panel, points, cast, (4.1, 3.5))
+            _name_points(panel, points, front, cast, (4.1, 3.5))
     axes[0].set_ylabel(fill(f"{metric.axis}, mean over {columns} of {places} columns", 52))
     return figure
 
 
-def _staircase(panel: Axes, points: Sequence[tuple[float, float]], higher: bool) -> None:
+def _staircase(panel: Axes, points: Sequence[tuple[float, float]], higher: bool) -> list[tuple[float, float]]:
+    """Draws it; returns its corners."""
     sign = 1 if higher else -1
     front: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda p: (p[0], -sign * p[1])):
@@ -141,16 +143,23 @@ def _staircase(panel: Axes, points: Sequence[tuple[float, float]], higher: bool)
             front.append((x, y))
     if len(front) > 1:
         panel.step(*zip(*front, strict=True), where="post", color="#BBBBBB", linewidth=1.2, zorder=1)
+    inner = [(x, before) for (_, before), (x, _) in pairwise(front)]
+    return [corner for pair in zip_longest(front, inner) for corner in pair if corner is not None]
 
 
-def _name_points(panel: Axes, points: dict[str, tuple[float, float]], cast: Cast, inches: tuple[float, float]) -> None:
-    """Each point's name at the nearest of a ring of places where it covers no point and no other name."""
+def _name_points(
+    panel: Axes, points: dict[str, tuple[float, float]], front: Sequence[tuple[float, float]], cast: Cast,
+    inches: tuple[float, float],
+) -> None:  # fmt: skip
+    """Each point's name at the nearest of a ring of places where it covers no point, no other name and no step."""
     panel.set_xlim(panel.get_xlim())
     panel.set_ylim(panel.get_ylim())
     to_axes = panel.transData + panel.transAxes.inverted()
     size = np.array(inches) * 72  # the panel in points of type, roughly
     dots = {key: np.asarray(to_axes.transform(point)) * size for key, point in points.items()}
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots.values()]
+    corners = [np.asarray(to_axes.transform(corner)) * size for corner in front]
+    taken += [(*(np.minimum(a, b) - 1), *(np.maximum(a, b) + 1)) for a, b in pairwise(corners)]
     for key in cast.looks:  # the best choose first
         if key not in dots:
             continue

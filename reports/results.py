@@ -216,14 +216,19 @@ def _layout(manifest: Mapping[str, Any], cells: Sequence[Axes]) -> tuple[str, st
 
 
 def _varying(cells: Sequence[Axes], placed: set[str]) -> dict[str, list[str]]:
-    """Method -> axes that tell its lines apart, in the order the manifest names them."""
+    """Method -> axes that tell its lines apart, in the order the manifest names them; the model's name stands in every
+    line where any method runs on several."""
     seen: dict[str, dict[str, set[str]]] = {}
     for axes in cells:
         own = seen.setdefault(str(axes["method"]), {})
         for name, value in axes.items():
             if name not in placed and not name.endswith("_title"):
                 own.setdefault(name, set()).add(words(value))
-    return {method: [name for name, values in own.items() if len(values) > 1] for method, own in seen.items()}
+    models = any(len(own.get("model", ())) > 1 for own in seen.values())
+    return {
+        method: [name for name, values in own.items() if len(values) > 1 or (name == "model" and models)]
+        for method, own in seen.items()
+    }
 
 
 SPEAKING = ("model", "solver", "procedure")

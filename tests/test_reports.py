@@ -464,6 +464,9 @@ def test_a_line_is_named_after_what_varies_within_its_method() -> None:
     cells = [{"id": str(i), "axes": a} for i, a in enumerate(axes)]
     _, lines, _ = arrange({"cells": cells}, {})
     assert [line.title for line in lines] == ["a · p rule 1", "a · p rule none", "b"]
+    axes = [{"method": m, "model": model, "steps": 1} for m, model in (("a", "vp"), ("a", "rf"), ("b", "rf"))]
+    _, lines, _ = arrange({"cells": [{"id": str(i), "axes": a} for i, a in enumerate(axes)]}, {})
+    assert [line.title for line in lines] == ["a · vp", "a · rf", "b · rf"]
 
 
 def test_reconstruction_sweep_and_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
