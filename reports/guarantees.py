@@ -86,7 +86,9 @@ def round_trips(results: Results) -> list[str]:
 
 
 def _named(solver: str) -> str:
-    return solver.replace("_bits", ", integers").replace("_", " ")
+    """As it is written in the tables."""
+    words = solver.replace("_bits", ", integers").replace("_", " ")
+    return words.replace("mccallum foster", "McCallum-Foster").replace("heun", "Heun")
 
 
 def _tolerance(solver: str) -> float:
@@ -97,8 +99,8 @@ def _tolerance(solver: str) -> float:
 
 
 DISTANCES = ("σ of J", "sought pairs", "certified", "used", "outside", "random pairs")
-VOLUMES = ("log |det J|", "at most", "log condition", "at most")
-STABILITY = ("amplified", "at most", "latent std", "max |u|", "error", "local", "bound")
+VOLUMES = ("log det", "at most", "log condition", "at most")
+STABILITY = ("amplified", "at most", "latent std", "max", "error", "local", "bound")
 TRIPS = ("rms error", "NFE", "unequal", "x_T alone", "float32")
 
 
@@ -127,8 +129,8 @@ def guarantee_tables(results: Results) -> tuple[Table, ...]:
             "Volume and condition",
             _groups(results, found, VOLUMES, _volumes),
             (
-                "log |det J| by Hutchinson's estimator, mean over images ± its standard error. Log condition: the most "
-                "of log(σ max / σ min).",
+                "Log det: log |det J| by Hutchinson's estimator, mean over images ± its standard error. Log "
+                "condition: the most of log(σ max / σ min).",
                 *notes,
             ),
         ),
@@ -139,7 +141,7 @@ def guarantee_tables(results: Results) -> tuple[Table, ...]:
             (
                 "Amplified: |R(y + n) − R(y)| / |n| of the restoration R for noise n on what was measured, mean over "
                 "draws and images; at most: of a draw. The conditioner is not certified, so nothing bounds it.",
-                "Latent std and max |u|: of the clean image encoded under the condition that restores it, mean and "
+                "Latent std and max: of the clean image's latent u under the condition that restores it, mean and "
                 "most over images; noise has 1 and about 3.",
                 "Error: |u − u'| after rk4's way back, on few steps, from where steps half as long led; local: its "
                 "local errors there and back, estimated by step doubling; bound: e^K times these (Gronwall), a bound "
@@ -266,7 +268,9 @@ def _span(span: tuple[float, float] | None) -> Entry:
 
 
 def _number(value: float, style: str) -> Entry:
-    return Entry(format(value, style), float(value)) if math.isfinite(value) else Entry(MISSING, mark="missing")
+    """An exact 0 is told from what rounds to it."""
+    text = format(value, style) if value else "0"
+    return Entry(text, float(value)) if math.isfinite(value) else Entry(MISSING, mark="missing")
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -313,7 +317,7 @@ def trip_figure(results: Results, cast: Cast) -> Figure:
 
 EXACT = 1e-18
 """Where an error of 0 is drawn."""
-MARKS = ("*", "P", "X", "1", "2", "3")
+MARKS = ("*", "P", "X", "v", "d", "h")
 
 
 def _mean(rows: pd.DataFrame, name: str) -> float:
@@ -361,10 +365,12 @@ def _draw_bands(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequen
 
 
 def _draw_amplification(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequence[Line], cast: Cast) -> None:
+    top = 0.0
     for line in lines:
         own = [place for place in shown if place.line == line]
         x, y = [block.columns.index(place.column) for place in own], [place.mean("amplification") for place in own]
         draw_line(panel, x, y, cast.looks[line.key], line.title)
         most = [place.values("amplification_max").max(initial=-math.inf) for place in own]
         panel.vlines(x, y, most, color=cast.looks[line.key].color, linewidth=1.0)
-    panel.set_ylim(bottom=0)
+        top = max(top, *most, 0.0)
+    panel.set_ylim(0, 1.08 * top or 1.0)
