@@ -218,11 +218,8 @@ def _trip_table(results: Results, notes: tuple[str, ...]) -> Table:
     groups = []
     for line in results.lines:
         rows = results.rows[results.rows["line"] == line.key]
-        made = [name for name in round_trips(results) if rows[f"{TRIP}{name}"].notna().any()]
-        if made:
-            groups.append(
-                Group(line.title, TRIPS, tuple(Row(_named(n), _trip_entries(rows, n)) for n in made), "solver")
-            )
+        made = tuple(Row(_named(name), _trip_entries(rows, name)) for name in round_trips(results))
+        groups.append(Group(line.title, TRIPS, made, "solver"))
     return Table(
         "round_trips",
         "Round trips of the image",
@@ -231,7 +228,8 @@ def _trip_table(results: Results, notes: tuple[str, ...]) -> Table:
             "rms error of the image, range [-1, 1], encoded and decoded in float64 under one condition, mean over "
             "images, corruptions and severities. dopri5 by rtol = atol. NFE: evaluations there and back. Unequal: "
             "of an image's numbers, as the solver holds them, how many do not come back the same; 0: bit for bit. "
-            "x_T alone: decoded without the rest of the solver's state. float32: the method's own solver in float32.",
+            "x_T alone: decoded without the rest of the solver's state. float32: the method's own solver in float32. "
+            f"{MISSING} for a whole row: not walked, or the solver gave up (its integers or its steps ended).",
             *notes,
         ),
     )
