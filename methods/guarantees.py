@@ -263,30 +263,35 @@ def _round_trips(method: FlowODE, start: Tensor, cond: Condition, options: Guara
     """rms error of the image (range [-1, 1]) and evaluations of encoding and decoding: dopri5 by its tolerance, one
     image at a time, and solvers on the method's own steps.
 
-    Of the latter also how many of an image's numbers, as the solver holds them, do not come back the same (0 of the
+    None where a solver cannot walk this flow: its integers end, or the steps that it is allowed. Of solvers on the
+    method's steps also how many of an image's numbers, as the solver holds them, do not come back the same (0 of the
     integers of a bit-exact one), and of reversible ones the error of decoding from x_T alone. `encoded_std` and
     `encoded_max` are of the latent in the solver's coordinate, by the method's own solver.
     """
     columns: dict[str, Column] = {}
+    encoded = torch.full_like(start, torch.nan)
     for tolerance in options.tolerances:
-        solver = Dopri5(tolerance, tolerance, method.options.max_steps)
-        trips = [_trip(method, start[i : i + 1], cond.image(i), solver) for i in range(len(start))]
-        columns[f"trip_dopri5_{tolerance:.0e}"] = [float(trip.rms) for trip in trips]
-        columns[f"trip_dopri5_{tolerance:.0e}_nfe"] = [cond.evaluations * _calls(trip) for trip in trips]
-        encoded = torch.cat([trip.encoded for trip in trips])
+        solver, name = Dopri5(tolerance, tolerance, method.options.max_steps), f"trip_dopri5_{tolerance:.0e}"
+        walks = [_trip(method, start[i : i + 1], cond.image(i), solver) for i in range(len(start))]
+        columns[name] = [_numbers(walk.rms)[0] if walk else None for walk in walks]
+        columns[f"{name}_nfe"] = [cond.evaluations * _calls(walk) if walk else None for walk in walks]
+        for i, walk in enumerate(walks):
+            if walk and method.solver.adaptive:
+                encoded[i] = walk.encoded[0]
     own = _name(method)
     for name in dict.fromkeys((*own, *options.solvers)):
         update = {"solver": name.removesuffix(BITS), "bit_exact": name.endswith(BITS), "keep": "state"}
         walked = method if name in own else _changed(method, method.denoiser, **update)
         trip = _trip(walked, start, cond, walked.solver)
+        missing: Column = [None] * len(start)
         columns |= {
-            f"trip_{name}": trip.rms.tolist(),
-            f"trip_{name}_nfe": [cond.evaluations * _calls(trip)] * len(start),
-            f"trip_{name}_unequal": trip.unequal.tolist(),
+            f"trip_{name}": _numbers(trip.rms) if trip else missing,
+            f"trip_{name}_nfe": [cond.evaluations * _calls(trip)] * len(start) if trip else missing,
+            f"trip_{name}_unequal": trip.unequal.tolist() if trip else missing,
         }
         if walked.solver.reversible:
-            columns[f"trip_{name}_alone"] = trip.alone.tolist()
-        if name in own:
+            columns[f"trip_{name}_alone"] = _numbers(trip.alone) if trip else missing
+        if name in own and trip:
             encoded = trip.encoded
     flat = encoded.flatten(1)
     return columns | {"encoded_std": _numbers(flat.std(1)), "encoded_max": _numbers(flat.abs().amax(1))}
@@ -298,7 +303,11 @@ def _in_float32(method: FlowODE, problem: Problem) -> dict[str, Column]:
     assert problem.measurement is not None
     cond = _decoding(single, problem.measurement, problem.source)
     start = single.chart(single.times[0], cond).enter(problem.image.float())
-    return {f"trip_{name}_float32": _trip(single, start, cond, single.solver).rms.tolist() for name in _name(single)}
+    columns: dict[str, Column] = {}
+    for name in _name(single):
+        trip = _trip(single, start, cond, single.solver)
+        columns[f"trip_{name}_float32"] = _numbers(trip.rms) if trip else [None] * len(start)
+    return columns
 
 
 def _name(method: FlowODE) -> tuple[str, ...]:
@@ -307,9 +316,13 @@ def _name(method: FlowODE) -> tuple[str, ...]:
     return () if method.solver.adaptive else (chosen.solver + (BITS if chosen.bit_exact else ""),)
 
 
-def _trip(method: FlowODE, start: Tensor, cond: Condition, solver: Solver) -> RoundTrip:
+def _trip(method: FlowODE, start: Tensor, cond: Condition, solver: Solver) -> RoundTrip | None:
+    """None where the solver gives up."""
     times = [method.times[0], method.times[-1]] if solver.adaptive else method.times
-    return round_trip(method.field(cond), start, times, solver, method.chart(times[0], cond).leave)
+    try:
+        return round_trip(method.field(cond), start, times, solver, method.chart(times[0], cond).leave)
+    except ArithmeticError:
+        return None
 
 
 def _calls(trip: RoundTrip) -> int:

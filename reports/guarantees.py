@@ -86,7 +86,9 @@ def round_trips(results: Results) -> list[str]:
 
 
 def _named(solver: str) -> str:
-    return solver.replace("_bits", ", integers").replace("_", " ")
+    """As it is written in the tables."""
+    words = solver.replace("_bits", ", integers").replace("_", " ")
+    return words.replace("mccallum foster", "McCallum-Foster").replace("heun", "Heun")
 
 
 def _tolerance(solver: str) -> float:
@@ -97,8 +99,8 @@ def _tolerance(solver: str) -> float:
 
 
 DISTANCES = ("σ of J", "sought pairs", "certified", "used", "outside", "random pairs")
-VOLUMES = ("log |det J|", "at most", "log condition", "at most")
-STABILITY = ("amplified", "at most", "latent std", "max |u|", "error", "local", "bound")
+VOLUMES = ("log det", "at most", "log condition", "at most")
+STABILITY = ("amplified", "at most", "latent std", "max", "error", "local", "bound")
 TRIPS = ("rms error", "NFE", "unequal", "x_T alone", "float32")
 
 
@@ -127,8 +129,8 @@ def guarantee_tables(results: Results) -> tuple[Table, ...]:
             "Volume and condition",
             _groups(results, found, VOLUMES, _volumes),
             (
-                "log |det J| by Hutchinson's estimator, mean over images ± its standard error. Log condition: the most "
-                "of log(σ max / σ min).",
+                "Log det: log |det J| by Hutchinson's estimator, mean over images ± its standard error. Log "
+                "condition: the most of log(σ max / σ min).",
                 *notes,
             ),
         ),
@@ -139,7 +141,7 @@ def guarantee_tables(results: Results) -> tuple[Table, ...]:
             (
                 "Amplified: |R(y + n) − R(y)| / |n| of the restoration R for noise n on what was measured, mean over "
                 "draws and images; at most: of a draw. The conditioner is not certified, so nothing bounds it.",
-                "Latent std and max |u|: of the clean image encoded under the condition that restores it, mean and "
+                "Latent std and max: of the clean image's latent u under the condition that restores it, mean and "
                 "most over images; noise has 1 and about 3.",
                 "Error: |u − u'| after rk4's way back, on few steps, from where steps half as long led; local: its "
                 "local errors there and back, estimated by step doubling; bound: e^K times these (Gronwall), a bound "
@@ -216,11 +218,8 @@ def _trip_table(results: Results, notes: tuple[str, ...]) -> Table:
     groups = []
     for line in results.lines:
         rows = results.rows[results.rows["line"] == line.key]
-        made = [name for name in round_trips(results) if rows[f"{TRIP}{name}"].notna().any()]
-        if made:
-            groups.append(
-                Group(line.title, TRIPS, tuple(Row(_named(n), _trip_entries(rows, n)) for n in made), "solver")
-            )
+        made = tuple(Row(_named(name), _trip_entries(rows, name)) for name in round_trips(results))
+        groups.append(Group(line.title, TRIPS, made, "solver"))
     return Table(
         "round_trips",
         "Round trips of the image",
@@ -229,7 +228,8 @@ def _trip_table(results: Results, notes: tuple[str, ...]) -> Table:
             "rms error of the image, range [-1, 1], encoded and decoded in float64 under one condition, mean over "
             "images, corruptions and severities. dopri5 by rtol = atol. NFE: evaluations there and back. Unequal: "
             "of an image's numbers, as the solver holds them, how many do not come back the same; 0: bit for bit. "
-            "x_T alone: decoded without the rest of the solver's state. float32: the method's own solver in float32.",
+            "x_T alone: decoded without the rest of the solver's state. float32: the method's own solver in float32. "
+            f"{MISSING} for a whole row: not walked, or the solver gave up (its integers or its steps ended).",
             *notes,
         ),
     )
@@ -266,7 +266,9 @@ def _span(span: tuple[float, float] | None) -> Entry:
 
 
 def _number(value: float, style: str) -> Entry:
-    return Entry(format(value, style), float(value)) if math.isfinite(value) else Entry(MISSING, mark="missing")
+    """An exact 0 is told from what rounds to it."""
+    text = format(value, style) if value else "0"
+    return Entry(text, float(value)) if math.isfinite(value) else Entry(MISSING, mark="missing")
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -313,7 +315,7 @@ def trip_figure(results: Results, cast: Cast) -> Figure:
 
 EXACT = 1e-18
 """Where an error of 0 is drawn."""
-MARKS = ("*", "P", "X", "1", "2", "3")
+MARKS = ("*", "P", "X", "v", "d", "h")
 
 
 def _mean(rows: pd.DataFrame, name: str) -> float:
@@ -361,10 +363,12 @@ def _draw_bands(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequen
 
 
 def _draw_amplification(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequence[Line], cast: Cast) -> None:
+    top = 0.0
     for line in lines:
         own = [place for place in shown if place.line == line]
         x, y = [block.columns.index(place.column) for place in own], [place.mean("amplification") for place in own]
         draw_line(panel, x, y, cast.looks[line.key], line.title)
         most = [place.values("amplification_max").max(initial=-math.inf) for place in own]
         panel.vlines(x, y, most, color=cast.looks[line.key].color, linewidth=1.0)
-    panel.set_ylim(bottom=0)
+        top = max(top, *most, 0.0)
+    panel.set_ylim(0, 1.08 * top or 1.0)

@@ -103,16 +103,16 @@ class Whole(torch.nn.Module):
         return 1.0
 
 
-@given(st.integers(0, 10**6), st.sampled_from([0.3, 1.0, 2.0]), st.sampled_from([-1.0, 1.0]))
-@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.3, 1.0]), st.sampled_from([-1.0, 1.0]))
+@settings(max_examples=5, deadline=None)
 def test_a_flow_that_uses_its_constants_up_does_not_leave_them(seed: int, scale: float, sign: float) -> None:
-    """So that a K below the integral of k, by ever so little, would be found out."""
+    """So that a K below the integral of k by a thousandth would be found out."""
     method = injective("strict", seed, scale)
     method.network.core = Whole(sign)  # type: ignore[assignment]
-    found = searched(method, steps=40, iterations=1, pairs=1, updates=1)
+    found = searched(method, steps=24, iterations=1, pairs=1, updates=1)
     assert found["violated"] == [False, False]
     used, other = ("used_max", "used_min") if sign > 0 else ("used_min", "used_max")
-    assert found[used] == pytest.approx([1, 1], abs=1e-4)
+    assert found[used] == pytest.approx([1, 1], abs=1e-3)
     assert found[other] == pytest.approx([math.exp(-2 * K) for K in found["K"]], rel=1e-3)
     assert found["log_det"] == pytest.approx([sign * volume for volume in found["certified_log_det"]], rel=1e-3)
 
@@ -246,6 +246,8 @@ def test_a_guided_flow_has_no_certificate() -> None:
     few = QUICK.model_copy(update={"iterations": 1, "updates": 1, "tolerances": (1e-1,)})
     found = check(method, problem(method.denoiser, "the digit 3", guidance=3.0), few)
     assert found["violated"] == [None, None] and found["trip_leapfrog_nfe"] == [2 * (5 + 4)] * 2
+    # Guidance throws this field beyond 2^12, where the integers end; no other column is lost for it.
+    assert found["trip_leapfrog_bits"] == found["trip_leapfrog_bits_nfe"] == [None, None]
 
 
 # --- the sweep ------------------------------------------------------------------------------------------------------
@@ -279,12 +281,15 @@ def test_the_sweep_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFi
     assert rows.loc["digits_inode", "violated"] is False and rows.loc["digits_inode_free", "violated"] is True
     assert rows["violated"].isna().to_dict() == {"digits_inode": False, "digits_inode_free": False, "digits_rf": True}
     assert rows["trip_leapfrog"].max() < 1e-12 and rows["psnr"].notna().all()
+    assert rows["trip_leapfrog_bits_unequal"].tolist() == [0, 0, 0]
     record = store.record(rows.loc["digits_inode", "cell_id"])
     assert record["config"]["guarantee"]["iterations"] == 2
     out = tmp_path / "results" / "reports" / "guarantees"
     text = (out / "table.md").read_text()
     for words in ("measured against the certificate", "(", "no certificate", "0 of 1", "1 of 1", "Round trips"):
         assert words in text
+    for row in ("| leapfrog, integers | 0 | 5 | 0 |", "| McCallum-Foster |", "| rk4 |", "| dopri5 1e-03 |"):
+        assert text.count(row) == 3, "a row for each model"
     assert {p.name for p in (out / "figures").glob("*.png")} >= {"singular_values.png", "round_trips.png"}
 
 
