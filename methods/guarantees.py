@@ -73,6 +73,7 @@ def check(method: FlowODE, problem: Problem, options: Guarantees) -> dict[str, C
             | _round_trips(exact, start, cond, options)
             | _in_float32(method, problem)
             | _amplification(exact, measurement, _double(problem.source), options)
+            | _local_edit(exact, problem.image.double(), cond)
         )
 
 
@@ -359,3 +360,23 @@ def _amplification(
     y = measurement.y.double()
     ratios = noise_amplification(restore, y, options.noise, options.draws, measured=measurement.known)
     return {"amplification": ratios.mean(1).tolist(), "amplification_max": ratios.amax(1).tolist()}
+
+
+# --- local edits ----------------------------------------------------------------------------------------------------
+
+
+def _local_edit(method: FlowODE, image: Tensor, cond: Condition) -> dict[str, Column]:
+    """L2 changes of the image where the latent was changed by noise of std 1 in the square of half the side in the
+    middle: inside it, outside of it, and the most that the certificate allows outside."""
+    if not isinstance(method, InjectiveODE) or cond.evaluations != 1:
+        return {name: [None] * len(image) for name in ("edit_inside", "edit_outside", "edit_bound")}
+    height, width = image.shape[2:]
+    mask = torch.zeros(len(image), 1, height, width, dtype=torch.bool)
+    mask[..., height // 4 : height - height // 4, width // 4 : width - width // 4] = True
+    noise = torch.randn(image.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        edit = method.edit_latent(image, cond, mask.to(image.device), noise.to(image).expand_as(image))
+    inside = torch.where(mask.to(image.device), edit.image - image, 0.0).flatten(1).norm(dim=1)
+    return {
+        "edit_inside": inside.tolist(), "edit_outside": edit.outside.tolist(), "edit_bound": edit.bound.tolist()
+    }  # fmt: skip

@@ -306,7 +306,7 @@ class Guarantees(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    version: int = Field(2, description="raised when the numbers change; part of a cell's identity")
+    version: int = Field(3, description="raised when the numbers change; part of a cell's identity")
     steps: int = Field(
         5,
         ge=1,

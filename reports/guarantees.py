@@ -101,6 +101,7 @@ def _tolerance(solver: str) -> float:
 DISTANCES = ("σ of J", "sought pairs", "certified", "used", "outside", "random pairs")
 VOLUMES = ("log det", "at most", "log condition", "at most")
 STABILITY = ("amplified", "at most", "latent std", "max", "error", "local", "bound")
+EDITS = ("inside", "outside", "at most")
 TRIPS = ("rms error", "NFE", "unequal", "x_T alone", "float32")
 
 
@@ -149,6 +150,7 @@ def guarantee_tables(results: Results) -> tuple[Table, ...]:
                 *notes,
             ),
         ),
+        *_edit_tables(results, found, notes),
         _trip_table(results, notes),
     )
 
@@ -213,6 +215,31 @@ def _stability(place: Place) -> list[Entry]:
     ]
 
 
+def _edit_tables(results: Results, found: Sequence[Place], notes: tuple[str, ...]) -> tuple[Table, ...]:
+    """One table, of the flows whose latents can be edited under a bound; none where there are none."""
+    edited = [place for place in found if len(place.values("edit_bound"))]
+    if not edited:
+        return ()
+    return (
+        Table(
+            "edits",
+            "Local edits of the latent",
+            tuple(group for group in _groups(results, edited, EDITS, _edits) if group.rows),
+            (
+                "The latent u changed by noise of std 1 in the square of half the side in the middle: L2 change of the "
+                "image inside it and outside of it, range [-1, 1], mean over images, and the most that the certificate "
+                "allows outside; in brackets: nominal.",
+                *notes,
+            ),
+        ),
+    )
+
+
+def _edits(place: Place) -> list[Entry]:
+    inside, outside, bound = (_number(place.mean(f"edit_{name}"), ".3g") for name in ("inside", "outside", "bound"))
+    return [inside, outside, _constant(place, bound)]
+
+
 def _trip_table(results: Results, notes: tuple[str, ...]) -> Table:
     """A group a method, a row a solver: means over all of its images."""
     groups = []
@@ -246,7 +273,7 @@ MEASURED = (
     "certified", "certified_min", "certified_max", "certified_z_min", "certified_z_max", "certified_log_det", "K", "L",
     "lam", "h", "lipschitz_N", "gronwall", "gronwall_z", "used_min", "used_max", "violated", "flow_steps",
     "amplification", "amplification_max", "encoded_std", "encoded_max", "rk4_error", "rk4_local_errors",
-    "gronwall_bound",
+    "gronwall_bound", "edit_inside", "edit_outside", "edit_bound",
 )  # fmt: skip
 
 
