@@ -281,14 +281,17 @@ def test_the_sweep_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFi
     assert rows.loc["digits_inode", "violated"] is False and rows.loc["digits_inode_free", "violated"] is True
     assert rows["violated"].isna().to_dict() == {"digits_inode": False, "digits_inode_free": False, "digits_rf": True}
     assert rows["trip_leapfrog"].max() < 1e-12 and rows["psnr"].notna().all()
-    assert rows["trip_leapfrog_bits_unequal"].tolist() == [0, 0, 0]
+    # The free field throws its latent beyond 2^12, where the integers end: that solver alone gives up.
+    unequal = rows["trip_leapfrog_bits_unequal"]
+    assert unequal["digits_inode"] == unequal["digits_rf"] == 0 and math.isnan(unequal["digits_inode_free"])
     record = store.record(rows.loc["digits_inode", "cell_id"])
     assert record["config"]["guarantee"]["iterations"] == 2
     out = tmp_path / "results" / "reports" / "guarantees"
     text = (out / "table.md").read_text()
     for words in ("measured against the certificate", "(", "no certificate", "0 of 1", "1 of 1", "Round trips"):
         assert words in text
-    for row in ("| leapfrog, integers | 0 | 5 | 0 |", "| McCallum-Foster |", "| rk4 |", "| dopri5 1e-03 |"):
+    assert text.count("| leapfrog, integers | 0 | 5 | 0 |") == 2
+    for row in ("| leapfrog, integers |", "| McCallum-Foster |", "| rk4 |", "| dopri5 1e-03 |"):
         assert text.count(row) == 3, "a row for each model"
     assert {p.name for p in (out / "figures").glob("*.png")} >= {"singular_values.png", "round_trips.png"}
 
