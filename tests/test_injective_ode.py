@@ -265,7 +265,6 @@ def test_without_k_the_flow_is_the_gaussians() -> None:
     assert pytest.approx(0, abs=1e-290) == certificate.K and certificate.u_upper == certificate.u_lower == 1
     # S grows with t: back in time errors shrink
     assert [certificate.gronwall, certificate.gronwall_z] == pytest.approx([1, 1], rel=1e-12)
-    )
 
 
 def test_the_exact_flow_of_a_gaussian() -> None:

@@ -108,7 +108,7 @@ def test_compiling_reaches_what_training_calls(tmp_path: Path, monkeypatch: pyte
         return call
 
     monkeypatch.setattr(torch, "compile", compiled)
-    train.main([*INODE, "train.steps=1", "train.validate_every=1", "train.compile=true", f"out={tmp_path}"])
+    train.main([*INODE, "train.steps=3", "train.compile=true", f"out={tmp_path}"])
     assert called == {"Conditioner", "Core"}
 
 
