@@ -125,8 +125,9 @@ def trained_as(rank: int, port: int, folder: Path) -> None:
         loss = modules[0].loss
 
         def told(*arguments: Any, training: bool) -> torch.Tensor:
-            losses.append(loss(*arguments, training=training))
-            return losses[-1]
+            found = loss(*arguments, training=training)
+            losses.append(float(found.detach()))
+            return found
 
         modules[0].loss = told
         return modules[0]
@@ -134,7 +135,8 @@ def trained_as(rank: int, port: int, folder: Path) -> None:
     train._module, train.pool = made, few
     name, config, out, _ = train.parse([*INODE, "train.steps=3", f"out={folder}"])
     train.fit(name, config, out)
-    torch.save({"losses": [float(loss) for loss in losses], "weights": weights_of(modules[0])}, folder / f"{rank}.pt")
+    torch.save({"losses": losses, "weights": weights_of(modules[0])}, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_train_one_injective_ode(tmp_path: Path) -> None:
