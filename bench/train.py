@@ -86,7 +86,9 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
     training, held_out = _tensors(config, recipe.images)
     module.network.to(memory_format=torch.channels_last)
     if recipe.compile:
-        module.network.compile()
+        # The injective ODE is trained by `describe` and `velocity`: `forward` is never called.
+        for part in (module.network.conditioner, module.network.core) if recipe.flow else (module.network,):
+            part.compile()
     folder, interrupts = out / name, Interrupts(grace_s=60)
     trainer = pl.Trainer(
         max_steps=recipe.steps,
@@ -199,18 +201,15 @@ class Observer:
 
     def measure(self, name: str, level: float, image: Any, seed: int) -> tuple[Any, Any]:
         """(y, known) of an image [C, H, W], at the place `level` in [0, 1) of the corruption's ladder."""
-        import numpy as np
         import torch
 
+        from corruptions.base import Key, measure
+
         ladder = self.ladders[name]
-        corruption, draws = ladder[int(level * len(ladder))], np.random.default_rng(seed)
-        operator = corruption.draw(tuple(image.shape), draws)
-        y = operator.forward(image)
-        if corruption.options.sigma01:
-            noise = torch.from_numpy(draws.standard_normal(tuple(image.shape), dtype=np.float32)).to(image)
-            y = y + 2 * corruption.options.sigma01 * operator.forward(noise)
-        known = torch.ones_like(image[:1]) if operator.known is None else operator.known.to(image)
-        return y, known
+        rung = int(level * len(ladder))
+        measured = measure(ladder[rung], image, Key("training", "", name, rung, seed))
+        known = measured.operator.known
+        return measured.y.to(image), torch.ones_like(image[:1]) if known is None else known.to(image)
 
 
 def _tensors(config: ModelConfig, images: int) -> tuple[Any, Any]:

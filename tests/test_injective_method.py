@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,8 +14,9 @@ from torch import Tensor
 from bench import posterior
 from bench.cells import expand
 from bench.config import compose_config
+from bench.data.digits import Digits
 from bench.errors import UserError
-from bench.models import build_backbone
+from bench.models import build_backbone, build_denoiser
 from bench.registry import check_options, load
 from corruptions.base import Key, measure, stack
 from methods import options as others
@@ -156,6 +158,25 @@ def test_the_gauge_walks_the_flow_of_the_model(guidance: float) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-4)
 
 
+@pytest.mark.parametrize("bit_exact", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+def test_the_default_returns_on_the_shipped_weights(dtype: str, tolerance: float, bit_exact: bool) -> None:
+    config = compose_config(["model=digits_inode"], sweep_required=False).model["digits_inode"]
+    network = build_denoiser(config)
+    network.to(getattr(torch, dtype))
+    method = build(network, Options().steps, dtype=dtype, bit_exact=bit_exact)
+    x0 = torch.from_numpy(np.stack([Digits("test").item(i).image for i in range(2)])).to(method.latent_dtype) * 2 - 1
+    network.reset_counters()
+    cond = network.condition(CAPTIONS)
+    x_hat, latent = method.reconstruct(x0, cond)
+    assert method.grid.steps == 32 and network.nfe == 65
+    assert (x_hat - x0).abs().max() <= (1e-5 if bit_exact else tolerance)
+    if isinstance(latent, IntegerLatent):
+        start = method.chart(method.times[0], cond)
+        assert torch.equal(x_hat, start.leave(latent.numbers.value(latent.numbers.keep(start.enter(x0)))))
+    assert isinstance(latent, IntegerLatent) == bit_exact
+
+
 # --- restoration -----------------------------------------------------------------------------------------------
 
 
@@ -178,6 +199,21 @@ def test_restorations(procedure: str, project: str) -> None:
     for i in range(2):
         alone, _ = method.restore(measured.image(i), cond.image(i), generators(1, first=i))
         torch.testing.assert_close(alone, x_hat[i : i + 1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"), [({}, 1e-12), ({"solver": "dopri5", "rtol": 1e-6, "atol": 1e-6}, 1e-3)]
+)
+def test_encoding_and_decoding_under_one_condition_restores_nothing(
+    options: dict[str, object], tolerance: float
+) -> None:
+    """y comes back, holes and all, also where the condition says what it is: a restoration needs two conditions."""
+    method, cond, measured = build(project="none", **options), NETWORK.condition(CAPTIONS), masked()
+    assert isinstance(method, InjectiveODE)
+    told = method.given(measured, cond)
+    back = method.decode(method.invert(measured.y, told), told)
+    torch.testing.assert_close(back, measured.y, rtol=0, atol=tolerance)
+    assert (method.restore(measured, cond)[0] - measured.y).abs().max() > 0.1
 
 
 def test_a_gaussian_posterior_is_restored_at_any_number_of_steps() -> None:

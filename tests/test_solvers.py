@@ -88,14 +88,14 @@ def test_order_of_accuracy(name: str, truth: torch.Tensor) -> None:
 @given(
     st.sampled_from(REVERSIBLE),
     st.integers(0, 10**6),
-    st.lists(st.floats(0.001, 0.2), min_size=1, max_size=12),
-    st.sampled_from([(torch.float64, 1e-12), (torch.float32, 1e-4)]),
+    st.lists(st.floats(0.001, 0.1), min_size=1, max_size=12),
+    st.sampled_from([(torch.float64, 1e-12), (torch.float32, 1e-5)]),
 )
 @settings(max_examples=30, deadline=None)
 def test_reversible_solvers_return(
     name: str, seed: int, gaps: list[float], precision: tuple[torch.dtype, float]
 ) -> None:
-    """Whatever the field, the steps and the direction of time."""
+    """Whatever the field, the steps and the direction of time; to t = 1.2, as the field itself magnifies rounding."""
     dtype, tolerance = precision
     times = [sum(gaps[:k]) for k in range(len(gaps) + 1)]
     field, z, solver = rough_field(seed, dtype=dtype), start(dtype, seed), SOLVERS[name][0]

@@ -5,8 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +24,7 @@ from bench.mirror import curves
 from bench.models import build_backbone, build_denoiser, build_grid
 from methods.backbones.attributes import HEADS, attributes
 from methods.backbones.captions import VOCABULARIES
+from methods.injective_ode.training import InjectiveTraining
 from methods.sampling import sample
 from methods.training import Optimisation, keyed_generator
 
@@ -41,6 +48,115 @@ def test_train_resume_and_card(tmp_path: Path) -> None:
     card = (tmp_path / "digits_vp.md").read_text()
     assert "from update 3 on over 6" in card and str(tmp_path) not in card
     assert (tmp_path / "digits_vp.png").stat().st_size > 10_000
+
+
+INODE = [
+    "model=digits_inode", "model.digits_inode.backbone.widths=[8,8]", "model.digits_inode.backbone.conditioner=[8,8,8]",
+    "train.images=32", "train.batch_size=8", "train.flow.draws=1", "train.ema=0.9", "train.warmup=1",
+    "train.validate_every=3", "train.threads=1", "tracker=none",
+]  # fmt: skip
+"""A small injective ODE whose average lags visibly behind after a few updates."""
+
+
+def few(class_path: str, split: str, indices: range) -> tuple[Any, list[str]]:
+    """`train.pool` without workers, of 16 images of the test split."""
+    drawn = [train._render((class_path, split, i)) for i in (indices if split == "train" else indices[:16])]
+    return np.stack([image for image, _ in drawn]), [caption for _, caption in drawn]
+
+
+def weights_of(module: InjectiveTraining) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in module.network.named_parameters()}
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "pool", few)
+    monkeypatch.setattr(cards, "write_card", lambda *arguments: "none")
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_injective_ode_resumes_with_its_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights go on from where they were, their average e from where it was: e' = 0.9 e + 0.1 w at every update."""
+    before: list[dict[str, torch.Tensor]] = []
+    after: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(InjectiveTraining, "on_train_batch_start", lambda self, *_: before.append(weights_of(self)))
+    monkeypatch.setattr(InjectiveTraining, "on_train_batch_end", lambda self, *_: after.append(weights_of(self)))
+    averages = []
+    for steps in (3, 6):
+        assert train.main([*INODE, f"train.steps={steps}", f"out={tmp_path}"]) == 0
+        averages.append(load_file(tmp_path / "digits_inode.safetensors"))
+    assert len(after) == 6
+    for name, expected in averages[0].items():
+        assert torch.equal(before[3][name], after[2][name])
+        for update in after[3:]:
+            expected = 0.9 * expected + 0.1 * update[name]
+        torch.testing.assert_close(averages[1][name], expected, rtol=1e-6, atol=1e-7)
+    assert max(float((averages[1][name] - after[5][name]).abs().max()) for name in after[5]) > 1e-3
+    record = json.loads((tmp_path / "digits_inode.curve.json").read_text())
+    assert [step for step, _ in record["curve"]] == [3, 6] and record["history"] == [[0, 3], [3, 6]]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_compiling_reaches_what_training_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = set()
+
+    def compiled(function: Callable[..., Any], **options: object) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            called.add(type(function.__self__).__name__)  # type: ignore[attr-defined]
+            return function(*arguments, **named)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    train.main([*INODE, "train.steps=3", "train.compile=true", f"out={tmp_path}"])
+    assert called == {"Conditioner", "Core"}
+
+
+def trained_as(rank: int, port: int, folder: Path) -> None:
+    """One of two processes of a job: its losses, and the weights that it ends with, in rank.pt."""
+    job = {"JOB_ID": 1, "NTASKS": 2, "NTASKS_PER_NODE": 2, "PROCID": rank, "LOCALID": rank, "NODEID": 0}
+    os.environ |= {f"SLURM_{name}": str(value) for name, value in job.items()}
+    os.environ |= {"SUBMITIT_EXECUTOR": "slurm", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    losses, modules, make = [], [], train._module
+
+    def made(*arguments: Any) -> Any:
+        modules.append(make(*arguments))
+        loss = modules[0].loss
+
+        def told(*arguments: Any, training: bool) -> torch.Tensor:
+            found = loss(*arguments, training=training)
+            losses.append(float(found.detach()))
+            return found
+
+        modules[0].loss = told
+        return modules[0]
+
+    train._module, train.pool = made, few
+    name, config, out, _ = train.parse([*INODE, "train.steps=3", f"out={folder}"])
+    train.fit(name, config, out)
+    torch.save({"losses": losses, "weights": weights_of(modules[0])}, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_one_injective_ode(tmp_path: Path) -> None:
+    """Each on draws of its own, over gloo as a job's processes do; both end with the weights that the first writes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=trained_as, args=(rank, port, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(300)
+        process.kill()
+    assert [process.exitcode for process in ranks] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert len(first["losses"]) == len(second["losses"]) and set(first["losses"]).isdisjoint(second["losses"])
+    written = load_file(tmp_path / "digits_inode.safetensors")
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name]) and torch.equal(weight, written[name])
 
 
 @pytest.mark.parametrize(

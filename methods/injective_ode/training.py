@@ -4,8 +4,10 @@ Loss: E |F(z_t, t; y) - v|^2 with z_t = cos t x + sin t eps, v = cos t eps - sin
 field.py), over images, measurements and `draws` of (t, eps) an image that share its conditioner, plus
 `mean_weight` |mu - x|^2, the flow's own answer at k = 0. Times are those of `methods.training`.
 
-The regulariser bounds the learned part g = k N of the field in the gauge (proposal, section 2.6), by paired differences
-|g(u1) - g(u2)|^2 / |u1 - u2|^2 of two draws at one time, or by a random probe of the Jacobian, |J p|^2 / |p|^2.
+The regulariser penalises how steep the learned part g = k N of the field is in the gauge (proposal, section 2.6), on
+average and at the points of training: it bounds nothing. `pairs` takes |g(u + p) - g(u)|^2 / |p|^2 for p ~ N(0, I), the
+slope between points as far apart as two draws of u; `jacobian` takes |J p|^2 / |p|^2, of mean |J|_F^2 / D over p.
+`python -m bench.regularisers` measures their noise and cost.
 """
 
 from __future__ import annotations
@@ -37,6 +39,19 @@ Observe = Callable[[Tensor, torch.Generator], Observation]
 """Images in [-1, 1] -> what is observed of them. The corruptions belong to the caller."""
 
 
+@dataclass(frozen=True)
+class Points:
+    """Where the field is regressed: data [B, C, H, W] and their conditions; for each of their draws the condition,
+    angle t [B'], z and v [B', C, H, W]."""
+
+    data: Tensor
+    told: Features
+    features: Features
+    t: Tensor
+    z: Tensor
+    v: Tensor
+
+
 class InjectiveTraining(Training):
     """Batches are (images uint8 [B, C, H, W], caption tokens [B, slots])."""
 
@@ -58,35 +73,37 @@ class InjectiveTraining(Training):
         self.draws, self.caption_dropout, self.mean_weight = draws, caption_dropout, mean_weight
         self.regulariser, self.regulariser_weight = regulariser, regulariser_weight
 
-    def loss(self, images: Tensor, targets: Tensor, rng: torch.Generator, training: bool) -> Tensor:
-        """Of a batch; the held-out loss is the regression alone, with all captions."""
+    def draw(self, images: Tensor, tokens: Tensor, rng: torch.Generator, dropout: float = 0.0) -> Points:
+        """`draws` points of the path for each image [B, C, H, W], with the conditions that they are met under."""
         seen = self.observe(images, rng)
-        drop = torch.rand(len(images), generator=rng, device=images.device) < self.caption_dropout * training
+        drop = torch.rand(len(images), generator=rng, device=images.device) < dropout
         null = torch.as_tensor(self.network.vocabulary.tokens(""), device=images.device)
-        tokens = torch.where(drop[:, None], null, targets)
-        told = self.network.describe(tokens, seen.y, seen.known, seen.kind)
-        features = told.repeat(self.draws)
+        told = self.network.describe(torch.where(drop[:, None], null, tokens), seen.y, seen.known, seen.kind)
         data = seen.data.repeat(self.draws, 1, 1, 1)
         s = rectified_times(len(data), rng, images.device)
         t = torch.atan2(s, 1 - s)
         noise = torch.randn(data.shape, generator=rng, device=images.device)
         cos, sin = t.cos()[:, None, None, None], t.sin()[:, None, None, None]
-        z = cos * data + sin * noise
-        loss = (self.network.velocity(z, t, features) - (cos * noise - sin * data)).square().mean()
+        return Points(seen.data, told, told.repeat(self.draws), t, cos * data + sin * noise, cos * noise - sin * data)
+
+    def loss(self, images: Tensor, targets: Tensor, rng: torch.Generator, training: bool) -> Tensor:
+        """Of a batch; the held-out loss is the regression alone, with all captions."""
+        at = self.draw(images, targets, rng, self.caption_dropout * training)
+        loss = (self.network.velocity(at.z, at.t, at.features) - at.v).square().mean()
         if not training:
             return loss
-        loss = loss + self.mean_weight * (told.mean - seen.data).square().mean()
+        loss = loss + self.mean_weight * (at.told.mean - at.data).square().mean()
         if self.regulariser_weight:
-            u = self.network.to_gauge(z, t, features).detach()
-            loss = loss + self.regulariser_weight * self.penalty(u, t, features, rng)
+            u = self.network.to_gauge(at.z, at.t, at.features).detach()
+            loss = loss + self.regulariser_weight * self.penalty(u, at.t, at.features, rng).mean()
         return loss
 
     def penalty(self, u: Tensor, t: Tensor, features: Features, rng: torch.Generator) -> Tensor:
-        """The regulariser's estimate at gauge points u [B, C, H, W] and angles t [B], averaged."""
+        """The regulariser's estimate [B] at each gauge point u [B, C, H, W] and angle t [B]."""
         step = torch.randn(u.shape, generator=rng, device=u.device)
         if self.regulariser == "jacobian":
             change = torch.func.jvp(lambda u: self.network.gauge_velocity(u, t, features), (u,), (step,))[1]
         else:  # pairs: u is about white under every condition, so that another draw of it is about as far as u itself
             first = self.network.gauge_velocity(u, t, features)
             change = self.network.gauge_velocity(u + step, t, features) - first
-        return (change.square().flatten(1).sum(1) / step.square().flatten(1).sum(1)).mean()
+        return change.square().flatten(1).sum(1) / step.square().flatten(1).sum(1)
