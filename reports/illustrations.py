@@ -96,7 +96,8 @@ def _guarantees(results: Results, cast: Cast, keep: Callable[[str, Any], bytes])
     """What was measured in the band that is certified, and round trips."""
     bands = (
         "Singular values of the flow's Jacobian (thick) and ratios of sought pairs (thin), least to most over images, "
-        "in the certified band (shaded; hatched where it is nominal)"
+        "in the certified band (shaded; hatched where it is nominal); below, how much noise in what was measured is "
+        "amplified by the restoration"
     )
     trips = "Round-trip error of the image against evaluations and against dopri5's tolerance"
     band, trip = guarantees.band_figure(results, cast), guarantees.trip_figure(results, cast)

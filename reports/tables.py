@@ -451,7 +451,7 @@ def _standing(group: Group, title: str) -> Entry:
 # --- rendering -----------------------------------------------------------------------------------------------------
 
 
-UNLIKE = ("costs", "guarantees", "volumes", "round_trips")
+UNLIKE = ("costs", "guarantees", "volumes", "stability", "round_trips")
 """Tables whose columns are of different things, so that each is as wide as it needs."""
 
 
