@@ -231,7 +231,7 @@ def adversarial_pair_ratios(
             adam.step()
         ratios.append(best)
         ends.append(pair)
-    return Pairs(*ratios, *ends)
+    return Pairs(ratios[0], ratios[1], ends[0], ends[1])
 
 
 def _of_length(d: Tensor, size: float) -> Tensor:
