@@ -8,6 +8,7 @@ the work since the last checkpoint.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,8 @@ class StopTogether(pl.Callback):
             trainer.save_checkpoint(self.last)
             trainer.strategy.barrier()
             if trainer.is_global_zero:
-                self.interrupts.leave()  # requeues, which ends the others too
+                self.interrupts.leave()  # requeues, which ends the others too, by SIGTERM
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning's handler talks to a process that has left
             time.sleep(60)
             raise SystemExit(0)
 
