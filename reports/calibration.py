@@ -25,11 +25,14 @@ POPULATIONS: dict[str, tuple[Draw, float]] = {
     "very skewed (exponential)": (lambda rng, n: rng.exponential(size=n), 1.0),
 }
 """Name -> scores of n images, and their true mean."""
+
+
+def _two_groups(share: float) -> Draw:
+    return lambda rng, n: 10.0 * (rng.uniform(size=n) < share) + rng.normal(size=n)
+
+
 GROUPS: dict[str, tuple[Draw, float]] = {
-    f"{100 * share:.0f} % of the images 10 standard deviations apart": (
-        lambda rng, n, share=share: 10.0 * (rng.uniform(size=n) < share) + rng.normal(size=n),
-        10 * share,
-    )
+    f"{100 * share:.0f} % of the images 10 standard deviations apart": (_two_groups(share), 10 * share)
     for share in (0.4, 0.2)
 }
 """The same for images of two groups, of which few images show too little."""
