@@ -27,12 +27,12 @@ POPULATIONS: dict[str, tuple[Draw, float]] = {
 """Name -> scores of n images, and their true mean."""
 
 
-def _apart(share: float) -> Draw:
+def _two_groups(share: float) -> Draw:
     return lambda rng, n: 10.0 * (rng.uniform(size=n) < share) + rng.normal(size=n)
 
 
 GROUPS: dict[str, tuple[Draw, float]] = {
-    f"{100 * share:.0f} % of the images 10 standard deviations apart": (_apart(share), 10 * share)
+    f"{100 * share:.0f} % of the images 10 standard deviations apart": (_two_groups(share), 10 * share)
     for share in (0.4, 0.2)
 }
 """The same for images of two groups, of which few images show too little."""
