@@ -19,9 +19,9 @@ from bench.registry import load
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from methods.injective_ode.training import InjectiveTraining, Points
+    from methods.injective_ode.training import InjectiveTraining, Points, Regulariser
 
-ESTIMATORS = ("pairs", "jacobian")
+ESTIMATORS: tuple[Regulariser, ...] = ("pairs", "jacobian")
 REPEATS = 3
 """Timings, of which the least counts."""
 

@@ -144,9 +144,7 @@ def _ticks(panel: Axes, bounds: list[float], free: dict[float, str]) -> None:
     places = [*bounds, *free]
     panel.set_xticks(places, [*(f"{bound:.1f}" for bound in bounds), *free.values()], fontsize=7)
     for label in panel.get_xticklabels()[len(bounds) :]:
-        label.set_rotation(60)
-        label.set_ha("right")
-        label.set_rotation_mode("anchor")
+        label.set(rotation=60, horizontalalignment="right", rotation_mode="anchor")
 
 
 def _head(panel: Axes, block: Block, metric: Metric | None) -> None:
