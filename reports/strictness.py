@@ -46,7 +46,7 @@ def strict_lines(results: Results) -> list[Strict]:
         if line.key not in constants.index:
             continue
         bound, certified = (float(constants.at[line.key, name]) for name in ("K", "certified"))
-        model = str(line.axes["model"])
+        model = str(line.axes["model"]).replace("_", " ")  # as in the line's title
         rest = line.title.replace(f" · {model}", "").partition(" · ")[2]
         found.append(Strict(line, model, rest, 2 * bound, certified == 1))
     found.sort(key=lambda strict: (not strict.certified, strict.bound if strict.certified else 0))
@@ -57,9 +57,9 @@ def strict_lines(results: Results) -> list[Strict]:
 
 
 def _names(lines: list[Strict]) -> dict[str, str]:
-    """Models without the name that variants add theirs to: `soft` of digits_inode and digits_inode_soft."""
+    """Models without the name that variants add theirs to: `soft` of digits inode and digits inode soft."""
     models = {strict.model for strict in lines}
-    shared = f"{min(models, key=len)}_"
+    shared = f"{min(models, key=len)} "
     return {model: model.removeprefix(shared) for model in models}
 
 

@@ -46,7 +46,7 @@ def made(models: Mapping[str, float] = BOUNDS, images: int = 6, **manifest: Any)
 def test_the_curve_is_of_certified_models_by_their_bound() -> None:
     found = strict_lines(made())
     assert [strict.model for strict in found if strict.rest == "zero"] == [
-        "inode_k05", "inode_k1", "inode", "inode_free",
+        "inode k05", "inode k1", "inode", "inode free",
     ]  # fmt: skip
     assert {strict.rest for strict in found} == {"zero", "sample"}
     assert [strict.bound for strict in found if strict.rest == "zero"] == [0.5, 1.0, 3.0, 2.8]
@@ -59,8 +59,8 @@ def test_its_table_and_figure() -> None:
     table = strictness_table(metric, lines, summary, results)
     assert [group.title for group in table.groups] == ["zero", "sample"]
     rows = {row.title: row.entries for row in table.groups[0].rows}
-    assert rows["inode"][0].text == "3.00" and rows["inode_free"][0].text == "(2.80)"
-    assert rows["inode_k1"][1].value == pytest.approx(10 + 2 + 10 + 0.1 * 2.5 * 2)
+    assert rows["inode"][0].text == "3.00" and rows["inode free"][0].text == "(2.80)"
+    assert rows["inode k1"][1].value == pytest.approx(10 + 2 + 10 + 0.1 * 2.5 * 2)
     figure = strictness_figure(metric, lines, summary, results)
     (panel,) = figure.axes
     curves = [bars.lines[0] for bars in panel.containers]
