@@ -504,7 +504,7 @@ def test_fixed_points_converge_to_the_exact_inversion(path: str) -> None:
     torch.testing.assert_close(once.invert(x0, cond).x_T, ddim.invert(x0, cond).x_T, rtol=0, atol=1e-13)
     for acceleration in ("none", "averaged", "anderson"):
         errors = [error(k, acceleration) for k in (1, 3, 10, 50)]
-        assert errors == sorted(errors, reverse=True)
+        assert all(after <= before + 1e-14 for before, after in pairwise(errors))  # but for rounding
         assert errors[-1] < 1e-10, (acceleration, errors)
     assert error(5, "anderson") < 0.1 * error(5, "none")
     assert error(10, "anderson", 3.0) < 1e-10, "where plain iteration is slow"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def test_a_plan_of_ten_thousand_cells(tmp_path: Path, verb: Verb) -> None:
         seed = ",".join(map(str, range(seeds)))
         overrides = ["sweep=corruptions", *method, f"seed={seed}", f"results={tmp_path}", "launcher=local"]
         told = verb(f"plan of 10,000 cells, {what}", "plan", *overrides)
-        assert "10000 cells: 0 done, 10000 missing" in told or "10200 cells: 0 done, 10200 missing" in told
+        found = re.search(r"(\d+) cells: 0 done, \1 missing", told)
+        assert found and int(found[1]) >= 10_000
 
 
 def test_the_status_of_four_thousand_cells(tmp_path: Path, verb: Verb) -> None:
