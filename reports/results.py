@@ -215,15 +215,26 @@ def _layout(manifest: Mapping[str, Any], cells: Sequence[Axes]) -> tuple[str, st
     return ("corruption", "severity") if any(axes.get("corruption") for axes in cells) else ("guidance", "steps")
 
 
+ABSENT = ""
+
+
 def _varying(cells: Sequence[Axes], placed: set[str]) -> dict[str, list[str]]:
     """Method -> axes that tell its lines apart, in the order the manifest names them; the model's name stands in every
-    line where any method runs on several."""
+    line where any method runs on several. An axis that only some cells of a method name tells these from the others."""
     seen: dict[str, dict[str, set[str]]] = {}
+    named: dict[tuple[str, str], int] = {}
+    sizes: dict[str, int] = {}
     for axes in cells:
-        own = seen.setdefault(str(axes["method"]), {})
+        method = str(axes["method"])
+        own = seen.setdefault(method, {})
+        sizes[method] = sizes.get(method, 0) + 1
         for name, value in axes.items():
             if name not in placed and not name.endswith("_title"):
                 own.setdefault(name, set()).add(words(value))
+                named[method, name] = named.get((method, name), 0) + 1
+    for (method, name), count in named.items():
+        if count < sizes[method]:
+            seen[method][name].add(ABSENT)
     models = any(len(own.get("model", ())) > 1 for own in seen.values())
     return {
         method: [name for name, values in own.items() if len(values) > 1 or (name == "model" and models)]
@@ -263,7 +274,7 @@ def arrange(
     places: dict[str, tuple[tuple[str, str], ...]] = {}
     for entry, axes in zip(manifest["cells"], listed, strict=True):
         method = str(axes["method"])
-        told = [(name.removeprefix("method."), words(axes.get(name))) for name in varying[method]]
+        told = [(name.removeprefix("method."), words(axes[name])) for name in varying[method] if name in axes]
         tail = "".join(f" · {word}" if name in SPEAKING else f" · {name} {word}" for name, word in told)
         line = Line(method + tail, str(axes.get("method_title") or method) + tail.replace("_", " "), method, axes)
         value = words(axes.get(block_axis))

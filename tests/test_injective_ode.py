@@ -177,6 +177,15 @@ def test_an_ascent_on_the_flow_nears_its_bound_and_does_not_pass_it() -> None:
     assert 0.9 * K < reached <= K
 
 
+@pytest.mark.parametrize("constraint", ["strict", "soft", "free"])
+def test_the_field_has_the_shape_of_its_image(constraint: str) -> None:
+    network = field(constraint).eval()
+    assert network.gauge_velocity(noise(2), torch.full((2,), 0.7, dtype=torch.float64), told(network, 2)).shape == (
+        2,
+        *SHAPE,
+    )
+
+
 def test_an_unconstrained_network_is_caught() -> None:
     """The same measurement exceeds one where nothing is certified, so that it can."""
     for constraint in ("soft", "free"):
