@@ -98,7 +98,7 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
         logger=History(folder / HISTORY_FILE),
         enable_model_summary=False,
         callbacks=[  # a checkpoint follows each held-out loss, so that it holds the whole curve
-            EMAWeightAveraging(decay=recipe.ema),
+            EMAWeightAveraging(decay=recipe.ema, use_buffers=False),  # power iterations do not average
             ModelCheckpoint(folder, save_last=True, save_on_train_epoch_end=False, enable_version_counter=False),
             LearningRateMonitor("step"),
             TQDMProgressBar(refresh_rate=50),
