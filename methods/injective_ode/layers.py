@@ -109,7 +109,8 @@ class Projection(nn.Module):
 
     def __init__(self, before: int, after: int, bounded: bool, zero: bool = False) -> None:
         super().__init__()
-        start = torch.zeros(after, before) if zero else torch.linalg.qr(torch.randn(max(after, before), before))[0]
+        basis = torch.linalg.qr(torch.randn(max(after, before), min(after, before)))[0]
+        start = torch.zeros(after, before) if zero else basis if after >= before else basis.T.contiguous()
         self.weight = nn.Parameter(start)
         self.bounded = bounded
 
