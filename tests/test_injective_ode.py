@@ -327,8 +327,8 @@ def test_the_constants_are_attained(rate: list[float]) -> None:
     start[2, 0, 2, 5] += 5
     end = solve(network.gauge_velocity, start, told(network), 0.0, HALF_TURN, 1, Dopri5(1e-9, 1e-9))
     up, down = (float(((end[i] - end[0]).norm() / 5).log()) for i in (1, 2))
-    tight = math.log(0.999)
-    assert tight <= up - certificate.K <= 1e-7 and tight <= -down - certificate.K <= 1e-7
+    tight, solver = math.log(0.999), 1e-6  # dopri5's own error beside the shorter end, e^-K
+    assert tight <= up - certificate.K <= solver and tight <= -down - certificate.K <= solver
     assert certificate.log_condition == pytest.approx(up - down, abs=-2 * tight)
 
 

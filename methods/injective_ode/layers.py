@@ -104,14 +104,17 @@ class FreeConvolution(nn.Module):
         return x + self.conv(F.silu(x + bias).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+def _semi_orthogonal(rows: int, columns: int) -> Tensor:
+    basis = torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns)))[0]
+    return basis if rows >= columns else basis.T.contiguous()
+
+
 class Projection(nn.Module):
     """A matrix on channels, divided by max(1, its largest singular value) where `bounded`."""
 
     def __init__(self, before: int, after: int, bounded: bool, zero: bool = False) -> None:
         super().__init__()
-        basis = torch.linalg.qr(torch.randn(max(after, before), min(after, before)))[0]
-        start = torch.zeros(after, before) if zero else basis if after >= before else basis.T.contiguous()
-        self.weight = nn.Parameter(start)
+        self.weight = nn.Parameter(torch.zeros(after, before) if zero else _semi_orthogonal(after, before))
         self.bounded = bounded
 
     @property
