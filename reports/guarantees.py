@@ -383,7 +383,14 @@ def _draw_bands(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequen
         for kind, width, aside in (("sv", 4.0, -0.12), ("adversarial", 1.2, 0.18)):
             if span := place.span(kind):
                 title = place.line.title if kind == "sv" else None
-                panel.plot([centre + aside * step] * 2, span, color=look.color, linewidth=width, label=title)
+                panel.plot(
+                    [centre + aside * step] * 2,
+                    span,
+                    color=look.color,
+                    linewidth=width,
+                    solid_capstyle="butt",
+                    label=title,
+                )
     panel.axhline(1, color="#9A9A9A", linewidth=0.8, zorder=1)
     panel.use_sticky_edges = False  # a bar would end the axis at its own foot
     panel.set_yscale("log")
