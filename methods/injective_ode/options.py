@@ -14,6 +14,7 @@ class InjectiveODE(FlowODE):
 
     runs_on: ClassVar[tuple[str, ...]] = ("methods.injective_ode.field.InjectiveField",)
 
+    version: int = Field(2, description="2: guidance takes the caption away and keeps the measurement")
     procedure: Literal["zero", "sample", "bridge", "consistency", "mean"] = Field(
         "zero",
         description="of a restoration: decode the zero latent given y; decode noise given y; encode y as data of its "
