@@ -104,7 +104,7 @@ class Float32Coefficients(VariancePreserving):
 @pytest.mark.parametrize(
     ("dtype", "path", "tolerance"),
     [
-        # 6.6e-14 where it was first measured, 6.3e-7 on another machine: as if a few coefficients were off by one unit in
+        # 6.6e-14 where it was first measured, 6.3e-7 on another machine: as if a few coefficients were off by a unit in
         # the last place of float32, which the inversion grows. Why is not known, so both must pass.
         ("float64", Float32Coefficients(), 2e-6),
         ("float64", None, 1e-5),  # the same with our coefficients: theirs are rounded to float32
