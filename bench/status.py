@@ -207,21 +207,19 @@ def main(arguments: list[str]) -> int:
     console = Console(width=None if Console().is_terminal else 120)
     store = Store(given["results"])
 
-    def picture() -> Group:
-        return Group(*(show(status) for status in look(store, given["sweep"])))
-
     if given["watch"] not in ("true", "false"):
         raise UserError(f"watch={given['watch']!r}: must be true or false")
     if given["watch"] == "false":
-        console.print(picture(), highlight=False, soft_wrap=True)
+        for one in look(store, given["sweep"]):
+            console.print(show(one), highlight=False, soft_wrap=True)
         return 0
-    with Live(picture(), console=console, auto_refresh=False) as live:
-        while any(
-            state in ("running", "queued") for one in look(store, given["sweep"]) for state in one.states.values()
-        ):
+    with Live(console=console, auto_refresh=False) as live:
+        while True:  # what is shown last is what ended the watch
+            seen = look(store, given["sweep"])
+            live.update(Group(*(show(one) for one in seen)), refresh=True)
+            if not any(state in ("running", "queued") for one in seen for state in one.states.values()):
+                return 0
             time.sleep(5)
-            live.update(picture(), refresh=True)
-    return 0
 
 
 if __name__ == "__main__":
