@@ -126,6 +126,7 @@ class FlowTrainConfig(Strict):
         ("random_mask", "block_mask", "gaussian_blur", "gaussian_noise"), min_length=1, description="drawn evenly"
     )
     mean_weight: float = Field(0.1, ge=0, description="of |mu - x|^2 beside the regression")
+    likelihood_weight: float = Field(0.0, ge=0, description="of the likelihood of N(mu, diag c), easy images as hard")
     regulariser: Literal["none", "pairs", "jacobian"] = Field(
         "none", description="on the learned part of the field in the gauge: paired differences, or a Jacobian probe"
     )

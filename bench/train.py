@@ -147,6 +147,7 @@ def _module(config: ModelConfig, optimisation: Any) -> Any:
             flow.draws,
             config.train.caption_dropout,
             flow.mean_weight,
+            flow.likelihood_weight,
             flow.regulariser,
             flow.regulariser_weight,
             config.train.seed,

@@ -24,7 +24,7 @@ from methods.flow_analysis import Flow, jacobian
 from methods.injective_ode.conditioner import CORRUPTIONS, KINDS
 from methods.injective_ode.field import FREQUENCIES, HALF_TURN, Features, InjectiveField
 from methods.injective_ode.layers import Layer, Projection, Rotation, cayley, gather_windows, modulus, scatter_windows
-from methods.injective_ode.training import InjectiveTraining, Points
+from methods.injective_ode.training import InjectiveTraining, Points, negative_likelihood
 from methods.paths import Trigonometric
 from methods.solvers import RK4, Dopri5, Solver, integrate
 from methods.training import Optimisation, keyed_generator
@@ -505,7 +505,7 @@ def training(
     torch.manual_seed(0)
     network = InjectiveField("digits", SHAPE, constraint, (8, 16), (8, 8, 16))  # type: ignore[arg-type]
     plan = Optimisation(10)
-    return InjectiveTraining(network, plan, Observer(FlowTrainConfig()), 2, dropout, 0.1, regulariser, weight)  # type: ignore[arg-type]
+    return InjectiveTraining(network, plan, Observer(FlowTrainConfig()), 2, dropout, 0.1, 0.02, regulariser, weight)  # type: ignore[arg-type]
 
 
 def batch(count: int = 6) -> tuple[Tensor, Tensor]:
@@ -527,6 +527,26 @@ def test_every_parameter_learns(constraint: str, regulariser: str, weight: float
                 parameter.add_(0.01 * torch.randn_like(parameter))
     module.loss(*batch(24), keyed_generator(CPU, 0), training=True).backward()
     assert [name for name, p in module.network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_the_likelihood_is_least_at_the_mean_and_variance() -> None:
+    """Of data whose mean and variance are known, for each pixel and however different; an easy image counts as much."""
+    rng = torch.Generator().manual_seed(2)
+    mean, deviation = torch.randn(2, 1, 4, 4, generator=rng), torch.tensor([0.1, 1.0])[:, None, None, None]
+    deviation = deviation * (1 + torch.rand(2, 1, 4, 4, generator=rng))
+    data = mean + deviation * torch.randn(20000, 2, 1, 4, 4, generator=rng)
+    fitted = mean.clone().requires_grad_(), deviation.square().log().requires_grad_()
+
+    def gradients(told_mean: Tensor, log_variance: Tensor) -> tuple[Tensor, ...]:
+        told = Features(told_mean.expand_as(data).flatten(0, 1), log_variance.exp().expand_as(data).flatten(0, 1), ())
+        return torch.autograd.grad(negative_likelihood(told, data.flatten(0, 1)), fitted)
+
+    for off in gradients(*fitted):
+        assert float(off.abs().max()) < 0.01
+    shifted = fitted[0] + 0.1 * deviation
+    pull = gradients(shifted, fitted[1])[0] / deviation * deviation.square().mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(pull, torch.full_like(pull, 0.1 / 16), rtol=0.3, atol=0)
+    assert gradients(fitted[0], fitted[1] + 0.3)[1].min() > 0 > gradients(fitted[0], fitted[1] - 0.3)[1].max()
 
 
 def test_regularisers_estimate_the_jacobian() -> None:

@@ -4,6 +4,12 @@ Loss: E |F(z_t, t; y) - v|^2 with z_t = cos t x + sin t eps, v = cos t eps - sin
 field.py), over images, measurements and `draws` of (t, eps) an image that share its conditioner, plus
 `mean_weight` |mu - x|^2, the flow's own answer at k = 0. Times are those of `methods.training`.
 
+`likelihood_weight` adds the likelihood of N(mu, diag c), the flow at k = 0, fitted so that easy measurements count as
+much as hard ones: |mu - x|^2 over an image's mean variance, and (r^2 / c + log c) / 2 of the residuals r for c, neither
+with a gradient for the other's part. Both are proper: their minimum is the conditional mean and variance, since the
+weights depend on the condition alone (a pixel's own 1 / c as its weight starves the uncertain ones: Seitzer et al.,
+ICLR 2022).
+
 The regulariser penalises how steep the learned part g = k N of the field is in the gauge (proposal, section 2.6), on
 average and at the points of training: it bounds nothing. `pairs` takes |g(u + p) - g(u)|^2 / |p|^2 for p ~ N(0, I), the
 slope between points as far apart as two draws of u; `jacobian` takes |J p|^2 / |p|^2, of mean |J|_F^2 / D over p.
@@ -63,6 +69,7 @@ class InjectiveTraining(Training):
         draws: int = 4,
         caption_dropout: float = 0.3,
         mean_weight: float = 0.1,
+        likelihood_weight: float = 0.0,
         regulariser: Regulariser = "none",
         regulariser_weight: float = 0.0,
         seed: int = 0,
@@ -70,7 +77,8 @@ class InjectiveTraining(Training):
         super().__init__(optimisation, seed)
         self.network = network
         self.observe = observe
-        self.draws, self.caption_dropout, self.mean_weight = draws, caption_dropout, mean_weight
+        self.draws, self.caption_dropout = draws, caption_dropout
+        self.mean_weight, self.likelihood_weight = mean_weight, likelihood_weight
         self.regulariser, self.regulariser_weight = regulariser, regulariser_weight
 
     def draw(self, images: Tensor, tokens: Tensor, rng: torch.Generator, dropout: float = 0.0) -> Points:
@@ -93,6 +101,8 @@ class InjectiveTraining(Training):
         if not training:
             return loss
         loss = loss + self.mean_weight * (at.told.mean - at.data).square().mean()
+        if self.likelihood_weight:
+            loss = loss + self.likelihood_weight * negative_likelihood(at.told, at.data)
         if self.regulariser_weight:
             u = self.network.to_gauge(at.z, at.t, at.features).detach()
             loss = loss + self.regulariser_weight * self.penalty(u, at.t, at.features, rng).mean()
@@ -107,3 +117,11 @@ class InjectiveTraining(Training):
             first = self.network.gauge_velocity(u, t, features)
             change = self.network.gauge_velocity(u + step, t, features) - first
         return change.square().flatten(1).sum(1) / step.square().flatten(1).sum(1)
+
+
+def negative_likelihood(told: Features, data: Tensor) -> Tensor:
+    """Of data [B, C, H, W] under N(mean, diag variance), a scalar; see above for what has a gradient where."""
+    residuals = (told.mean - data).square()
+    hardness = told.variance.detach().flatten(1).mean(1)
+    fit = (residuals.flatten(1).mean(1) / hardness).mean()
+    return fit + (residuals.detach() / told.variance + told.variance.log()).mean() / 2
