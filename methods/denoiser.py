@@ -93,8 +93,12 @@ class Denoiser(nn.Module):
         self.distilled: bool = getattr(backbone, "distilled", False)
         self.latent: bool = hasattr(backbone, "to_latent")
         """Whether methods work in an autoencoder's latents."""
-        self.network_dtype: torch.dtype = next((p.dtype for p in backbone.parameters()), torch.float64)
         self.reset_counters()
+
+    @property
+    def network_dtype(self) -> torch.dtype:
+        """Of the backbone's weights as they are now; float64 where it has none."""
+        return next((p.dtype for p in self.backbone.parameters()), torch.float64)
 
     def reset_counters(self) -> None:
         self.nfe = 0
