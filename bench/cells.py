@@ -175,7 +175,8 @@ def expand(config: RunConfig) -> Expansion:
             skipped.setdefault(json.dumps(made.axes, sort_keys=True), made)
         else:
             cells.setdefault(made.id, made)
-    _check_reference(config.reference, cells.values())
+    for reference in config.reference:
+        _check_reference(reference, cells.values())
     if not cells:
         why = next((skip.reason for skip in skipped.values()), "exclude leaves nothing")
         raise UserError(f"the sweep has no cells: {why}")

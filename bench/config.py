@@ -317,7 +317,9 @@ class RunConfig(Strict):
     zip: tuple[dict[str, tuple[Any, ...]], ...] = Field((), description="axes that advance together")
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations to leave out")
     include: tuple[dict[str, Any], ...] = Field((), description="single cells to add")
-    reference: dict[str, Any] = Field({}, description="axes of the line whose paired differences make a table")
+    reference: tuple[dict[str, Any], ...] = Field(
+        (), description="axes of a line; the paired differences of all others to it make a table each"
+    )
     profile: ProfileConfig
     method: dict[str, Component] = {}
     model: dict[str, ModelConfig] = {}
@@ -344,7 +346,7 @@ class RunConfig(Strict):
             flat |= nested or {axis: values}
         return {axis: tuple(v) if isinstance(v, (list, tuple)) else (v,) for axis, v in flat.items()}
 
-    @field_validator("zip", "exclude", "include", mode="before")
+    @field_validator("zip", "exclude", "include", "reference", mode="before")
     @classmethod
     def _single_entry(cls, value: Any) -> Any:
         return (value,) if isinstance(value, Mapping) else value

@@ -31,7 +31,7 @@ def manifest(outlook: Outlook) -> dict[str, object]:
         "images": config.images,
         "highlight": config.highlight,
         "cells": [{"id": c.id, "axes": c.axes, "evaluations": c.evaluations} for c in outlook.expansion.cells],
-        "reference": config.reference,
+        "reference": list(config.reference),
         "unavailable": outlook.expansion.unavailable,
         "skipped": [{"axes": skip.axes, "reason": skip.reason} for skip in outlook.expansion.skipped],
     }

@@ -263,11 +263,13 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
         tables = guarantee_tables(results)
         own = {"guarantees.csv": guarantee_csv(results)}
     tables += tuple(comparison(metric, summary, results, flags) for metric in results.metrics)
-    if len(differences := effects(results)):
-        shown = set(differences["metric"])
-        tables += tuple(
-            effect_table(metric, differences, results) for metric in results.metrics if metric.name in shown
-        )
+    differences = effects(results)
+    shown = set(zip(differences["metric"], differences["comparison"], strict=True))
+    tables += tuple(
+        effect_table(metric, differences, results, number)
+        for metric in results.metrics
+        for number in sorted(number for name, number in shown if name == metric.name)
+    )
     if lead is not None and (strict := strict_lines(results)):
         tables += (strictness_table(lead, strict, summary, results),)
     tables += (latent_table(spent, results, timed=True) if results.reconstructs else cost_table(spent, results),)

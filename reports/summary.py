@@ -200,20 +200,24 @@ SAME = "same"
 
 def effects(results: Results) -> pd.DataFrame:
     """A line a (metric, line, block, column) beside the line that the manifest calls its reference: the mean difference
-    to it with its interval, n, Hedges' g and the Wilcoxon p of the pair, Holm over a column. Empty without a reference.
+    to it with its interval, n, Hedges' g and the Wilcoxon p of the pair, Holm over a column. Empty without a reference;
+    `comparison` counts them, from 0, where there are several.
     """
     import pandas as pd
 
-    wanted = {axis: words(value) for axis, value in (results.manifest.get("reference") or {}).items()}
-    pairs = {line.key: found for line in results.lines if (found := _reference(line, wanted, results.lines))}
+    asked = results.manifest.get("reference") or ()
     records: list[dict[str, Any]] = []
     rows = _Rows(results)
-    for metric in results.metrics if pairs else ():
-        if metric.extractor:
-            continue
-        for block in results.blocks:
-            for column in block.columns:
-                records += _against(metric, pairs, block, column, rows)
+    for number, axes in enumerate([asked] if isinstance(asked, Mapping) else asked):
+        wanted = {axis: words(value) for axis, value in axes.items()}
+        pairs = {line.key: found for line in results.lines if (found := _reference(line, wanted, results.lines))}
+        for metric in results.metrics if pairs else ():
+            if metric.extractor:
+                continue
+            for block in results.blocks:
+                for column in block.columns:
+                    found = _against(metric, pairs, block, column, rows)
+                    records += [record | {"comparison": number} for record in found]
     return pd.DataFrame.from_records(records, columns=EFFECTS)
 
 
@@ -224,7 +228,9 @@ def _reference(line: Line, wanted: Mapping[str, str], lines: Sequence[Line]) -> 
     return next(found, None)
 
 
-EFFECTS = ["metric", "line", "block", "column", "reference", "mean", "low", "high", "n", "hedges_g", "p_holm"]
+EFFECTS = [
+    "comparison", "metric", "line", "block", "column", "reference", "mean", "low", "high", "n", "hedges_g", "p_holm",
+]  # fmt: skip
 
 
 def _against(metric: Metric, pairs: Mapping[str, Line], block: Block, column: str, rows: _Rows) -> list[dict[str, Any]]:

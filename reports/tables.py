@@ -253,9 +253,10 @@ COST_COLUMNS = (
 PRIOR = "Kurtosis: of the latent, 3 if Gaussian; W2: 2-Wasserstein distance of the latent's values from N(0, 1)."
 
 
-def effect_table(metric: Metric, effects: pd.DataFrame, results: Results) -> Table:
-    """The differences of one metric to the reference line, and how large they are beside their spread over images."""
-    chosen = effects[effects["metric"] == metric.name].to_dict("records")
+def effect_table(metric: Metric, effects: pd.DataFrame, results: Results, comparison: int = 0) -> Table:
+    """The differences of one metric to a reference line, and how large they are beside their spread over images."""
+    wanted = (effects["metric"] == metric.name) & (effects["comparison"] == comparison)
+    chosen = effects[wanted].to_dict("records")
     entries = {(r["line"], r["block"], r["column"]): _effect(metric, r) for r in chosen}
     titles = {line.key: line.title for line in results.lines if any(line.key == key[0] for key in entries)}
     groups = []
@@ -271,7 +272,10 @@ def effect_table(metric: Metric, effects: pd.DataFrame, results: Results) -> Tab
         f"Mean difference to {compared}, image by image; ± is half their 95 % bootstrap interval.",
         "g: Hedges' g of the paired differences. *: Wilcoxon signed-rank, Holm over a column, p < .05.",
     )
-    return Table(f"{metric.name}_effects", f"{metric.heading}: effect", tuple(groups), notes, metric.printed)
+    key, heading = f"{metric.name}_effects", f"{metric.heading}: effect"
+    if comparison:
+        key, heading = f"{key}_{comparison + 1}", f"{heading} {comparison + 1}"
+    return Table(key, heading, tuple(groups), notes, metric.printed)
 
 
 def _effect(metric: Metric, record: Mapping[Any, Any]) -> Entry:

@@ -12,6 +12,7 @@ import pytest
 from reports.results import METRICS, Results, arrange
 from reports.strictness import strict_lines, strictness_figure, strictness_table
 from reports.summary import effects, summarise
+from reports.tables import effect_table
 
 BOUNDS = {"inode": 1.5, "inode_k05": 0.25, "inode_k1": 0.5, "inode_free": 1.4}
 GAIN = {"inode": 3.0, "inode_k05": 1.0, "inode_k1": 2.0, "inode_free": 4.0, "zero": 10.0, "sample": 0.0}
@@ -80,3 +81,17 @@ def test_a_reference_at_the_lines_own_procedure() -> None:
         assert record["reference"].endswith(str(line).rpartition(" · ")[2])
         gain = GAIN[str(line).split(" · ")[1]] - GAIN["inode"]
         assert record["mean"] == pytest.approx(gain * (1 + 0.1 * 2.5))
+
+
+def test_several_references_make_a_table_each() -> None:
+    same, best = {"model": "inode", "method.procedure": "same"}, {"model": "inode", "method.procedure": "zero"}
+    results = made(reference=[same, best])
+    found = effects(results)
+    assert found["comparison"].unique().tolist() == [0, 1]
+    pd.testing.assert_frame_equal(found[found["comparison"] == 0], effects(made(reference=same)))
+    second = found[found["comparison"] == 1]
+    assert set(second["reference"]) == {"ODE · inode · zero"}
+    (metric,) = results.metrics
+    tables = [effect_table(metric, found, results, number) for number in (0, 1)]
+    assert [table.key for table in tables] == ["psnr_effects", "psnr_effects_2"]
+    assert "ODE · inode · zero or" in tables[0].notes[0] and tables[1].notes[0].count("ODE ·") == 1
