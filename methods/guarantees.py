@@ -106,7 +106,11 @@ def _double(cond: Condition) -> Condition:
 
 
 def _decoding(method: FlowODE, measurement: Measurement, cond: Condition) -> Condition:
-    return method.given(measurement, cond) if isinstance(method, InjectiveODE) else cond
+    """What a restoration decodes under: the measurement and the caption, or, by a procedure that decodes without y (as
+    every other flow), the caption alone; with `decode=null` no caption either."""
+    if isinstance(method, InjectiveODE) and method.options.procedure != "consistency":
+        return method.given(measurement, cond)
+    return cond if method.options.decode == "caption" else cond.unconditional
 
 
 # --- distances and volumes ----------------------------------------------------------------------------------------

@@ -301,12 +301,17 @@ class FlowODE(MethodOptions):
         return self
 
 
+Walk = Literal[
+    "rk4", "leapfrog", "leapfrog_bits", "reversible_heun", "reversible_heun_bits", "mccallum_foster"
+]  # fmt: skip
+
+
 class Guarantees(BaseModel):
     """How hard task=guarantee looks at a flow (`methods.guarantees`); in float64 where nothing else is said."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    version: int = Field(3, description="raised when the numbers change; part of a cell's identity")
+    version: int = Field(4, description="raised when the numbers change; part of a cell's identity")
     steps: int = Field(
         5,
         ge=1,
@@ -324,8 +329,8 @@ class Guarantees(BaseModel):
     tolerances: tuple[float, ...] = Field(
         (1e-3, 1e-5, 1e-7), min_length=1, description="rtol = atol of dopri5's round trips"
     )
-    solvers: tuple[Literal["rk4", "leapfrog", "leapfrog_bits", "reversible_heun", "mccallum_foster"], ...] = Field(
-        ("rk4", "leapfrog", "leapfrog_bits", "reversible_heun", "mccallum_foster"),
+    solvers: tuple[Walk, ...] = Field(
+        ("rk4", "leapfrog", "leapfrog_bits", "reversible_heun", "reversible_heun_bits", "mccallum_foster"),
         description="of the other round trips, on the method's own steps, beside its own; _bits adds in integers",
     )
     noise: float = Field(0.05, gt=0, description="std of noise in the measurement, in model range")

@@ -41,6 +41,18 @@ class Given:
     kind: str = "gaussian_noise"
 
 
+@dataclass(frozen=True)
+class Linear(Given):
+    """A measurement that knows its operator, the identity."""
+
+    sigma: float = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    adjoint = forward
+
+
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -231,6 +243,25 @@ def test_a_reverse_solve_keeps_to_gronwalls_bound() -> None:
             assert 0 < found["rk4_error"][i] <= found["gronwall_bound"][i]
 
 
+def test_what_is_looked_at_is_what_a_procedure_decodes_under() -> None:
+    """Given y, the flow follows it; drawn to y (consistency), it knows the caption alone, or nothing."""
+    method = injective("strict", seed=0, scale=1.0)
+    few = QUICK.model_copy(update={"iterations": 1, "updates": 1, "tolerances": (1e-1,), "solvers": ("rk4",)})
+
+    def seen(y: float, caption: str, **changes: str) -> list[Any]:
+        chosen = InjectiveODE(method.denoiser, method.options.model_copy(update=changes), method.grid)
+        given = Linear(y * draw(2, *SHAPE, seed=1))
+        return list(check(chosen, problem(method.denoiser, caption, given), few)["sv_max"])
+
+    assert seen(0.8, "the digit 3") != seen(0.4, "the digit 3")
+    alone = seen(0.8, "the digit 3", procedure="consistency")
+    assert (
+        alone == seen(0.4, "the digit 3", procedure="consistency") != seen(0.8, "the digit 4", procedure="consistency")
+    )
+    nothing = seen(0.8, "the digit 3", procedure="consistency", decode="null")
+    assert nothing == seen(0.8, "the digit 4", procedure="consistency", decode="null") != alone
+
+
 def test_noise_is_put_where_something_was_measured() -> None:
     """Known pixels are kept, so all of the noise on them comes back, and none is put elsewhere."""
     method = gaussian(0.25)
@@ -245,7 +276,7 @@ def test_a_guided_flow_has_no_certificate() -> None:
     method = injective("strict", seed=0, scale=1.0)
     few = QUICK.model_copy(update={"iterations": 1, "updates": 1, "tolerances": (1e-1,)})
     found = check(method, problem(method.denoiser, "the digit 3", guidance=3.0), few)
-    assert found["violated"] == [None, None] and found["trip_leapfrog_nfe"] == [2 * (5 + 4)] * 2
+    assert found["violated"] == [None, None] and found["trip_reversible_heun_nfe"] == [2 * (5 + 4)] * 2
     # Guidance throws this field beyond 2^12, where the integers end; no other column is lost for it.
     assert found["trip_leapfrog_bits"] == found["trip_leapfrog_bits_nfe"] == [None, None]
 

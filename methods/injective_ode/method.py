@@ -48,10 +48,15 @@ class LocalEdit:
     """An edit u_T' = u_T + M delta, and what became of the rest: L2 norms [B] outside the mask."""
 
     image: Tensor
+    """x + Phi(u_T') - Phi(u_T): by the exact flow Phi(u_T) = x, and a solver's error of it is not taken for an edit."""
     outside: Tensor
     """Measured: |x' - x|."""
     bound: Tensor
-    """Guaranteed for the exact flow of a certified field: max S_0 outside the mask, times e^K |M delta|."""
+    """Guaranteed for the exact flow of a certified field: max S_0 outside the mask, times (e^K - 1) |M delta|.
+
+    The way from u_T to u_0 is the identity, which moves nothing outside the mask, and the integral of du/dt, whose
+    change is at most that of k e^(growth of k so far) |M delta|: (e^K - 1) |M delta|.
+    """
     certified: bool
     """Whether the field is certified; where it is not, the bound is nominal."""
 
@@ -239,17 +244,15 @@ class InjectiveODE(FlowODE):
             raise ValueError(
                 f"the certificate is of one condition, not of guidance {cond.guidance:g}: use cond.at(1.0)"
             )
-        latent = self.invert(x0, cond)
-        moved = torch.where(mask, delta, 0.0)
-        start = self._u(latent, cond)
+        start, moved = self._u(self.invert(x0, cond), cond), torch.where(mask, delta, 0.0)
         before, after = (self.decode(self.at_gauge(u, cond), cond) for u in (start, start + moved))
         certificate = self.network.certificate(t0=self.times[0], t1=self.times[-1])
         scale = cast(Tensor, self.chart(self.times[0], cond).scale)
         widest = torch.where(mask, 0.0, scale).flatten(1).amax(1)
         return LocalEdit(
-            image=after,
+            image=x0 + (after - before),
             outside=_norm(torch.where(mask, 0.0, after - before)),
-            bound=widest * certificate.gronwall * _norm(moved),
+            bound=widest * (certificate.gronwall - 1) * _norm(moved),
             certified=certificate.certified,
         )
 

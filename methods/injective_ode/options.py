@@ -14,7 +14,15 @@ class InjectiveODE(FlowODE):
 
     runs_on: ClassVar[tuple[str, ...]] = ("methods.injective_ode.field.InjectiveField",)
 
-    version: int = Field(2, description="2: guidance takes the caption away and keeps the measurement")
+    version: int = Field(
+        3, description="2: guidance takes the caption away and keeps the measurement; 3: default solver"
+    )
+    solver: Literal["leapfrog", "reversible_heun", "mccallum_foster", "rk4", "dopri5"] = Field(
+        "reversible_heun", description="the first three are reversible and keep more than x_T, the last two keep x_T"
+    )
+    spacing: Literal["model", "data_end"] = Field(
+        "data_end", description="levels of the model's own grid, or denser where the field is steep: at the image"
+    )
     procedure: Literal["zero", "sample", "bridge", "consistency", "mean"] = Field(
         "zero",
         description="of a restoration: decode the zero latent given y; decode noise given y; encode y as data of its "
