@@ -352,6 +352,42 @@ def test_no_peak_of_k_hides_between_two_nodes(peak: float, power: float) -> None
         assert 1.001 * found >= certificate.K
 
 
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        ({"t0": 1.0, "t1": 0.2}, "0 <= t0 <= t1"),
+        ({"t0": -0.1}, "0 <= t0 <= t1"),
+        ({"t1": 1.6}, "0 <= t0 <= t1"),
+        ({"t1": math.nan}, "0 <= t0 <= t1"),
+        ({"lam": -0.1}, "lam must be 0 or more"),
+        ({"lam": math.nan}, "lam must be 0 or more"),
+    ],
+)
+def test_a_certificate_of_nonsense_is_refused(asked: dict[str, float], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        field().certificate(**asked)  # type: ignore[arg-type]
+
+
+def test_a_certificate_reaches_the_ends_of_a_grid() -> None:
+    """Rounding at the ends is no mistake, a path of no length has K = 0, and lambda may be 0."""
+    network, path = field(), Trigonometric()
+    first, last = path.node_at(0.0).time, path.node_at(1.0).time
+    whole = network.certificate(t0=first - 1e-15, t1=last + 1e-15, lam=0.0)
+    assert pytest.approx(network.certificate().K, rel=1e-12) == whole.K and whole.h == whole.L
+    assert network.certificate(t0=0.7, t1=0.7).K == 0
+
+
+def test_the_constants_of_n_and_of_the_condition_number() -> None:
+    """N is shorter than 1 where a projection shrinks, which L and K take in; the spread of S counts at both ends."""
+    network = witness(0.5, 0.5, 0.5, 0.5, variance=(0.05, 1.0))
+    certificate, most = network.certificate(t1=1.0), float(network.strength(at(0.0)))  # k is constant
+    assert certificate.lipschitz_N == pytest.approx(0.5)
+    assert certificate.L == pytest.approx(0.5 * most) and pytest.approx(0.5 * most) == certificate.K
+    spread = -math.log(0.05) / 2 - math.log(0.05 * math.cos(1.0) ** 2 + math.sin(1.0) ** 2) / 2
+    assert certificate.log_condition == pytest.approx(2 * certificate.K + spread)
+    assert certificate.log_condition == pytest.approx(math.log(certificate.z_upper / certificate.z_lower))
+
+
 @pytest.mark.parametrize("kind", ["random", "steepest"])
 def test_the_strict_form_is_the_flow_in_another_gauge(kind: str) -> None:
     """w = e^{(L + lambda) t} u solves dw/dt = h w + g(w) with h = L + lambda and Lip(g) <= L, so that

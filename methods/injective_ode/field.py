@@ -40,6 +40,8 @@ from methods.injective_ode.conditioner import KINDS, Conditioner
 from methods.injective_ode.layers import Constraint, Core
 
 HALF_TURN = math.pi / 2
+ROUNDING = 1e-12
+"""Of an angle that was computed: the ends of a grid may pass 0 and pi / 2 by it."""
 FREQUENCIES = 6
 """Harmonics of 2t that the network sees: few, so that the field stays smooth in time and solvers keep their order."""
 
@@ -77,13 +79,13 @@ class Certificate:
     t0: float
     t1: float
     lipschitz_N: float
-    """Of N, from the matrices in use: 1 up to their rounding."""
+    """Of N, from the matrices in use: at most 1 up to rounding, and less where a projection shrinks. Nominally 1."""
     K: float
     """The integral of k, times lipschitz_N."""
     lam: float
     """lambda of theorem 2, as asked."""
     L: float
-    """The largest k(t), and so the largest Lip(g) of theorem 2."""
+    """The largest k(t) times lipschitz_N, and so the largest Lip(g) of theorem 2."""
     h: float
     """L + lambda."""
     u_lower: float
@@ -93,7 +95,7 @@ class Certificate:
     z_upper: float
     """The same for z."""
     log_condition: float
-    """log(z_upper / z_lower) <= 2K + the spread of log S at the two ends."""
+    """log(z_upper / z_lower) = 2K + the spread of log S at t0 + that at t1: bounds the log of the condition number."""
     gronwall: float
     """A reverse solve from t1 to t0: |error of u(t0)| <= gronwall (|error of u(t1)| + sum of local errors)."""
     gronwall_z: float
@@ -248,7 +250,12 @@ class InjectiveField(nn.Module):
 
         Upper bounds at any weights: on each of `INTERVALS` intervals k is bounded by its values at the ends and the
         largest curvature that its harmonics allow (`_Rate`), so that no weights hide a peak between two nodes.
+        Raises ValueError unless 0 <= t0 <= t1 <= pi / 2, where S is monotone in t, and 0 <= lam.
         """
+        if not -ROUNDING <= t0 <= t1 <= HALF_TURN + ROUNDING:
+            raise ValueError(f"a certificate needs 0 <= t0 <= t1 <= pi / 2, got t0={t0:g} and t1={t1:g}")
+        if not 0 <= lam < math.inf:
+            raise ValueError(f"lam must be 0 or more, and finite, got {lam:g}")
         grid = np.linspace(t0, t1, INTERVALS + 1)
         rate = _Rate(self.k_max, self.rate.detach().cpu().double().numpy())
         lipschitz = self.core.lipschitz() if self.constraint == "strict" else 1.0
