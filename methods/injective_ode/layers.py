@@ -64,7 +64,8 @@ class Rotation(nn.Module):
 
     @property
     def matrix(self) -> Tensor:
-        """Q. Frozen weights keep it, computed in float64, until they change."""
+        """Q. Frozen weights keep it, computed in float64, until they change: other storage, or an edit in place that
+        autograd counts. An edit of `weight.data` is not counted, and leaves an old Q."""
         if self.weight.requires_grad:
             return cayley(self.weight, self.size)
         state = (self.weight.data_ptr(), self.weight._version, self.weight.dtype, self.weight.device)
@@ -121,11 +122,12 @@ class Projection(nn.Module):
     def matrix(self) -> Tensor:
         if not self.bounded:
             return self.weight
+        # Squares of entries above 1 could overflow. The quotient does not depend on `size`, which needs no gradient.
+        size = self.weight.detach().abs().amax().clamp(min=1.0)
+        scaled = self.weight / size
         # The eigenvalues of the smaller Gram matrix: their gradient exists at zero weights too.
-        gram = (
-            self.weight.T @ self.weight if self.weight.shape[0] > self.weight.shape[1] else self.weight @ self.weight.T
-        )
-        return self.weight / torch.linalg.eigvalsh(gram)[-1].clamp(min=1.0).sqrt()
+        gram = scaled.T @ scaled if scaled.shape[0] > scaled.shape[1] else scaled @ scaled.T
+        return scaled / torch.linalg.eigvalsh(gram)[-1].clamp(min=size**-2).sqrt()
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.matrix.T
