@@ -22,7 +22,7 @@ from bench.config import FlowTrainConfig, ModelConfig, TrackerConfig, compose_co
 from bench.errors import UserError, run_command, unknown
 from bench.launch import backend
 from bench.mirror import HISTORY_FILE, RECIPE_FILE
-from bench.registry import check_options, load
+from bench.registry import check_model, check_options, load
 from bench.tracking import Companion
 
 HELD_OUT = 512
@@ -45,6 +45,7 @@ def parse(arguments: list[str]) -> tuple[str, ModelConfig, Path, TrackerConfig]:
     model = config.model[names[0]]
     if model.train is None or model.dataset is None:
         raise UserError(f"model {names[0]} has no training recipe (keys dataset and train in its YAML)")
+    check_model(model, f"model.{names[0]}")
     return names[0], model, out, config.tracker
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -21,6 +22,7 @@ from bench.models import build_backbone, build_denoiser
 from bench.train import Observer
 from methods.backbones.analytic import GaussianMixture
 from methods.flow_analysis import Flow, jacobian
+from methods.injective_ode import options
 from methods.injective_ode.conditioner import CORRUPTIONS, KINDS
 from methods.injective_ode.field import FREQUENCIES, HALF_TURN, Features, InjectiveField
 from methods.injective_ode.layers import Layer, Projection, Rotation, cayley, gather_windows, modulus, scatter_windows
@@ -749,6 +751,29 @@ def test_it_is_a_backbone(tmp_path: Path) -> None:
 def test_wrong_conditions_are_named(arguments: tuple[object, ...], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         field().encode(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"k_max": -1.0}, "k_max"),
+        ({"k_max": math.nan}, "k_max"),
+        ({"variance": (1.0, 0.5)}, "c_lo < c_hi"),
+        ({"depth": 0}, "depth"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        field(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="constraint"):
+        field("hard")
+
+
+def test_the_field_and_its_declared_arguments_have_the_same_defaults() -> None:
+    own, declared = inspect.signature(InjectiveField).parameters, options.InjectiveField.model_fields
+    assert own.keys() == declared.keys()
+    for name, part in declared.items():
+        assert own[name].default == (inspect.Parameter.empty if part.is_required() else part.default)
 
 
 RECIPES = sorted(file.stem for file in (ROOT / "sweeps" / "model").glob("*_inode*.yaml"))

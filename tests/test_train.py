@@ -175,6 +175,19 @@ def test_mistakes_are_named(arguments: list[str], tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["model=digits_inode", "model.digits_inode.backbone.k_max=-1"], "backbone.k_max=-1"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_its_network_ends_before_images_are_drawn(
+    arguments: list[str], complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        train.parse(arguments)
+
+
 def test_the_schedule_rises_and_falls() -> None:
     plan = Optimisation(steps=1000, warmup=100)
     factors = [plan.factor(step) for step in range(1001)]

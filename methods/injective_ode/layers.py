@@ -11,7 +11,6 @@ Inside, maps are [B, H, W, C], in which windows are rows of one matrix product.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -161,7 +160,8 @@ class Layer(nn.Module):
 class Core(nn.Module):
     """N: U-shaped by pixel-unshuffle. Going down, `widths[i + 1]` of the 4 widths[i] channels go on, the rest skip.
 
-    `sides` and `features` are the spatial size and the channels of the conditioner's map at every level.
+    `sides` and `features` are the spatial size and the channels of the conditioner's map at every level. What widths
+    and sides must meet is checked by `options.InjectiveField`.
     """
 
     def __init__(
@@ -175,10 +175,6 @@ class Core(nn.Module):
         depth: int = 2,
     ) -> None:
         super().__init__()
-        if any(after > 4 * before for before, after in pairwise(widths)):
-            raise ValueError(f"a width can be at most four times the one before it, got {list(widths)}")
-        if widths[0] < 4 * channels:
-            raise ValueError(f"the first width must hold a 2x2 patch of the image: at least {4 * channels}")
         self.widths = widths
         bounded = constraint == "strict"
         self.inp = Projection(4 * channels, widths[0], bounded)
