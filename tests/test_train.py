@@ -178,6 +178,8 @@ def test_mistakes_are_named(arguments: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        ([*TINY, "train.flow.draws=1"], "UNet has no use for it; the injective ODE alone has"),
+        (["model=digits_inode", "train.flow=null"], "the injective ODE needs it"),
         (["model=digits_inode", "model.digits_inode.backbone.k_max=-1"], "backbone.k_max=-1"),
     ],
 )
