@@ -21,7 +21,7 @@ from typing import Any
 from bench import hub, metrics
 from bench.config import EDIT_AXIS, MEASURING, NAME_AXES, NUMBER_AXES, ModelConfig, RunConfig
 from bench.errors import UserError, unknown
-from bench.registry import check_options, load, locate, options_class
+from bench.registry import check_model, check_options, load, options_class
 
 Point = dict[str, Any]
 
@@ -211,10 +211,12 @@ def _check_task(config: RunConfig) -> None:
         if config.task == "edit":
             raise UserError("task=edit needs kinds of edit; write edit=recolour,remove")
         raise UserError(f"edit has no meaning for task={config.task}; only task=edit edits")
-    for name, model in config.models.items():
-        if model.kind == "judge":
-            raise UserError(f"model {name} is a classifier, not a denoiser; it cannot run a method")
-        locate(model.class_path, "model")
+    places = {f"method.{name}.models": method.models for name, method in config.method.items()}
+    for place, models in {**places, "model": config.model}.items():
+        for name, model in models.items():
+            if model.kind == "judge":
+                raise UserError(f"model {name} is a classifier, not a denoiser; it cannot run a method")
+            check_model(model, f"{place}.{name}")
 
 
 def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_spec: dict[str, Any]) -> Cell | Skip:

@@ -38,10 +38,15 @@ def parse(arguments: list[str]) -> tuple[list[Cell], int, int, Path]:
     for key, least in (("image", 0), ("draws", SHOWN)):
         if not own[key].isdecimal() or int(own[key]) < least:
             raise UserError(f"{key}={own[key]}: must be a whole number, {least} or more")
+    out = Path(own["out"]).expanduser()
+    if not out.suffix and not out.is_dir():
+        out = out.with_suffix(".png")  # the file that matplotlib would write, and that is told
+    if out.is_dir():
+        raise UserError(f"out={own['out']!r} is a folder; it must be a file")
     given = {override.partition("=")[0] for override in overrides}
     defaults = {"sweep": "corruptions", "method": "injective_ode", "severity": "3", "steps": "10"}
     config = compose_config([f"{key}={value}" for key, value in defaults.items() if key not in given] + overrides)
-    return list(expand(config).cells), int(own["image"]), int(own["draws"]), Path(own["out"]).expanduser()
+    return list(expand(config).cells), int(own["image"]), int(own["draws"]), out
 
 
 def solve(cell: Cell, index: int, draws: int) -> Row:

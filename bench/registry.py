@@ -2,7 +2,8 @@
 
 A name is a dotted path (`mypkg.mymethod.MyMethod`) or an entry point of the groups `inversion_bench.methods`,
 `.corruptions`, `.datasets` and `.models`. Options are checked without importing torch where the package follows our
-own convention: the options of `pkg.module.Name` are `pkg.options.Name`. Otherwise the class says `Options`.
+own convention: the options of `pkg.module.Name` are `pkg.options.Name`. Otherwise the class says `Options`. Arguments
+of a model's class are checked where they are declared by that convention, and otherwise seen when it is made.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bench.config import validate
+from bench.config import ModelConfig, validate
 from bench.errors import UserError, unknown
 
 
@@ -87,16 +88,35 @@ def load(path: str, kind: str) -> Any:
 @cache
 def options_class(path: str, kind: str) -> Any:
     """The pydantic model of a class's options."""
-    module_name, name = locate(path, kind)
-    package = module_name.rpartition(".")[0]
-    if package and importlib.util.find_spec(f"{package}.options"):
-        declared = getattr(importlib.import_module(f"{package}.options"), name, None)
-        if isinstance(declared, type) and issubclass(declared, BaseModel):
-            return declared
+    if (declared := _declared(path, kind)) is not None:
+        return declared
     loaded = load(path, kind)
     if not hasattr(loaded, "Options"):
         raise UserError(f"{kind} class {path!r} declares no Options")
     return loaded.Options
+
+
+def _declared(path: str, kind: str) -> type[BaseModel] | None:
+    """What the package's `options` says under the class's name."""
+    module_name, name = locate(path, kind)
+    package = module_name.rpartition(".")[0]
+    if not package or not importlib.util.find_spec(f"{package}.options"):
+        return None
+    declared = getattr(importlib.import_module(f"{package}.options"), name, None)
+    return declared if isinstance(declared, type) and issubclass(declared, BaseModel) else None
+
+
+def check_model(model: ModelConfig, where: str) -> None:
+    """Raises UserError for a class that does not exist, and for what its declared arguments refuse: one of them, or a
+    key of the model that says something else. `where` names the model in an error."""
+    declared = _declared(model.class_path, "model")
+    if declared is None:
+        return
+    made = validate(declared, model.backbone, f"{where}.backbone")
+    for key, told in (("shape", model.shape), ("prediction", model.prediction), ("path", model.path.kind)):
+        known = getattr(made, key, told)
+        if known != told:
+            raise UserError(f"{where}: {key} {told} does not fit its backbone, of {key} {known}")
 
 
 def check_options(path: str, kind: str, options: Mapping[str, Any], where: str) -> Any:

@@ -22,8 +22,9 @@ from bench.config import FlowTrainConfig, ModelConfig, TrackerConfig, compose_co
 from bench.errors import UserError, run_command, unknown
 from bench.launch import backend
 from bench.mirror import HISTORY_FILE, RECIPE_FILE
-from bench.registry import check_options, load
+from bench.registry import check_model, check_options, load, resolve
 from bench.tracking import Companion
+from methods.injective_ode.options import InjectiveODE
 
 HELD_OUT = 512
 """Images of the test split that the loss curve is measured on, from the end that no sweep's `images` reaches first."""
@@ -45,6 +46,14 @@ def parse(arguments: list[str]) -> tuple[str, ModelConfig, Path, TrackerConfig]:
     model = config.model[names[0]]
     if model.train is None or model.dataset is None:
         raise UserError(f"model {names[0]} has no training recipe (keys dataset and train in its YAML)")
+    check_model(model, f"model.{names[0]}")
+    injective = resolve(model.class_path, "model") in InjectiveODE.runs_on
+    if injective != (model.train.flow is not None):
+        raise UserError(
+            f"model.{names[0]}.train.flow: the injective ODE needs it, for example {{}}"
+            if injective
+            else f"model.{names[0]}.train.flow: {model.class_path} has no use for it; the injective ODE alone has"
+        )
     return names[0], model, out, config.tracker
 
 

@@ -82,8 +82,9 @@ FLOATING = Floating()
 class FixedPoint:
     """int64 multiples of 2^-bits: additions are exact. The field sees, and answers in, `dtype`.
 
-    40 bits for a float64 field, 20 for a float32 one leave its own precision to decide; |x| must stay below
-    2^(52 - bits), or ArithmeticError is raised.
+    40 bits for a float64 field, 20 for a float32 one leave its own precision to decide. Every number that is kept or
+    read must lie below 2^(52 - bits), or ArithmeticError is raised: a sum of such numbers is far from int64's end, and
+    what a field or a caller sees of it has not been rounded.
     """
 
     dtype: torch.dtype = torch.float64
@@ -94,12 +95,16 @@ class FixedPoint:
 
     def keep(self, x: Tensor) -> Tensor:
         scaled = (x.double() * 2.0**self.bits).round()
-        if not bool((scaled.abs() < 2.0**52).all()):
-            raise ArithmeticError(f"a fixed-point number must lie within +-2^{52 - self.bits}; the solution left it")
+        self._check(scaled)
         return scaled.to(torch.int64)
 
     def value(self, kept: Tensor) -> Tensor:
+        self._check(kept)  # a sum of increments may have left the range that each of them keeps
         return (kept.double() * 2.0**-self.bits).to(self.dtype)
+
+    def _check(self, scaled: Tensor) -> None:
+        if not bool((scaled.abs() < 2**52).all()):
+            raise ArithmeticError(f"a fixed-point number must lie within +-2^{52 - self.bits}; the solution left it")
 
 
 # --- Runge-Kutta increments ---------------------------------------------------------------------------------------

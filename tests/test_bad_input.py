@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SWEEP = "sweep=corruptions"
 CLEAN = "sweep=reconstruction"
 FLOW = "model=scenes_rf"
+FIELD = [SWEEP, "model=scenes_inode"]
+ARGUMENT = "model.scenes_inode.backbone"
 
 # (command line, words that its one line must hold)
 CASES: list[tuple[list[str], list[str]]] = [
@@ -199,6 +201,26 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([SWEEP, FLOW, "model.scenes_rf.grid.mu=1.0"], ["flux_shift", "mu"]),
     ([SWEEP, FLOW, "model.scenes_rf.grid.level0=first"], ["level0=first", "rectified"]),
     ([SWEEP, FLOW, "model.scenes_rf.path.schedule=cosine"], ["schedule=cosine", "rectified"]),
+    # arguments of a backbone
+    ([*FIELD, f"{ARGUMENT}.constraint=hard"], [f"{ARGUMENT}.constraint='hard'", "'strict'"]),
+    ([*FIELD, f"{ARGUMENT}.k_max=-1"], [f"{ARGUMENT}.k_max=-1", "greater than or equal to 0"]),
+    ([*FIELD, f"{ARGUMENT}.kmax=1"], ["unknown key 'kmax' in model.scenes_inode.backbone", "nearest: k_max"]),
+    ([*FIELD, f"{ARGUMENT}.variance=[1,0.5]"], [f"{ARGUMENT}.variance=[1, 0.5]", "0 < c_lo < c_hi"]),
+    ([*FIELD, f"{ARGUMENT}.variance=[0.1]"], [f"{ARGUMENT}.variance.1 is missing"]),
+    ([*FIELD, f"{ARGUMENT}.vocabulary=scene"], [f"{ARGUMENT}.vocabulary='scene'", "scenes, digits"]),
+    ([*FIELD, f"{ARGUMENT}.widths=[]"], [f"{ARGUMENT}.widths is empty"]),
+    ([*FIELD, f"{ARGUMENT}.widths=[48,200]"], ["at most four times", "[48, 200]"]),
+    ([*FIELD, f"{ARGUMENT}.widths=[8,8]"], ["2x2 patch", "at least 12"]),
+    ([*FIELD, f"{ARGUMENT}.widths=[48,48,48,48,48]"], ["divisible by 64", "[3, 32, 32]"]),
+    ([*FIELD, f"{ARGUMENT}.conditioner=[24,20]"], [f"{ARGUMENT}.conditioner.1=20", "multiple of 8"]),
+    ([*FIELD, f"{ARGUMENT}.conditioner=[24]"], [f"{ARGUMENT}.conditioner"]),
+    ([*FIELD, f"{ARGUMENT}.shape=[3,16,16]"], ["model.scenes_inode: shape (3, 32, 32)", "(3, 16, 16)"]),
+    ([*FIELD, "model.scenes_inode.prediction=eps"], ["model.scenes_inode: prediction eps", "of prediction v"]),
+    ([*FIELD, "model.scenes_inode.path.kind=rectified"], ["path rectified", "of path trig"]),
+    (
+        [SWEEP, "method=injective_ode", "method.injective_ode.models.scenes_inode.backbone.k_max=-1"],
+        ["method.injective_ode.models.scenes_inode.backbone.k_max=-1", "greater than or equal to 0"],
+    ),
     # metrics, retries, places
     ([SWEEP, "metrics=psn"], ["metrics.0='psn'", "'ssim'", "nearest: psnr"]),
     ([SWEEP, "metrics=psnr,ssmi"], ["metrics.1='ssmi'", "nearest: ssim"]),

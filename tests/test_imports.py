@@ -62,7 +62,7 @@ def test_arrows_point_down_only(room: str) -> None:
 
 
 def test_options_need_no_torch() -> None:
-    for file in (ROOT / "methods" / "options.py", ROOT / "corruptions" / "options.py"):
+    for file in (*(ROOT / "methods").rglob("options.py"), ROOT / "corruptions" / "options.py"):
         assert not any(inside(name, ("torch", "pytorch_lightning")) for name in imported(file))
 
 

@@ -399,13 +399,13 @@ def test_a_sweep_runs_it_on_its_own_model(tmp_path: Path) -> None:
 # --- the picture of a posterior --------------------------------------------------------------------------------
 
 
-def test_the_picture_of_a_posterior(tmp_path: Path) -> None:
+def test_the_picture_of_a_posterior(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is known has no spread, what is hidden has some; and the file is there."""
     config = compose_config(["model=digits_inode"], sweep_required=False).model["digits_inode"]
     weights = tmp_path / "made.safetensors"
     made = build_backbone(config, weights=False).state_dict()
     save_file({name: part.contiguous() for name, part in made.items()}, weights)
-    arguments = ["profile=digits", "corruption=block_mask", "steps=1", "draws=2", f"out={tmp_path / 'a' / 'b.png'}"]
+    arguments = ["profile=digits", "corruption=block_mask", "steps=1", "draws=2", f"out={tmp_path / 'a' / 'b'}"]
     arguments.append(f"method.injective_ode.models.digits_inode.weights={weights}")
     cells, image, draws, out = posterior.parse(arguments)
     (row,) = (posterior.solve(cell, image, draws) for cell in cells)
@@ -413,9 +413,13 @@ def test_the_picture_of_a_posterior(tmp_path: Path) -> None:
     known = (row.y == row.truth).all(-1)
     assert (row.spread[known] == 0).mean() > 0.9 and (row.spread[~known] > 0).all()
     assert posterior.main(arguments) == 0 and out.read_bytes().startswith(b"\x89PNG")
+    assert out == tmp_path / "a" / "b.png" and capsys.readouterr().out == f"{out}\n"
+    (tmp_path / "folder.png").mkdir()
     for wrong, complaint in (
         (["draws=1"], "draws=1: must be a whole number, 2 or more"),
         (["image=x"], "image=x: must be"),
+        ([f"out={tmp_path}"], "is a folder; it must be a file"),
+        ([f"out={tmp_path / 'folder'}"], "is a folder; it must be a file"),
     ):
         with pytest.raises(UserError, match=complaint):
             posterior.parse(wrong)

@@ -129,12 +129,31 @@ def test_fixed_point_numbers_refuse_to_overflow() -> None:
         for wrong in (bound, math.nan, math.inf):
             with pytest.raises(ArithmeticError, match="fixed-point"):
                 numbers.keep(torch.tensor([wrong], dtype=torch.float64))
+        for sign in (-1, 1):
+            with pytest.raises(ArithmeticError, match="fixed-point"):
+                numbers.value(torch.tensor([sign * 2**52]))
     with pytest.raises(ValueError, match="coupling"):
         McCallumFoster(numbers=FixedPoint())
     with pytest.raises(ValueError, match="coupling"):
         McCallumFoster(coupling=1.5)
     with pytest.raises(ValueError, match="increment"):
         McCallumFoster("euler")
+
+
+@pytest.mark.parametrize("name", REVERSIBLE)
+@pytest.mark.parametrize(("end", "fails"), [(20.0, False), (200.0, True)])
+def test_fixed_point_positions_do_not_pass_their_range(name: str, end: float, fails: bool) -> None:
+    """Every increment lies within the range, of a constant field 100; their sum is 20000, outside of 2^12."""
+    solver, times, zero = bit_exact(name, torch.float64), [end * n / 20 for n in range(21)], torch.zeros(3, 6)
+
+    def walked() -> torch.Tensor:
+        return solver.solution(integrate(lambda t, z: torch.full_like(z, 100), zero, times, solver))
+
+    if fails:
+        with pytest.raises(ArithmeticError, match="fixed-point"):
+            walked()
+    else:
+        torch.testing.assert_close(walked(), torch.full_like(start(), 100 * end), rtol=1e-11, atol=0)
 
 
 @pytest.mark.parametrize("steps", [8, 32])

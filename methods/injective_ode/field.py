@@ -36,10 +36,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.backbones.captions import VOCABULARIES
+from methods.injective_ode import options
 from methods.injective_ode.conditioner import KINDS, Conditioner
 from methods.injective_ode.layers import Constraint, Core
 
 HALF_TURN = math.pi / 2
+ROUNDING = 1e-12
+"""Of an angle that was computed: the ends of a grid may pass 0 and pi / 2 by it."""
 FREQUENCIES = 6
 """Harmonics of 2t that the network sees: few, so that the field stays smooth in time and solvers keep their order."""
 
@@ -77,13 +80,13 @@ class Certificate:
     t0: float
     t1: float
     lipschitz_N: float
-    """Of N, from the matrices in use: 1 up to their rounding."""
+    """Of N, from the matrices in use: at most 1 up to rounding, and less where a projection shrinks. Nominally 1."""
     K: float
     """The integral of k, times lipschitz_N."""
     lam: float
     """lambda of theorem 2, as asked."""
     L: float
-    """The largest k(t), and so the largest Lip(g) of theorem 2."""
+    """The largest k(t) times lipschitz_N, and so the largest Lip(g) of theorem 2."""
     h: float
     """L + lambda."""
     u_lower: float
@@ -93,7 +96,7 @@ class Certificate:
     z_upper: float
     """The same for z."""
     log_condition: float
-    """log(z_upper / z_lower) <= 2K + the spread of log S at the two ends."""
+    """log(z_upper / z_lower) = 2K + the spread of log S at t0 + that at t1: bounds the log of the condition number."""
     gronwall: float
     """A reverse solve from t1 to t0: |error of u(t0)| <= gronwall (|error of u(t1)| + sum of local errors)."""
     gronwall_z: float
@@ -110,13 +113,11 @@ def _waves(t: Tensor) -> tuple[Tensor, Tensor]:
 class InjectiveField(nn.Module):
     """Conditioner, gauge and core together; as a denoiser's backbone on the path `trig` it predicts v.
 
-    Arguments: `vocabulary` of captions (scenes | digits); `shape` (C, H, W); `constraint` strict | soft | free;
-    `widths` of N, from half the image's side down; `conditioner` widths, from the image's side down; `depth` layers a
-    level and direction; `k_max` the bound of k(t); `variance` (c_lo, c_hi): the floor keeps an image that a sharp
-    condition denies from being sent to |u| = |x - mu| / sqrt(c) without limit.
+    Its arguments are those of `options.InjectiveField`; what that refuses is a ValueError. The floor of `variance`
+    keeps an image that a sharp condition denies from being sent to |u| = |x - mu| / sqrt(c) without limit.
     """
 
-    prediction = "v"
+    prediction = options.InjectiveField.prediction
 
     def __init__(
         self,
@@ -131,27 +132,31 @@ class InjectiveField(nn.Module):
         time: int = 64,
     ) -> None:
         super().__init__()
-        if constraint not in ("strict", "soft", "free"):
-            raise ValueError(f"constraint must be strict, soft or free, got {constraint!r}")
-        if not 0 < variance[0] < variance[1]:
-            raise ValueError(f"variance must be (c_lo, c_hi) with 0 < c_lo < c_hi, got {list(variance)}")
-        channels, height, width = shape
-        deepest = 2 ** (len(widths) + 1)
-        if height % deepest or width % deepest:
-            raise ValueError(
-                f"{len(widths)} levels of 2x2 windows need sides divisible by {deepest}, got {list(shape)}"
-            )
-        self.vocabulary = VOCABULARIES[vocabulary]
-        self.shape = (channels, height, width)
-        self.constraint, self.k_max = constraint, k_max
-        self.c_lo, self.c_hi = variance
-        self.widths = tuple(conditioner)
-        sides = tuple((height >> i, width >> i) for i in range(1, len(widths) + 1))
-        told = tuple(self.widths[min(i, len(self.widths) - 1)] for i in range(1, len(widths) + 1))
+        given = options.InjectiveField.model_validate(
+            {
+                "vocabulary": vocabulary,
+                "shape": tuple(shape),
+                "constraint": constraint,
+                "widths": tuple(widths),
+                "conditioner": tuple(conditioner),
+                "depth": depth,
+                "k_max": k_max,
+                "variance": tuple(variance),
+                "time": time,
+            }
+        )
+        channels, height, width = self.shape = given.shape
+        self.vocabulary = VOCABULARIES[given.vocabulary]
+        self.constraint, self.k_max = given.constraint, given.k_max
+        self.c_lo, self.c_hi = given.variance
+        self.widths = given.conditioner
+        self.levels = len(given.widths)
+        sides = tuple((height >> i, width >> i) for i in range(1, self.levels + 1))
+        told = tuple(self.widths[min(i, len(self.widths) - 1)] for i in range(1, self.levels + 1))
         self.conditioner = Conditioner(channels, self.widths, self.vocabulary.size, self.vocabulary.slots)
-        self.core = Core(constraint, channels, tuple(widths), sides, told, time, depth)
-        self.levels = len(widths)
-        self.clock = nn.Sequential(nn.Linear(2 * FREQUENCIES, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
+        self.core = Core(given.constraint, channels, given.widths, sides, told, given.time, given.depth)
+        first, second = nn.Linear(2 * FREQUENCIES, given.time), nn.Linear(given.time, given.time)
+        self.clock = nn.Sequential(first, nn.SiLU(), second, nn.SiLU())
         self.rate = nn.Parameter(torch.zeros(FREQUENCIES))
 
     # --- conditions --------------------------------------------------------------------------------------------
@@ -248,7 +253,12 @@ class InjectiveField(nn.Module):
 
         Upper bounds at any weights: on each of `INTERVALS` intervals k is bounded by its values at the ends and the
         largest curvature that its harmonics allow (`_Rate`), so that no weights hide a peak between two nodes.
+        Raises ValueError unless 0 <= t0 <= t1 <= pi / 2, where S is monotone in t, and 0 <= lam.
         """
+        if not -ROUNDING <= t0 <= t1 <= HALF_TURN + ROUNDING:
+            raise ValueError(f"a certificate needs 0 <= t0 <= t1 <= pi / 2, got t0={t0:g} and t1={t1:g}")
+        if not 0 <= lam < math.inf:
+            raise ValueError(f"lam must be 0 or more, and finite, got {lam:g}")
         grid = np.linspace(t0, t1, INTERVALS + 1)
         rate = _Rate(self.k_max, self.rate.detach().cpu().double().numpy())
         lipschitz = self.core.lipschitz() if self.constraint == "strict" else 1.0

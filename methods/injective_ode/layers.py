@@ -11,7 +11,6 @@ Inside, maps are [B, H, W, C], in which windows are rows of one matrix product.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -64,7 +63,8 @@ class Rotation(nn.Module):
 
     @property
     def matrix(self) -> Tensor:
-        """Q. Frozen weights keep it, computed in float64, until they change."""
+        """Q. Frozen weights keep it, computed in float64, until they change: other storage, or an edit in place that
+        autograd counts. An edit of `weight.data` is not counted, and leaves an old Q."""
         if self.weight.requires_grad:
             return cayley(self.weight, self.size)
         state = (self.weight.data_ptr(), self.weight._version, self.weight.dtype, self.weight.device)
@@ -121,11 +121,12 @@ class Projection(nn.Module):
     def matrix(self) -> Tensor:
         if not self.bounded:
             return self.weight
+        # Squares of entries above 1 could overflow. The quotient does not depend on `size`, which needs no gradient.
+        size = self.weight.detach().abs().amax().clamp(min=1.0)
+        scaled = self.weight / size
         # The eigenvalues of the smaller Gram matrix: their gradient exists at zero weights too.
-        gram = (
-            self.weight.T @ self.weight if self.weight.shape[0] > self.weight.shape[1] else self.weight @ self.weight.T
-        )
-        return self.weight / torch.linalg.eigvalsh(gram)[-1].clamp(min=1.0).sqrt()
+        gram = scaled.T @ scaled if scaled.shape[0] > scaled.shape[1] else scaled @ scaled.T
+        return scaled / torch.linalg.eigvalsh(gram)[-1].clamp(min=size**-2).sqrt()
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.matrix.T
@@ -159,7 +160,8 @@ class Layer(nn.Module):
 class Core(nn.Module):
     """N: U-shaped by pixel-unshuffle. Going down, `widths[i + 1]` of the 4 widths[i] channels go on, the rest skip.
 
-    `sides` and `features` are the spatial size and the channels of the conditioner's map at every level.
+    `sides` and `features` are the spatial size and the channels of the conditioner's map at every level. What widths
+    and sides must meet is checked by `options.InjectiveField`.
     """
 
     def __init__(
@@ -173,10 +175,6 @@ class Core(nn.Module):
         depth: int = 2,
     ) -> None:
         super().__init__()
-        if any(after > 4 * before for before, after in pairwise(widths)):
-            raise ValueError(f"a width can be at most four times the one before it, got {list(widths)}")
-        if widths[0] < 4 * channels:
-            raise ValueError(f"the first width must hold a 2x2 patch of the image: at least {4 * channels}")
         self.widths = widths
         bounded = constraint == "strict"
         self.inp = Projection(4 * channels, widths[0], bounded)

@@ -2,11 +2,69 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
+from methods.backbones.captions import VOCABULARIES
 from methods.options import FlowODE
+
+Halved = Annotated[int, Field(ge=2)]
+"""Channels of which the modulus bends one half."""
+Grouped = Annotated[int, Field(gt=0, multiple_of=8)]
+"""Channels in the eight groups of GroupNorm."""
+
+
+class InjectiveField(BaseModel):
+    """The arguments of the field, which it checks by them; a plan does so before anything starts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    prediction: ClassVar[str] = "v"
+    path: ClassVar[str] = "trig"
+
+    vocabulary: str = Field(description="of captions: scenes | digits")
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(description="C, H, W of an image")
+    constraint: Literal["strict", "soft", "free"] = Field("strict", description="on N; strict alone is certified")
+    widths: tuple[Halved, ...] = Field(
+        (48, 96, 96), min_length=1, description="channels of N, from half the image's side down"
+    )
+    conditioner: tuple[Grouped, ...] = Field(
+        (24, 48, 96), min_length=2, description="its channels, from the image's side down"
+    )
+    depth: int = Field(2, ge=1, description="layers a level and direction")
+    k_max: float = Field(4.0, ge=0, description="bound of k(t)")
+    variance: tuple[float, float] = Field((1e-3, 1.0), description="(c_lo, c_hi), the range of c")
+    time: int = Field(64, ge=1, description="features of the time")
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in VOCABULARIES:
+            raise ValueError(f"must be one of {', '.join(VOCABULARIES)}")
+        return value
+
+    @field_validator("variance")
+    @classmethod
+    def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] < value[1]:
+            raise ValueError("must be (c_lo, c_hi) with 0 < c_lo < c_hi")
+        return value
+
+    @model_validator(mode="after")
+    def _windows(self) -> InjectiveField:
+        channels, height, width = self.shape
+        deepest = 2 ** max(len(self.widths) + 1, len(self.conditioner) - 1)
+        if height % deepest or width % deepest:
+            raise ValueError(
+                f"{len(self.widths)} levels of 2x2 windows and {len(self.conditioner)} of the conditioner need sides "
+                f"divisible by {deepest}, got {list(self.shape)}"
+            )
+        if self.widths[0] < 4 * channels:
+            raise ValueError(f"the first of widths must hold a 2x2 patch of the image: at least {4 * channels}")
+        if any(after > 4 * before for before, after in pairwise(self.widths)):
+            raise ValueError(f"one of widths can be at most four times the one before it, got {list(self.widths)}")
+        return self
 
 
 class InjectiveODE(FlowODE):
