@@ -291,8 +291,8 @@ TINY = [
 def test_the_sweep_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "sweep=guarantees", "model=digits_inode,digits_inode_free,digits_rf", "method=injective_ode,flow_ode",
-        "corruption=random_mask", "severity=5", "steps=2", "images=1", "guarantee.steps=2", "guarantee.iterations=2", "guarantee.pairs=1",
-        "guarantee.updates=1", "guarantee.draws=1", "guarantee.tolerances=[1e-2,1e-3]",
+        "corruption=random_mask", "severity=5", "steps=2", "images=1", "guarantee.steps=2", "guarantee.iterations=2",
+        "guarantee.pairs=1", "guarantee.updates=1", "guarantee.draws=1", "guarantee.tolerances=[1e-2,1e-3]",
         f"results={tmp_path / 'results'}", "launcher=debug", "tracker=none",
     ]  # fmt: skip
     for name in ("digits_inode", "digits_inode_free"):
