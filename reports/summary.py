@@ -216,8 +216,8 @@ def effects(results: Results) -> pd.DataFrame:
                 continue
             for block in results.blocks:
                 for column in block.columns:
-                    found = _against(metric, pairs, block, column, rows)
-                    records += [record | {"comparison": number} for record in found]
+                    entries = _against(metric, pairs, block, column, rows)
+                    records += [record | {"comparison": number} for record in entries]
     return pd.DataFrame.from_records(records, columns=EFFECTS)
 
 
