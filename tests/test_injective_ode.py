@@ -649,6 +649,16 @@ def test_the_table_of_regularisers(capsys: pytest.CaptureFixture[str]) -> None:
             regularisers.parse(wrong)
 
 
+def test_a_heavier_regulariser_made_a_flatter_field(capsys: pytest.CaptureFixture[str]) -> None:
+    """|J|_F^2 / D of the shipped soft fields, whose weights are 0, 0.01, 1 and 10, at the same points."""
+    found = []
+    for name in ("soft_w0", "soft", "soft_w1", "soft_w10"):
+        assert regularisers.main([f"model=digits_inode_{name}", "images=6", "probes=2"]) == 0
+        (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| jacobian"))
+        found.append(float(row.split(" | ")[1]))
+    assert found[0] > found[1] > 3 * found[2] > 9 * found[3] > 0, found
+
+
 def test_draws_depend_on_the_update_alone() -> None:
     """A resumed run draws what an undisturbed one would: measurements, captions dropped, times and noise."""
     first, second = training(), training()
