@@ -185,8 +185,8 @@ def test_workers_stop_when_their_driver_is_gone(tmp_path: Path) -> None:
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command(tmp_path, "launcher=local", "launcher.workers=2", "images=40"), cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        command(tmp_path, "launcher=local", "launcher.workers=2", "images=40"), cwd=ROOT, start_new_session=True,
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not Store(tmp_path).done() and time.monotonic() < deadline:
