@@ -90,7 +90,7 @@ def strictness_table(metric: Metric, lines: list[Strict], summary: pd.DataFrame,
         )
     return Table(
         f"strictness_{metric.name}",
-        f"{metric.heading} against the strictness of the constraint",
+        f"Strictness of the constraint, and {metric.heading}",
         tuple(groups),
         (
             "2K bounds the log of the flow's condition number in the gauge, at any input. In brackets: nominal, of a "

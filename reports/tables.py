@@ -272,10 +272,10 @@ def effect_table(metric: Metric, effects: pd.DataFrame, results: Results, compar
         f"Mean difference to {compared}, image by image; ± is half their 95 % bootstrap interval.",
         "g: Hedges' g of the paired differences. *: Wilcoxon signed-rank, Holm over a column, p < .05.",
     )
-    key, heading = f"{metric.name}_effects", f"{metric.heading}: effect"
+    key, effect = f"{metric.name}_effects", "Effect"
     if comparison:
-        key, heading = f"{key}_{comparison + 1}", f"{heading} {comparison + 1}"
-    return Table(key, heading, tuple(groups), notes, metric.printed)
+        key, effect = f"{key}_{comparison + 1}", f"Effect {comparison + 1}"
+    return Table(key, f"{effect} on {metric.heading}", tuple(groups), notes, metric.printed)
 
 
 def _effect(metric: Metric, record: Mapping[Any, Any]) -> Entry:
