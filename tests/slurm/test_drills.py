@@ -284,9 +284,10 @@ def _again(results: Path, job: str) -> str:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Large enough for a snapshot of the code with its weights, small enough to be filled."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", folder], capture_output=True, check=False)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=99m", "tmpfs", folder], capture_output=True, check=False)
     if made.returncode:
         pytest.skip("a file system cannot be mounted here")
     yield folder
