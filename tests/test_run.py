@@ -187,6 +187,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(tmp_path, "launcher=local", "launcher.workers=2", "images=40"), cwd=ROOT, start_new_session=True,
         stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not Store(tmp_path).done() and time.monotonic() < deadline:
