@@ -261,13 +261,17 @@ class LatentOptimisation(MethodOptions):
         return 2 * self.iterations + 1
 
 
+SolverName = Literal["leapfrog", "reversible_heun", "mccallum_foster", "rk4", "dopri5"]
+Spacing = Literal["model", "data_end"]
+
+
 class FlowODE(MethodOptions):
     """The probability-flow ODE by a solver of `methods.solvers`; a reversible one makes the round trip exact."""
 
     refuses: ClassVar[dict[str, str]] = {}
 
     steps: int = Field(32, ge=1, le=1000, description="N, steps of the whole grid; dopri5 chooses its own")
-    solver: Literal["leapfrog", "reversible_heun", "mccallum_foster", "rk4", "dopri5"] = Field(
+    solver: SolverName = Field(
         "leapfrog", description="the first three are reversible and keep more than x_T, the last two keep x_T"
     )
     increment: Literal["midpoint", "rk4"] = Field("midpoint", description="Runge-Kutta rule inside mccallum_foster")
@@ -275,7 +279,7 @@ class FlowODE(MethodOptions):
     rtol: float = Field(1e-5, gt=0, le=1, description="relative tolerance of dopri5")
     atol: float = Field(1e-5, gt=0, le=1, description="absolute tolerance of dopri5, RMS over an image")
     max_steps: int = Field(1000, ge=1, description="steps that dopri5 may try in one integration before it fails")
-    spacing: Literal["model", "data_end"] = Field(
+    spacing: Spacing = Field(
         "model", description="levels of the model's own grid, or 0.2 u + 0.8 u^2 of its range of s, u = 0 .. 1"
     )
     bit_exact: bool = Field(False, description="add in int64 fixed-point numbers: the round trip equals as integers")

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from methods.backbones.captions import VOCABULARIES
-from methods.options import FlowODE
+from methods.options import FlowODE, SolverName, Spacing
 
 Halved = Annotated[int, Field(ge=2)]
 """Channels of which the modulus bends one half."""
@@ -75,10 +75,10 @@ class InjectiveODE(FlowODE):
     version: int = Field(
         3, description="2: guidance takes the caption away and keeps the measurement; 3: default solver"
     )
-    solver: Literal["leapfrog", "reversible_heun", "mccallum_foster", "rk4", "dopri5"] = Field(
+    solver: SolverName = Field(
         "reversible_heun", description="the first three are reversible and keep more than x_T, the last two keep x_T"
     )
-    spacing: Literal["model", "data_end"] = Field(
+    spacing: Spacing = Field(
         "data_end", description="levels of the model's own grid, or denser where the field is steep: at the image"
     )
     procedure: Literal["zero", "sample", "bridge", "consistency", "mean"] = Field(
