@@ -126,7 +126,9 @@ CONF
 printf 'export SLURM_CONF=%q\n' "$SLURM_CONF" >"$dir/env.sh"
 
 # --- daemons ---
-runs "$dir/run/munged.pid" munged || { rm -f "$dir"/run/munge.socket*; munged --key-file="$dir/munge.key" \
+trap 'echo "cluster.sh: a daemon did not start:" >&2; tail -n 3 "$dir"/log/*.err >&2' ERR
+# --force: else munged asks that every user may enter the folders above its socket; here one user talks to itself.
+runs "$dir/run/munged.pid" munged || { rm -f "$dir"/run/munge.socket*; munged --force --key-file="$dir/munge.key" \
     --socket="$dir/run/munge.socket" --pid-file="$dir/run/munged.pid" --log-file="$dir/log/munged.log" \
     --seed-file="$dir/munge.seed" 2>>"$dir/log/munged.err"; }
 runs "$dir/run/slurmctld.pid" slurmctld || slurmctld 2>>"$dir/log/slurmctld.err"
