@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench import provenance
 from bench.config import ModelConfig, compose_config
-from bench.models import build_backbone, build_denoiser, build_grid, sha256
+from bench.models import build_backbone, build_denoiser, build_grid, described, sha256
 from bench.registry import load
 from methods.backbones.attributes import agreement
 from methods.sampling import sample
@@ -73,6 +73,7 @@ def write_card(name: str, config: ModelConfig, out: Path, command: str) -> Path:
         "name": name,
         "title": config.title,
         "class": config.class_path,
+        "network": described(config),
         "parameters": sum(p.numel() for p in network.parameters()),
         "dataset": config.dataset,
         "sha256": sha256(weights),

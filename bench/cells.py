@@ -21,7 +21,7 @@ from typing import Any
 from bench import hub, metrics
 from bench.config import EDIT_AXIS, MEASURING, NAME_AXES, NUMBER_AXES, ModelConfig, RunConfig
 from bench.errors import UserError, unknown
-from bench.registry import check_model, check_options, load, options_class
+from bench.registry import check_model, check_options, check_weights, load, options_class
 
 Point = dict[str, Any]
 
@@ -217,6 +217,7 @@ def _check_task(config: RunConfig) -> None:
             if model.kind == "judge":
                 raise UserError(f"model {name} is a classifier, not a denoiser; it cannot run a method")
             check_model(model, f"{place}.{name}")
+            check_weights(model, f"{place}.{name}")
 
 
 def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_spec: dict[str, Any]) -> Cell | Skip:

@@ -204,6 +204,12 @@ class ModelConfig(Strict):
         return weights_file(self.weights)
 
     @property
+    def network(self) -> dict[str, Any]:
+        """What its weights depend on, as the card of trained weights keeps it."""
+        of_a_denoiser = {"path", "prediction"} if self.kind == "denoiser" else set()
+        return self.model_dump(mode="json", include={"backbone", "shape", "vocabulary", *of_a_denoiser})
+
+    @property
     def pretrained(self) -> str | None:
         """The folder or hub id of a pretrained pipeline, where the class loads one."""
         return self.backbone.get("pretrained")

@@ -1,8 +1,8 @@
 """Training as a SLURM job: one process a GPU (Lightning DDP) under submitit, requeued and resumed by it alone.
 
 Lightning's own requeueing is off. On SIGUSR2 the processes agree on an update after which all of them write the last
-checkpoint together; then submitit requeues the job, which goes on from there. What a kill without a signal costs is
-the work since the last checkpoint.
+checkpoint together; then submitit requeues the job, which goes on from there. On SIGTERM, on a cluster or not, they
+write it too, and end. What a kill without a signal costs is the work since the last checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from bench.interrupts import Interrupts
 
@@ -55,6 +56,14 @@ class StopTogether(pl.Callback):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning's handler talks to a process that has left
             time.sleep(60)
             raise SystemExit(0)
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """On SIGTERM all processes leave Lightning's loop after the same update, which is kept."""
+        if isinstance(exception, SIGTERMException):
+            trainer.save_checkpoint(self.last)
+            exception.code = 128 + signal.SIGTERM
+            if trainer.is_global_zero:
+                print(f"stopped after update {trainer.global_step}: the same command goes on from there")
 
 
 @dataclass(frozen=True)

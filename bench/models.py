@@ -6,6 +6,7 @@ import hashlib
 import inspect
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,6 +18,9 @@ from bench.registry import load
 from methods.denoiser import Denoiser
 from methods.paths import TimeGrid, make_path
 
+OF_THE_PATH = ("path", "t_max")
+"""Arguments of a backbone that its path gives."""
+
 
 def build_backbone(config: ModelConfig, weights: bool = True, strict: bool = True) -> nn.Module:
     """The network alone, with its weights unless they are yet to be made. Without `strict` the weights may lack
@@ -24,7 +28,7 @@ def build_backbone(config: ModelConfig, weights: bool = True, strict: bool = Tru
     arguments = dict(config.backbone)
     made = load(config.class_path, "model")
     wanted, path = inspect.signature(made).parameters, make_path(config.path.kind, config.path.schedule)
-    arguments |= {name: value for name, value in (("path", path), ("t_max", path.t_max)) if name in wanted}
+    arguments |= {name: value for name, value in zip(OF_THE_PATH, (path, path.t_max), strict=True) if name in wanted}
     try:
         network = made(**arguments)
     except (TypeError, ValueError, ImportError, FileNotFoundError) as error:
@@ -32,6 +36,13 @@ def build_backbone(config: ModelConfig, weights: bool = True, strict: bool = Tru
     if weights and config.weights_file is not None:
         network.load_state_dict(load_file(config.weights_file), strict=strict)
     return network
+
+
+def described(config: ModelConfig) -> dict[str, Any]:
+    """`config.network` with the backbone's defaults spelled out: what a card says of the weights."""
+    wanted = inspect.signature(load(config.class_path, "model")).parameters.values()
+    defaults = {p.name: p.default for p in wanted if p.default is not p.empty and p.name not in OF_THE_PATH}
+    return config.network | {"backbone": defaults | config.network["backbone"]}
 
 
 def build_denoiser(config: ModelConfig, weights: bool = True, device: str = "cpu") -> Denoiser:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -113,10 +114,36 @@ def check_model(model: ModelConfig, where: str) -> None:
     if declared is None:
         return
     made = validate(declared, model.backbone, f"{where}.backbone")
-    for key, told in (("shape", model.shape), ("prediction", model.prediction), ("path", model.path.kind)):
-        known = getattr(made, key, told)
-        if known != told:
-            raise UserError(f"{where}: {key} {told} does not fit its backbone, of {key} {known}")
+    told = {"shape": model.shape, "channels": model.shape[0], "vocabulary": model.vocabulary}
+    for key, value in (told | {"prediction": model.prediction, "path": model.path.kind}).items():
+        known = getattr(made, key, value)
+        if known != value:
+            raise UserError(f"{where}: {key} {value} does not fit its backbone, of {key} {known}")
+
+
+def check_weights(model: ModelConfig, where: str) -> None:
+    """Raises UserError for a model that can be trained and has no weights, and where the model differs from what the
+    card beside its weights says they were trained as."""
+    if model.train is not None and model.weights is None:
+        raise UserError(f"{where}.weights: it would run untrained; name weights, or train some (python -m bench.train)")
+    card = model.weights_file.with_suffix(".json") if model.weights_file else None
+    if card is None or not card.is_file():
+        return
+    trained, told = json.loads(card.read_text()).get("network", {}), model.network
+    for part in ("path", "backbone"):
+        kept = trained.pop(part, {})
+        trained |= {f"{part}.{key}": value for key, value in kept.items()}
+        told |= {f"{part}.{key}": value for key, value in told.pop(part, {}).items()}
+    for key, value in told.items():
+        if key in trained and value != trained[key]:
+            raise UserError(
+                f"{where}: {key}={_shown(value)} does not fit its weights {model.weights}, trained with {key}="
+                f"{_shown(trained[key])}; name other weights ({where}.weights), or train some (python -m bench.train)"
+            )
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def check_options(path: str, kind: str, options: Mapping[str, Any], where: str) -> Any:

@@ -21,6 +21,7 @@ CLEAN = "sweep=reconstruction"
 FLOW = "model=scenes_rf"
 FIELD = [SWEEP, "model=scenes_inode"]
 ARGUMENT = "model.scenes_inode.backbone"
+UNET = "model.scenes_vp.backbone"
 
 # (command line, words that its one line must hold)
 CASES: list[tuple[list[str], list[str]]] = [
@@ -221,6 +222,20 @@ CASES: list[tuple[list[str], list[str]]] = [
         [SWEEP, "method=injective_ode", "method.injective_ode.models.scenes_inode.backbone.k_max=-1"],
         ["method.injective_ode.models.scenes_inode.backbone.k_max=-1", "greater than or equal to 0"],
     ),
+    ([SWEEP, f"{UNET}.wdiths=[64,96]"], ["unknown key 'wdiths' in model.scenes_vp.backbone", "nearest: widths"]),
+    ([SWEEP, f"{UNET}.widths=[60,96]"], [f"{UNET}.widths.0=60", "multiple of 8"]),
+    ([SWEEP, "model.scenes_vp.shape=[1,32,32]"], ["model.scenes_vp: channels 1", "of channels 3"]),
+    ([SWEEP, "model.scenes_vp.vocabulary=digits"], ["vocabulary digits", "of vocabulary scenes"]),
+    (["sweep=theory", "model.gmm.backbone={a: 1}"], ["unknown key 'a' in model.gmm.backbone"]),
+    (["sweep=corruptions", "profile=flux", "model.flux.backbone.dtype=bf16"], ["dtype='bf16'", "nearest: bfloat16"]),
+    # what weights were trained as
+    ([SWEEP, f"{UNET}.widths=[32,64]"], ["backbone.widths=[32, 64]", "zoo:scenes_vp", "[64, 96]"]),
+    ([SWEEP, f"{UNET}.embedding=64"], ["backbone.embedding=64", "zoo:scenes_vp", "embedding=128"]),
+    ([SWEEP, "model.scenes_vp.prediction=eps"], ["prediction=eps", "zoo:scenes_vp", "prediction=v"]),
+    ([SWEEP, "model.scenes_vp.path.schedule=cosine"], ["schedule=cosine", "zoo:scenes_vp", "scaled_linear"]),
+    ([SWEEP, "model.scenes_vp.shape=[3,64,64]"], ["shape=[3, 64, 64]", "zoo:scenes_vp", "[3, 32, 32]"]),
+    ([*FIELD, f"{ARGUMENT}.k_max=1"], ["backbone.k_max=1 ", "zoo:scenes_inode", "4.0"]),
+    ([SWEEP, "model.scenes_vp.weights=null"], ["model.scenes_vp.weights", "untrained", "bench.train"]),
     # metrics, retries, places
     ([SWEEP, "metrics=psn"], ["metrics.0='psn'", "'ssim'", "nearest: psnr"]),
     ([SWEEP, "metrics=psnr,ssmi"], ["metrics.1='ssmi'", "nearest: ssim"]),

@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,26 @@ def test_the_injective_ode_resumes_with_its_average(tmp_path: Path, monkeypatch:
     assert max(float((averages[1][name] - after[5][name]).abs().max()) for name in after[5]) > 1e-3
     record = json.loads((tmp_path / "digits_inode.curve.json").read_text())
     assert [step for step, _ in record["curve"]] == [3, 6] and record["history"] == [[0, 3], [3, 6]]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_term_keeps_the_update_in_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM before the first checkpoint: nothing is lost, and the same command ends as if nothing had happened."""
+
+    def told(self: InjectiveTraining, *_: object) -> None:
+        updates.append(self.global_step)
+        if updates == [1, 2]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    updates: list[int] = []
+    monkeypatch.setattr(InjectiveTraining, "on_train_batch_end", told)
+    command = [*INODE, "train.steps=3", f"out={tmp_path}"]
+    with pytest.raises(SystemExit) as ended:
+        train.main(command)
+    assert ended.value.code == 128 + signal.SIGTERM and updates == [1, 2]
+    assert torch.load(tmp_path / "digits_inode" / "last.ckpt", weights_only=False)["global_step"] == 2
+    assert train.main(command) == 0
+    assert updates == [1, 2, 3]
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -228,8 +249,9 @@ CARDS = sorted({file.stem for file in ZOO.iterdir()} - {"README"})
 def test_the_zoo_is_what_its_cards_say(name: str) -> None:
     facts = json.loads((ZOO / f"{name}.json").read_text())
     weights = ZOO / f"{name}.safetensors"
-    from bench.models import sha256
+    from bench.models import described, sha256
 
+    assert facts["network"] == described(compose_config([f"model={name}"], sweep_required=False).model[name])
     assert facts["sha256"] == sha256(weights) and weights.stat().st_size < 8e6
     assert f"`{facts['sha256']}`" in (ZOO / f"{name}.md").read_text() and (ZOO / f"{name}.png").is_file()
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from methods.backbones.captions import VOCABULARIES
+from methods.backbones.options import Arguments, Grouped, known_vocabulary
 from methods.options import FlowODE, SolverName, Spacing
 
 Halved = Annotated[int, Field(ge=2)]
 """Channels of which the modulus bends one half."""
-Grouped = Annotated[int, Field(gt=0, multiple_of=8)]
-"""Channels in the eight groups of GroupNorm."""
 
 
-class InjectiveField(BaseModel):
+class InjectiveField(Arguments):
     """The arguments of the field, which it checks by them; a plan does so before anything starts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     prediction: ClassVar[str] = "v"
     path: ClassVar[str] = "trig"
 
@@ -37,12 +34,7 @@ class InjectiveField(BaseModel):
     variance: tuple[float, float] = Field((1e-3, 1.0), description="(c_lo, c_hi), the range of c")
     time: int = Field(64, ge=1, description="features of the time")
 
-    @field_validator("vocabulary")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in VOCABULARIES:
-            raise ValueError(f"must be one of {', '.join(VOCABULARIES)}")
-        return value
+    _known = field_validator("vocabulary")(known_vocabulary)
 
     @field_validator("variance")
     @classmethod
