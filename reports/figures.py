@@ -28,6 +28,7 @@ from reports.drawing import (
     name_ends,
     panels,
     plain_ticks,
+    standing,
 )
 from reports.results import Metric, Results
 from reports.summary import INPUT
@@ -88,6 +89,37 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cast) 
     return figure
 
 
+def intervals(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cast) -> Figure:
+    """Where every block has one column: a panel a block, a row a method with its 95 % interval, the input dashed."""
+    chosen = summary[(summary["metric"] == metric.name) & np.isfinite(summary["mean"])]
+    order = standing(metric, summary)
+    figure, axes = panels(len(results.blocks), 2.9, 0.9 + 0.2 * len(order), 4)
+    for i, (panel, block) in enumerate(zip(axes, results.blocks, strict=True)):
+        part = chosen[chosen["block"] == block.key].set_index("line")
+        for row, key in enumerate(order):
+            if key not in part.index:
+                continue
+            entry, look = part.loc[key], cast.looks[key] if key in cast.leads else None
+            panel.plot([entry["low"], entry["high"]], [row, row], color=ink(look), linewidth=1.6, alpha=0.55)
+            panel.plot(
+                entry["mean"], row, color=ink(look), marker=look.marker if look else "o", markersize=6 if look else 4,
+                markeredgecolor="white", markeredgewidth=0.6,
+            )  # fmt: skip
+        if INPUT in part.index:
+            panel.axvline(part.loc[INPUT, "mean"], color=INPUT_COLOUR, linestyle="--", linewidth=1.1, zorder=1)
+        panel.set_title(f"{block.title}, {block.axis} {block.columns[0]}" if block.columns else block.title)
+        panel.set_ylim(len(order) - 0.4, -0.6)  # the best on top
+        panel.set_yticks(range(len(order)), [fill(cast.titles[key], 34) if i % 4 == 0 else "" for key in order])
+        panel.grid(visible=False, axis="y")
+        if part["mean"].gt(0).all() and metric.digits.endswith("e") and len(part):
+            panel.set_xscale("log")
+        else:
+            panel.locator_params(axis="x", nbins=5)
+        panel.margins(x=0.08)
+        panel.set_xlabel(fill(metric.axis, 34))
+    return figure
+
+
 # --- quality against cost ------------------------------------------------------------------------------------------
 
 
@@ -124,7 +156,8 @@ def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, cast: Cas
                    else {"color": GREY, "marker": "o", "markersize": 5.5}),
             )  # fmt: skip
         front = _staircase(panel, list(points.values()), metric.higher_is_better)
-        panel.set_xlabel(label)
+        free = [cast.titles[key] for key in cast.looks if float(table.at[key, cost]) == 0 and key in means.index]
+        panel.set_xlabel("\n".join([label, *(fill(f"0, not shown: {name}", 60) for name in free)]))
         panel.margins(0.12)
         if points:
             panel.set_xscale("log")

@@ -63,15 +63,19 @@ def _comparisons(
     results: Results, lead: Metric | None, summary: pd.DataFrame, spent: pd.DataFrame, cast: Cast,
     keep: Callable[[str, Any], bytes],
 ) -> list[Figure]:  # fmt: skip
-    """Curves of every printed metric; of the first one also quality against cost, profiles and image by image."""
+    """Curves or intervals of every printed metric; of the first also quality against cost, profiles, image by image."""
     rule = f" ({cast.rule})" if cast.rule else ""
     shown = []
     for metric in results.metrics:
         if not (metric.printed or metric is lead):
             continue
-        name, title = f"curves_{metric.name}", f"{metric.title} against {results.blocks[0].axis}: mean"
-        title += f" and 95 % bootstrap band{rule}"
-        shown.append(_figure(name, title, keep(name, draw.curves(metric, summary, results, cast)), results))
+        if any(len(block.columns) > 1 for block in results.blocks):
+            name, title = f"curves_{metric.name}", f"{metric.title} against {results.blocks[0].axis}: mean"
+            title, figure = f"{title} and 95 % bootstrap band{rule}", draw.curves(metric, summary, results, cast)
+        else:
+            name, title = f"intervals_{metric.name}", f"{metric.title}: mean and 95 % bootstrap interval{rule}"
+            title, figure = f"{title}; dashed: the input", draw.intervals(metric, summary, results, cast)
+        shown.append(_figure(name, title, keep(name, figure), results))
     if lead is None or results.reconstructs:
         return shown
     title = f"{lead.title} against cost{rule}; the grey staircase joins the methods that no other beats in both"

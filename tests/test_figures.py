@@ -51,6 +51,22 @@ def store_of(root: Path, scores: dict[str, list[float]], highlight: tuple[str, .
     return load(store, store.manifest("s"))
 
 
+def test_one_severity_is_drawn_as_intervals(tmp_path: Path) -> None:
+    """The best on top, each with its interval; and no curve of a single point."""
+    results = store_of(tmp_path, {"low": [10.0], "high": [30.0], "middle": [20.0]})
+    summary = summarise(results)
+    (panel,) = figures.intervals(METRICS["psnr"], summary, results, cast(results, METRICS["psnr"], summary)).axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["high", "middle", "low"]
+    drawn = {(int(line.get_ydata()[0]), tuple(line.get_xdata())) for line in panel.lines}
+    for row, name in enumerate(["high", "middle", "low"]):
+        entry = summary[(summary["line"] == name) & (summary["metric"] == "psnr")].iloc[0]
+        assert {(row, (entry["low"], entry["high"])), (row, (entry["mean"],))} <= drawn
+    assert panel.get_ylim()[0] > panel.get_ylim()[1]
+    assert main(["sweep=s", f"store={tmp_path}", "quiet=true"]) == 0
+    names = {path.name for path in (tmp_path / "reports" / "s" / "figures").iterdir()}
+    assert "intervals_psnr.pdf" in names and not any(name.startswith("curves") for name in names)
+
+
 def test_a_crowd_colours_the_best_and_the_highlighted(tmp_path: Path) -> None:
     scores = {f"m{i:02d}": [10.0 + i, 20.0 + i] for i in range(12)}
     scores["twin"] = [20.99, 30.99]  # follows m11, which is the better of the two
