@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import itertools
 import json
@@ -10,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -31,7 +34,7 @@ from bench.metrics.image import score
 from bench.metrics.latent import normal_distance
 from bench.models import build_denoiser, build_grid
 from bench.registry import check_options, load
-from methods.base import InversionMethod, Problem, Solution
+from methods.base import InversionMethod, Problem, Solution, in_latents
 from methods.denoiser import Denoiser
 from methods.flow_ode import FlowODE
 from methods.guarantees import check
@@ -156,7 +159,7 @@ def choose(dataset: Dataset, count: int, edit: str | None) -> list[int]:
 class Rows(pl.Callback):
     """Collects a row an image, its features and the first few images, from what `test_step` returns."""
 
-    def __init__(self, cell: Cell, samples: int, keep: Keep | None = None) -> None:
+    def __init__(self, cell: Cell, samples: int, keep: Keep | None = None, device: str = "cpu") -> None:
         """`keep` is called after every batch, and may end the process there."""
         self.cell = cell
         self.keep = keep
@@ -166,11 +169,21 @@ class Rows(pl.Callback):
         self.posed: list[Posed] = []
         self.facts: dict[str, float] = {}
         self.features: dict[str, list[np.ndarray]] = {}
+        self.memory = PeakMemory(device)
+        self.walked = 1.0
+
+    def on_test_batch_start(  # type: ignore[override]
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Problem, index: int, loader: int = 0
+    ) -> None:
+        _warm_up(cast(InversionMethod, module), batch)
+        self.memory.__enter__()
 
     def on_test_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: dict[str, Any], batch: Any, index: int
     ) -> None:
+        self.memory.__exit__()  # before anything is scored: the metrics' memory is not the method's
         problem, solution = outputs["problem"], outputs["solution"]
+        self.walked = cast(InversionMethod, module).grid.steps / self.cell.axes["steps"]
         self.facts = self.facts or cast(InversionMethod, module).facts()
         self._score(problem, solution, self.posed[index])
         if (chosen := self.cell.spec.get("guarantee")) is not None:
@@ -194,6 +207,7 @@ class Rows(pl.Callback):
         distance = normal_distance(solution.latent.x_T).tolist()
         axes = {k: v for k, v in self.cell.axes.items() if not k.endswith("_title")}
         error = solution.error.tolist() if solution.error is not None else None
+        nfe = _evaluations(solution, len(posed.items))
         for i, item in enumerate(posed.items):
             row = {"cell_id": self.cell.id, "image_id": item.id, **axes}
             row |= {name: column[i] for name, column in values.items()}
@@ -204,7 +218,8 @@ class Rows(pl.Callback):
                 "latent_kurtosis": _finite(kurtosis[i]),
                 "latent_w2": _finite(distance[i]),
                 "state_bytes": solution.latent.state_bytes,
-                "nfe": solution.cost.nfe,
+                "walked": self.walked,
+                "nfe": nfe[i],
                 "nfe_grad": solution.cost.nfe_grad,
                 "seconds": solution.cost.seconds,
                 **self.facts,
@@ -265,6 +280,28 @@ class Rows(pl.Callback):
                 self.images[name] = list(array)
 
 
+_WARM: set[tuple[object, ...]] = set()
+
+
+@torch.no_grad()
+def _warm_up(method: InversionMethod, problem: Problem) -> None:
+    """One evaluation outside the clock for each model and size of batch in a process: kernels are chosen in the first."""
+    denoiser, cond = method.denoiser, problem.target or problem.source
+    size = (id(denoiser.backbone), tuple(problem.image.shape), cond.evaluations)
+    if size not in _WARM:
+        image = in_latents(problem, denoiser).image if denoiser.latent else problem.image
+        denoiser.output(image.to(method.latent_dtype), method.grid[method.grid.steps].time, cond)
+        _WARM.add(size)
+
+
+def _evaluations(solution: Solution, images: int) -> list[int]:
+    """Of each image. A batch's cost is its costliest image's; the steps of an adaptive solver tell them apart."""
+    if solution.steps is None:
+        return [solution.cost.nfe] * images
+    own = [sum(step.evaluations for step in steps) for steps in solution.steps]
+    return [solution.cost.nfe - max(own) + count for count in own]
+
+
 def _unit(x: Tensor) -> Tensor:
     """[-1, 1] -> [0, 1], not clipped."""
     return x.detach().float().cpu() / 2 + 0.5
@@ -290,7 +327,7 @@ def execute(
     dataset = load(data["class"], "dataset")(split=data["split"], **options)
     chosen = choose(dataset, cell.spec["images"], kind)
     method = build_method(cell, device)
-    collector = Rows(cell, samples, keep)
+    collector = Rows(cell, samples, keep, device)
     collector.restore(*earlier)
     images = range(len(collector.rows), cell.spec["images"])
 
@@ -314,8 +351,7 @@ def execute(
         ).to(device)
 
     loader = DataLoader(_Problems(images), batch_size=batch_size, collate_fn=batch)
-    memory = PeakMemory(device)
-    with memory, quiet_lightning():
+    with quiet_lightning():
         trainer = pl.Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",
             devices=1,
@@ -329,7 +365,7 @@ def execute(
         )
         trainer.test(method, loader, verbose=False)
     for row in collector.rows:
-        row["peak_mib"] = memory.mib
+        row["peak_mib"] = collector.memory.mib
     record = {
         "config": cell.spec,
         "axes": cell.axes,
@@ -365,30 +401,32 @@ class quiet_lightning:
 
 
 class PeakMemory:
-    """Peak memory of a region in MiB: allocated on the GPU; on a CPU the growth of the resident set (Linux)."""
+    """Peak memory of the dearest of several regions in MiB: allocated on the GPU; on a CPU the growth of the resident
+    set (Linux), once the allocator has given back what earlier regions had left it."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"
         self.mib: float | None = None
+        self._before: int | None = None
 
     def __enter__(self) -> PeakMemory:
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
             return self
-        try:
-            with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")  # resets VmHWM, the peak resident set
-        except OSError:
-            pass
+        with contextlib.suppress(OSError, AttributeError):  # AttributeError: a C library without malloc_trim
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak resident set
         self._before = _status_kib("VmRSS")
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self.cuda:
-            self.mib = torch.cuda.max_memory_allocated() / 2**20
+            peak: float | None = torch.cuda.max_memory_allocated() / 2**20
         else:
-            peak = _status_kib("VmHWM")
-            self.mib = (peak - self._before) / 1024 if peak is not None and self._before is not None else None
+            most = _status_kib("VmHWM")
+            peak = (most - self._before) / 1024 if most is not None and self._before is not None else None
+        if peak is not None:
+            self.mib = max(peak, self.mib or 0.0)
 
 
 def _status_kib(field: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import socket
@@ -32,12 +33,20 @@ def static() -> dict[str, Any]:
         "packages": packages,
         "python": platform.python_version(),
         "host": socket.gethostname(),
+        "cpu": cpu(),
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "cuda": torch.version.cuda if cuda else None,
         "torch_threads": torch.get_num_threads(),
         "job_id": job_id(),
         "gpus": torch.cuda.device_count() if cuda else 0,
     }
+
+
+def cpu() -> str:
+    """The processor's own name, or its architecture where the system does not tell."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
+        return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    return platform.machine()
 
 
 def job_id() -> str | None:

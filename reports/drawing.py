@@ -69,8 +69,9 @@ class Cast:
 
 
 def standing(metric: Metric, summary: pd.DataFrame) -> list[str]:
-    """The lines from the best to the worst by their mean rank over all columns."""
+    """The lines from the best to the worst by their mean rank over all columns, where all of their images count."""
     known = summary[(summary["metric"] == metric.name) & (summary["line"] != INPUT) & summary["mean"].notna()]
+    known = known[~known["partial"].astype(bool)]
     ranks = known.groupby(["block", "column"], sort=False)["mean"].rank(ascending=not metric.higher_is_better)
     return ranks.groupby(known["line"], sort=False).mean().sort_values(kind="stable").index.astype(str).tolist()
 

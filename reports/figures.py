@@ -31,6 +31,7 @@ from reports.drawing import (
     standing,
 )
 from reports.results import Metric, Results
+from reports.statistics import performance_profile
 from reports.summary import INPUT
 
 if TYPE_CHECKING:
@@ -126,11 +127,12 @@ def intervals(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cas
 def shared_columns(metric: Metric, summary: pd.DataFrame) -> tuple[pd.DataFrame, int, int]:
     """The methods' entries at the columns where all of them have one: (entries, shared columns, all columns).
 
-    Means over different columns would compare different problems. Methods without any entry do not count.
+    Means over different columns, or over the images that a method survived, would compare different problems. Methods
+    without any entry do not count.
     """
     chosen = summary[(summary["metric"] == metric.name) & (summary["line"] != INPUT)]
     places = chosen.groupby(["block", "column"], sort=False).ngroups
-    known = chosen[np.isfinite(chosen["mean"])]
+    known = chosen[np.isfinite(chosen["mean"]) & ~chosen["partial"].astype(bool)]
     have = known.groupby(["block", "column"], sort=False)["line"].transform("nunique")
     shared = known[have == known["line"].nunique()]
     return shared, shared.groupby(["block", "column"], sort=False).ngroups, places
@@ -250,15 +252,21 @@ def _free_place(
 
 
 def by_image(metric: Metric, results: Results) -> pd.DataFrame:
-    """The metric of every image, its seeds averaged: index (line, block, column, image), one column `value`."""
+    """The metric of every image, its seeds averaged: columns line, block, column, image_id and value.
+
+    An image whose output was not finite has the worst of values, an infinite one: it was tried, and not solved.
+    """
     import pandas as pd
 
     places = ["line", "block", "column", "image_id"]
     if metric.name not in results.rows:
         return pd.DataFrame(columns=[*places, "value"])
-    rows = results.rows.loc[results.rows[metric.name].notna(), [*places, metric.name]]
-    means = rows.groupby(places, sort=False, observed=True)[metric.name].mean()
-    return means.astype(float).rename("value").reset_index()
+    rows, values = results.rows[places], results.rows[metric.name].astype(float)
+    diverged = results.rows["outcome"] != "ok" if "outcome" in results.rows else values.isna() & False
+    values = values.mask(diverged & values.isna(), -math.inf if metric.higher_is_better else math.inf)
+    known = values.notna()
+    means = values[known].groupby([rows.loc[known, place] for place in places], sort=False, observed=True).mean()
+    return means.rename("value").reset_index()
 
 
 def profiles(metric: Metric, scores: pd.DataFrame, results: Results, cast: Cast) -> Figure:
@@ -269,30 +277,30 @@ def profiles(metric: Metric, scores: pd.DataFrame, results: Results, cast: Cast)
     leads = [cast.titles[key] for key in cast.leads]
     figure, axes = panels(len(results.blocks), 4.2, 3.1, 2, [*leads, "other methods"])
     for panel, block in zip(axes, results.blocks, strict=True):
-        part = scores[(scores["block"] == block.key) & np.isfinite(scores["value"])]
+        part = scores[scores["block"] == block.key]
         panel.set_title(block.title)
         panel.set_xlabel(fill(f"{metric.axis}: {'at least' if metric.higher_is_better else 'at most'}", 44))
-        if part.empty:
+        if not np.isfinite(part["value"]).any():
             continue
         table = part.pivot(index=["image_id", "column"], columns="line", values="value")
         table = table.dropna() if len(table.dropna()) else table  # the same problems for every method
-        low, high = np.nanquantile(table.to_numpy(), [0.002, 0.998])
+        low, high = np.nanquantile(table.where(np.isfinite(table)).to_numpy(), [0.002, 0.998])
         levels = np.linspace(low, high, 120)
         images = table.index.get_level_values("image_id").astype(str).to_numpy()
         for key in reversed(cast.looks):
             if key not in table:
                 continue
             values = table[key].to_numpy(dtype=float)
-            known = np.isfinite(values)
-            solved = _solved(values[known], levels, metric.higher_is_better)
+            known = ~np.isnan(values)
+            (share,) = performance_profile([values[known]], levels, metric.higher_is_better)
             if key not in cast.leads:
-                panel.plot(levels, solved.mean(axis=0), color=GREY, linewidth=1.0, label="other methods", zorder=1.6)
+                panel.plot(levels, share, color=GREY, linewidth=1.0, label="other methods", zorder=1.6)
                 continue
             look = cast.looks[key]
-            lower, upper = _profile_band(solved, images[known])
+            lower, upper = _profile_band(_solved(values[known], levels, metric.higher_is_better), images[known])
             panel.fill_between(levels, lower, upper, color=look.color, alpha=0.1, linewidth=0, zorder=1)
             panel.plot(
-                levels, solved.mean(axis=0), color=look.color, linestyle=look.linestyle, marker=look.marker,
+                levels, share, color=look.color, linestyle=look.linestyle, marker=look.marker,
                 markevery=(4, 17), markeredgecolor="white", markeredgewidth=0.6, label=cast.titles[key],
             )  # fmt: skip
         panel.set_ylim(-0.02, 1.02)

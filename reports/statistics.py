@@ -194,16 +194,6 @@ def hedges_g(differences: npt.ArrayLike) -> float:
     return correction * mean / deviation
 
 
-def rank_biserial(differences: npt.ArrayLike) -> float:
-    """Kerby's (2014) matched-pairs effect size of the signed ranks, in [-1, 1]: (W+ - W-) / (W+ + W-)."""
-    x = np.asarray(differences, dtype=np.float64)
-    x = x[x != 0]
-    if not len(x):
-        return 0.0
-    doubled = _doubled_ranks(x)[0]
-    return float((doubled * np.sign(x)).sum() / doubled.sum())
-
-
 def performance_profile(values: npt.ArrayLike, thresholds: npt.ArrayLike, higher_is_better: bool = True) -> Array:
     """Share of images that a method brings to at least each threshold (at most, where lower is better).
 

@@ -302,19 +302,48 @@ def _rank(metric: Metric, entries: list[dict[str, Any]], rows: _Rows, block: Blo
 COSTS = ("nfe", "nfe_grad", "seconds", "peak_mib", "state_bytes", "latent_std", "latent_kurtosis", "latent_w2")
 
 
+LATENTS = ("latent_std", "latent_kurtosis", "latent_w2")
+
+
+def _of_the_prior(rows: pd.DataFrame) -> pd.DataFrame:
+    """Without the latents of inversions that stop on the way: they are still half an image, not noise."""
+    if "walked" not in rows:
+        return rows
+    return rows.assign(**{name: rows[name].where(rows["walked"] == 1) for name in LATENTS if name in rows})
+
+
+def _lost(rows: pd.DataFrame) -> int:
+    """How many latents should have been noise and are not finite."""
+    reached = rows["walked"] == 1 if "walked" in rows else True
+    return int((rows["latent_std"].isna() & reached).sum()) if "latent_std" in rows else 0
+
+
+def _seconds(rows: pd.DataFrame) -> tuple[float, float]:
+    """(the median cell's seconds an image; how many times longer an evaluation took in slow cells than in quick ones:
+    the 90 % quantile over the 10 % one). The median, since what else runs on a machine only ever adds."""
+    known = rows[rows["seconds"].notna()] if "seconds" in rows else rows[:0]
+    if known.empty:
+        return math.nan, math.nan
+    cells = known.astype({"seconds": float, "nfe": float}).groupby("cell_id", sort=False)[["seconds", "nfe"]].mean()
+    each = (cells["seconds"] / cells["nfe"].clip(lower=1)).to_numpy()
+    low, high = np.quantile(each, [0.1, 0.9])
+    return float(cells["seconds"].median()), float(high / low) if low > 0 else math.nan
+
+
 def costs(results: Results) -> pd.DataFrame:
-    """A line a method: means of what it costs over all finished cells, and how wide its latents are."""
+    """A line a method: what it costs, over all finished cells, and how wide its latents are."""
     import pandas as pd
 
     records: list[dict[str, Any]] = []
+    table = _of_the_prior(results.rows)
     for line in results.lines:
-        rows = results.rows[results.rows["line"] == line.key]
+        rows = table[table["line"] == line.key]
         record: dict[str, Any] = {"line": line.key, "title": line.title, "method": line.method}
         record["model"] = words_of(cell.axes.get("model") for cell in results.cells if cell.key[0] == line.key)
         for name in COSTS:
             record[name] = float(rows[name].astype(float).mean()) if name in rows and len(rows) else math.nan
-        std = record["latent_std"]
-        flag = latent_flag(std, 0 if math.isnan(std) else int(rows["latent_std"].isna().sum()))
+        record["seconds"], record["unsteady"] = _seconds(rows)
+        flag = latent_flag(record["latent_std"], _lost(rows))
         record["flag"] = f"latent {flag}" if flag else ""
         cells = [cell for cell in results.cells if cell.key[0] == line.key]
         record |= {"cells": len(cells), "cells_done": sum(c.status == "done" for c in cells), "n_values": len(rows)}
@@ -334,10 +363,12 @@ def entry_costs(results: Results) -> pd.DataFrame:
     """A line a (line, block, column): the same means as `costs`, where they depend on the steps."""
     import pandas as pd
 
-    numbers = results.rows.reindex(columns=list(COSTS)).astype(float)
-    groups = numbers.groupby([results.rows[name] for name in ("line", "block", "column")], sort=False)
+    table = _of_the_prior(results.rows)
+    numbers = table.reindex(columns=list(COSTS)).astype(float)
+    groups = numbers.groupby([table[name] for name in ("line", "block", "column")], sort=False)
     means = {key: dict(row) for key, row in groups.mean().iterrows()}
-    sizes, known = groups.size().to_dict(), groups["latent_std"].count().to_dict()
+    sizes = groups.size().to_dict()
+    lost = {key: _lost(table.loc[places]) for key, places in groups.groups.items()}
     blank = dict.fromkeys(COSTS, math.nan)
     records: list[dict[str, Any]] = []
     for block in results.blocks:
@@ -349,7 +380,7 @@ def entry_costs(results: Results) -> pd.DataFrame:
                     continue
                 record: dict[str, Any] = {"line": line.key, "title": line.title, "method": line.method}
                 record |= {"block": block.key, "axis": block.axis, "column": column, **means.get(key, blank)}
-                record["flag"] = latent_flag(record["latent_std"], sizes.get(key, 0) - known.get(key, 0))
+                record["flag"] = latent_flag(record["latent_std"], lost.get(key, 0))
                 record |= {"cells": len(cells), "cells_done": sum(c.status == "done" for c in cells)}
                 records.append(record | {"n_values": sizes.get(key, 0)})
     return pd.DataFrame.from_records(records)

@@ -302,12 +302,15 @@ def cost_table(costs: pd.DataFrame, results: Results) -> Table:
         rows.append(Row(record["title"], tuple(entries)))
     columns = ("model",) * with_model + tuple(title for _, title, _ in shown) + ("flag",)
     notes = [
-        "Costs: means over the images of all finished cells. NFE: network evaluations an image, guidance counts two; "
-        "grad: those with a backward pass; state: what a decode needs besides the model. " + PRIOR,
-        "Flag: latent exploded where the latent's standard deviation is above 3, collapsed where it is below 1/3.",
+        "Costs: means over the images of all finished cells, seconds of the median cell. NFE: network evaluations an "
+        "image, guidance counts two; grad: those with a backward pass; peak: memory beside the model's own; state: "
+        "what a decode needs besides the model. " + PRIOR,
+        "Flag: latent exploded where the latent's standard deviation is above 3, collapsed where it is below 1/3. An "
+        "inversion that stops on the way has no latent to compare with noise.",
         *absent(results),
+        *_machines(results),
+        *_unsteady(costs),
     ]
-    notes += _machines(results)
     return Table("costs", "Costs", (Group("", columns, tuple(rows), "method"),), tuple(notes))
 
 
@@ -362,6 +365,19 @@ def _number(text: str) -> float | None:
         return None
 
 
+UNSTEADY = 2.0  # times that an evaluation takes longer in a method's slow cells than in its quick ones
+
+
+def _unsteady(costs: pd.DataFrame) -> list[str]:
+    worst = costs.sort_values("unsteady", ascending=False).iloc[0] if costs["unsteady"].notna().any() else None
+    if worst is None or worst["unsteady"] < UNSTEADY:
+        return []
+    return [
+        f"Timings are unsteady, as on a machine with other work: an evaluation took up to {worst['unsteady']:.1f} "
+        f"times longer in some cells of one method ({worst['title']}) than in others."
+    ]
+
+
 def _machines(results: Results) -> list[str]:
     machines = sorted({_machine(record) for record in results.records.values()})
     if len(machines) > 1:
@@ -371,8 +387,10 @@ def _machines(results: Results) -> list[str]:
 
 def _machine(record: Mapping[str, Any]) -> str:
     provenance = record.get("provenance", {})
-    threads = provenance.get("torch_threads")
-    return f"{provenance.get('gpu') or 'CPU'}" + (f", {threads} threads" if threads else "")
+    threads, batch = provenance.get("torch_threads"), provenance.get("batch_size")
+    machine = provenance.get("gpu") or provenance.get("cpu") or "CPU"
+    counted = [f"{n} {word}{'s' * (n != 1)}" for n, word in ((threads, "thread"),) if n]
+    return ", ".join([str(machine), *counted, *([f"batches of {batch}"] if batch else [])])
 
 
 def _cost(value: float, digits: str) -> Entry:
