@@ -285,7 +285,7 @@ _WARM: set[tuple[object, ...]] = set()
 
 @torch.no_grad()
 def _warm_up(method: InversionMethod, problem: Problem) -> None:
-    """One evaluation outside the clock for each model and size of batch in a process: kernels are chosen in the first."""
+    """One evaluation outside the clock for each model and size of batch in a process: it picks kernels."""
     denoiser, cond = method.denoiser, problem.target or problem.source
     size = (id(denoiser.backbone), tuple(problem.image.shape), cond.evaluations)
     if size not in _WARM:
