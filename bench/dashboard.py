@@ -71,7 +71,7 @@ def _bars(names: Sequence[str]) -> list[Any]:
             metrics=[wr.SummaryMetric(name)],
             groupby=wr.Config("method"),
             groupby_aggfunc="mean",
-            groupby_rangefunc="stderr",
+            groupby_rangefunc="minmax",
         )
         for name in names
     ]

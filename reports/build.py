@@ -32,6 +32,7 @@ from bench.mirror import PROJECT
 from bench.store import Store
 from reports.results import METRICS, Metric, MixedMeasurements, Results, check_measurements, load
 from reports.tables import (
+    PUBLISHED,
     Table,
     chosen,
     comparison,
@@ -45,7 +46,7 @@ from reports.tables import (
     without_hints,
 )
 
-VERSION = 15  # of the reports: raise it when the same rows should give other files
+VERSION = 17  # of the reports: raise it when the same rows should give other files
 KEYS = ("sweep", "store", "out", "metric", "quiet", "style", "source", "project", "entity")
 INPUTS = ".inputs"
 
@@ -137,17 +138,24 @@ def _stores_beside(root: Path) -> list[str]:
 
 
 def digest(store: Store, manifest: Mapping[str, Any], metric: str | None, style: str = "full") -> str:
-    """Of everything a report depends on. A finished cell never changes, so its id is enough."""
+    """Of everything a report depends on."""
     ids = {cell["id"] for cell in manifest["cells"]}
+    done = sorted(ids & store.done())
     content = {
         "version": VERSION,
         "manifest": manifest,
         "metric": metric,
         "style": style,
-        "done": sorted(ids & store.done()),
+        "done": {i: _sha256(store.root / "cells" / i / "rows.parquet") for i in done},  # computed again, a cell has its id and other rows
+        "published": [_sha256(file) for file in sorted(PUBLISHED.glob("*.csv"))],
         "failures": {i: store.failure(i) for i in sorted(ids & store.failed())},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

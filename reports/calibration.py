@@ -37,6 +37,9 @@ GROUPS: dict[str, tuple[Draw, float]] = {
 }
 """The same for images of two groups, of which few images show too little."""
 
+SHARES = (0.02, 0.1, 0.5)
+"""Of images that a method edits as asked, say: 0 or 1 an image."""
+
 SIZES = (8, 12, 30, 100, 300)
 FAMILIES = ((2, 12), (5, 12), (17, 12), (5, 50), (17, 50))
 """(methods, images)"""
@@ -52,6 +55,14 @@ def coverage(draw: Draw, mean: float, images: int, sweeps: int, seed: int = 0) -
         found = interval(draw(rng, images))
         hits += found.low <= mean <= found.high
     return hits / sweeps
+
+
+def share_coverage(share: float, images: int, sweeps: int, seed: int = 0) -> float:
+    """The same for images of which a share has the value 1 and the others 0."""
+    hits = np.random.default_rng(seed).binomial(images, share, size=sweeps)
+    found = [interval([1.0] * k + [0.0] * (images - k), share=True) for k in range(images + 1)]
+    held = np.array([one.low <= share <= one.high for one in found])
+    return float(held[hits].mean())
 
 
 def nested_coverage(images: int, seeds: int, sweeps: int, seed: int = 0) -> float:
@@ -114,6 +125,13 @@ def page(sweeps: int = SWEEPS) -> str:
     for name, (draw, mean) in GROUPS.items():
         lines.append(_shares(name, (coverage(draw, mean, n, sweeps, seed=n) for n in SIZES)))
     lines += [
+        "",
+        "A share of the images, by Wilson's interval: few outcomes are possible, so its coverage lies above or below "
+        "95 % by which of them fall inside.",
+        "",
+        head[0].replace("scores of the images", "share of the images"),
+        head[1],
+        *(_shares(f"{share:.0%}", (share_coverage(share, n, sweeps, seed=n) for n in SIZES)) for share in SHARES),
         "",
         "## Methods that are the same",
         "",

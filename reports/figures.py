@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 Images = npt.NDArray[np.float64]  # a value an image, nan where there is none
 WIDE, TALL = 4.9, 3.6  # inches, of a panel with many lines
+NAMED = 24  # points of a cloud that have room for their names; of more, only those in colour are named
 DRAWS = 1000  # resamples of a profile's band
 
 
@@ -94,7 +95,9 @@ def intervals(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cas
     """Where every block has one column: a panel a block, a row a method with its 95 % interval, the input dashed."""
     chosen = summary[(summary["metric"] == metric.name) & np.isfinite(summary["mean"])]
     order = standing(metric, summary)
-    figure, axes = panels(len(results.blocks), 2.9, 0.9 + 0.2 * len(order), 4)
+    names = [fill(cast.titles[key], 44) for key in order]
+    row_height = 0.06 + 0.14 * max((name.count("\n") + 1 for name in names), default=1)
+    figure, axes = panels(len(results.blocks), 2.9, 0.9 + row_height * len(order), 4)
     for i, (panel, block) in enumerate(zip(axes, results.blocks, strict=True)):
         part = chosen[chosen["block"] == block.key].set_index("line")
         for row, key in enumerate(order):
@@ -110,7 +113,7 @@ def intervals(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cas
             panel.axvline(part.loc[INPUT, "mean"], color=INPUT_COLOUR, linestyle="--", linewidth=1.1, zorder=1)
         panel.set_title(f"{block.title}, {block.axis} {block.columns[0]}" if block.columns else block.title)
         panel.set_ylim(len(order) - 0.4, -0.6)  # the best on top
-        panel.set_yticks(range(len(order)), [fill(cast.titles[key], 34) if i % 4 == 0 else "" for key in order])
+        panel.set_yticks(range(len(order)), names if i % 4 == 0 else [""] * len(names))
         panel.grid(visible=False, axis="y")
         if part["mean"].gt(0).all() and metric.digits.endswith("e") and len(part):
             panel.set_xscale("log")
@@ -195,7 +198,7 @@ def _name_points(
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots.values()]
     corners = [np.asarray(to_axes.transform(corner)) * size for corner in front]
     taken += [(*(np.minimum(a, b) - 1), *(np.maximum(a, b) + 1)) for a, b in pairwise(corners)]
-    for key in cast.looks:  # the best choose first
+    for key in cast.looks if len(dots) <= NAMED else cast.leads:  # the best choose first
         if key not in dots:
             continue
         lead = key in cast.leads
@@ -360,8 +363,8 @@ def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results
         panel.set_ylim(ends)
         panel.set_aspect("equal")
         panel.locator_params(nbins=5)
-        panel.set_xlabel(cast.titles[rival], color=cast.looks[rival].color)
-        panel.set_ylabel(cast.titles[leader], color=cast.looks[leader].color)
+        panel.set_xlabel(fill(cast.titles[rival], 38), color=cast.looks[rival].color)
+        panel.set_ylabel(fill(cast.titles[leader], 38), color=cast.looks[leader].color)
         ahead = table[leader] > table[rival] if metric.higher_is_better else table[leader] < table[rival]
         words = f"{fill(cast.titles[leader], 24)}\nbetter in {int(ahead.sum())} of {len(table)}"
         shares = (table[[rival, leader]].to_numpy() - ends[0]) / (ends[1] - ends[0])

@@ -52,7 +52,7 @@ class Gallery:
 def gallery(
     store: Store, results: Results, block: Block, column: str, metric: Metric | None, scores: Scores
 ) -> Gallery | None:
-    """The images that every finished method of this column kept. None where no cell kept any."""
+    """The images that every finished method of this column kept. None where there are none."""
     kept: list[tuple[Line, str | None, dict[str, np.ndarray]]] = []
     for line in results.lines:
         cells = results.by_key.get((line.key, block.key, column))
@@ -65,6 +65,8 @@ def gallery(
         return None
     places = {cell: {str(name): i for i, name in enumerate(samples["ids"])} for cell, samples in filled}
     ids = [name for name in places[filled[0][0]] if all(name in place for place in places.values())][:MOST]
+    if not ids:
+        return None
     known = {cell: scores(cell) for cell, _ in filled if cell is not None}
     ids, ranks = ranked(ids, list(known.values()), metric)
     source, reference = filled[0]

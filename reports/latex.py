@@ -3,17 +3,27 @@ r"""Tables as LaTeX: a file a table for `\input`, with booktabs rules, and a doc
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from reports.tables import DAGGER, EXPLODED_SIGN, Group, Table
 
 ROWS_A_PAGE = 45
+MINUS = "\u2212"
 _SIGNS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$",
     "±": r"$\pm$", "–": "--", "·": r"$\cdot$", "×": r"$\times$", "∞": r"$\infty$", "²": "$^2$", "≤": r"$\le$",
-    "≥": r"$\ge$", "→": r"$\to$", "…": r"\dots{}", DAGGER: r"$^\dagger$", EXPLODED_SIGN: r"$^\ddagger$",
+    "≥": r"$\ge$", "→": r"$\to$", "…": r"\dots{}", MINUS: "$-$", "’": "'", DAGGER: r"$^\dagger$", EXPLODED_SIGN: r"$^\ddagger$",
 }  # fmt: skip
+LATIN = 0x180
+_RAISED = {"<super>": "^", "<sub>": "_"}
+_GREEK = frozenset(
+    (
+        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
+        "omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
+    ).split()
+)
 _FIT = (
     r"\providecommand{\fitted}[1]{\sbox0{#1}"
     r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi}"
@@ -22,9 +32,25 @@ _FIT = (
 
 def escape(text: str, mark: str = "") -> str:
     """Text for LaTeX, bold or underlined by its mark; a hyphen before a digit is a minus sign where no word ends."""
-    escaped = "".join(_SIGNS.get(character, character) for character in text)
+    escaped = "".join(map(_sign, text))
     escaped = re.sub(r"(?<![\w.}])-(?=\d)", "$-$", escaped)
     return rf"\textbf{{{escaped}}}" if mark == "best" else rf"\underline{{{escaped}}}" if mark == "second" else escaped
+
+
+def _sign(character: str) -> str:
+    """What sets a character; one that pdfLaTeX has no way to set is told by its number."""
+    if character in _SIGNS or ord(character) < LATIN:
+        return _SIGNS.get(character, character)
+    tag, _, codes = unicodedata.decomposition(character).partition(" ")
+    if tag in _RAISED and len(codes) == 4:
+        return f"${_RAISED[tag]}{{{chr(int(codes, 16)).replace(MINUS, '-')}}}$"
+    greek = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (\w+)", unicodedata.name(character, ""))
+    if greek:
+        name = greek[2].lower().replace("lamda", "lambda")
+        macro = name if greek[1] == "SMALL" else name.title()
+        if macro in _GREEK:
+            return rf"$\{macro}$"
+    return rf"\texttt{{U+{ord(character):04X}}}"
 
 
 def latex(table: Table) -> str:

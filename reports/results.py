@@ -9,7 +9,7 @@ scale, and a sweep of edits has strengths for columns and one block a kind of ed
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -59,19 +59,22 @@ class Metric:
         return f"{self.title} [{self.unit}]" if self.unit else self.title
 
 
+SHARE = "share"
+"""The unit of what an image has or has not."""
+
 METRICS = {
     metric.name: metric
     for metric in (
         Metric("psnr", "PSNR", "dB", True, ".2f"),
         Metric("ssim", "SSIM", "", True, ".3f"),
-        Metric("verdict", "asked change is there, by the classifier", "share", True, ".2f"),
+        Metric("verdict", "asked change is there, by the classifier", SHARE, True, ".2f"),
         Metric("outside_psnr", "PSNR outside the mask", "dB", True, ".2f"),
         Metric("fd_scenes", "FD-scenes", "", False, ".3g", extractor="scenes", distance="frechet"),
         Metric("lpips", "LPIPS (AlexNet)", "", False, ".3f"),
         Metric("lpips_vgg", "LPIPS (VGG)", "", False, ".3f"),
         Metric("lpips_squeeze", "LPIPS (SqueezeNet)", "", False, ".3f"),
         Metric("l2", "L2", "", False, ".3g", printed=False),
-        Metric("kept", "other attributes kept, by the classifier", "share", True, ".2f", printed=False),
+        Metric("kept", "other attributes kept, by the classifier", SHARE, True, ".2f", printed=False),
         Metric("inside_psnr", "PSNR inside the mask", "dB", True, ".2f", printed=False),
         Metric("outside_ssim", "SSIM outside the mask", "", True, ".3f", printed=False),
         Metric("outside_mse", "MSE outside the mask", "", False, ".1e", printed=False, floor=1e-14),
@@ -299,7 +302,15 @@ def arrange(
     if by_model:  # a model's guidance scales stand together, models as the manifest first names them
         models = list(dict.fromkeys(dict(block.places).get("model") for block in blocks))
         blocks.sort(key=lambda block: models.index(dict(block.places).get("model")))
-    return tuple(cells), tuple(sorted(lines.values(), key=_method_order(lines))), tuple(blocks)
+    return tuple(cells), tuple(sorted(_told_apart(lines.values()), key=_method_order(lines))), tuple(blocks)
+
+
+def _told_apart(lines: Collection[Line]) -> list[Line]:
+    """Without the method's name in their titles where all lines are of one method and have more to tell."""
+    shared = {line.title.partition(" · ")[0] for line in lines}
+    if len(shared) > 1 or not all(" · " in line.title for line in lines):
+        return list(lines)
+    return [replace(line, title=line.title.partition(" · ")[2]) for line in lines]
 
 
 def _method_order(lines: Mapping[str, Line]) -> Any:

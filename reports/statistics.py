@@ -74,10 +74,10 @@ def bootstrap(values: npt.ArrayLike, clusters: npt.ArrayLike, level: float = 0.9
     return interval(cluster_means(values, clusters), level, seed)
 
 
-def interval(means: npt.ArrayLike, level: float = 0.95, seed: int = 0) -> Interval:
+def interval(means: npt.ArrayLike, level: float = 0.95, seed: int = 0, share: bool = False) -> Interval:
     """Mean of `means` [n], one value an image, with its studentised bootstrap interval.
 
-    Beside the bootstrap stand its closed forms. Values that are 0 or 1, but not all 0, have Wilson's interval (1927).
+    Beside the bootstrap stand its closed forms. A `share`, of images that are all 0 or 1, has Wilson's interval (1927).
     Student's stands for fewer than 5 images, of whose spread samples say too little, and for more than 200, where both
     agree.
     """
@@ -90,7 +90,7 @@ def interval(means: npt.ArrayLike, level: float = 0.95, seed: int = 0) -> Interv
     mean = float(x.mean())
     if n == 1 or not math.isfinite(mean):
         return Interval(mean, math.nan, math.nan, n)
-    if np.all((x == 0) | (x == 1)) and mean > 0:  # zeros alone are as often errors or differences as shares
+    if share and np.all((x == 0) | (x == 1)):
         return Interval(mean, *_wilson(mean, n, level), n)
     error = float(x.std(ddof=1)) / math.sqrt(n)
     if error == 0:

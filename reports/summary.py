@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reports.distances import DISTANCES
-from reports.results import Block, Cell, Line, Metric, Results, words
+from reports.results import SHARE, Block, Cell, Line, Metric, Results, words
 from reports.statistics import cluster_means, holm, interval, paired_difference, rank
 
 if TYPE_CHECKING:
@@ -78,19 +78,21 @@ class _Rows:
         due = self.numerical[here] | (bool(metric.extractor) or ~np.isnan(self.values(metric.name)[here]))
         return len(np.unique(self.images[here][due]))
 
-    def distance(self, metric: Metric, cells: Sequence[Cell]) -> tuple[float, int]:
-        """A distance between sets over all finite images of cells, and how many they are. Every truth counts once."""
+    def distance(self, metric: Metric, cells: Sequence[Cell]) -> tuple[float, int, int]:
+        """A distance between sets over all finite outputs of cells; how many they are, and of how many images. Every
+        truth counts once."""
         done = sorted(cell.id for cell in cells if cell.status == "done")
-        outputs, truths = _pooled(self.results, metric.extractor, done)
-        return DISTANCES[metric.distance](outputs, truths), len(outputs)
+        outputs, truths, images = _pooled(self.results, metric.extractor, done)
+        return DISTANCES[metric.distance](outputs, truths), len(outputs), images
 
 
 def _positions(rows: pd.DataFrame, by: list[str]) -> dict[tuple[str, ...], npt.NDArray[np.int64]]:
     return dict(rows.groupby(by, sort=False).indices) if len(rows) else {}
 
 
-def _pooled(results: Results, extractor: str, ids: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Features of the outputs of cells and of their truths, in the order of the images' names."""
+def _pooled(results: Results, extractor: str, ids: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], int]:
+    """Features of the outputs of cells and of their truths, in the order of the images' names; and how many images the
+    outputs are of."""
     outputs: list[npt.NDArray[Any]] = []
     names: list[str] = []
     truths: dict[str, npt.NDArray[Any]] = {}
@@ -103,10 +105,10 @@ def _pooled(results: Results, extractor: str, ids: Sequence[str]) -> tuple[npt.N
         names += found["ids"][finite].tolist()
         truths |= dict(zip(found["ids"].tolist(), found[f"{extractor}_truth"], strict=True))
     if not outputs:
-        return np.zeros((0, 1)), np.zeros((0, 1))
+        return np.zeros((0, 1)), np.zeros((0, 1)), 0
     known = [truth for _, truth in sorted(truths.items()) if np.isfinite(truth).all()]
     order = np.argsort(np.asarray(names), kind="stable")
-    return np.concatenate(outputs)[order], np.stack(known) if known else np.zeros((0, 1))
+    return np.concatenate(outputs)[order], np.stack(known) if known else np.zeros((0, 1)), len(set(names))
 
 
 COLUMNS = [
@@ -131,8 +133,8 @@ def _blank(metric: Metric, block: Block, column: str) -> dict[str, Any]:
     }
 
 
-def _mean(values: npt.NDArray[np.float64], images: npt.NDArray[np.int64]) -> dict[str, Any]:
-    found = interval(cluster_means(values, images))
+def _mean(metric: Metric, values: npt.NDArray[np.float64], images: npt.NDArray[np.int64]) -> dict[str, Any]:
+    found = interval(cluster_means(values, images), share=metric.unit == SHARE)
     count = int((~np.isnan(values)).sum())
     return {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n, "n_values": count}
 
@@ -149,7 +151,9 @@ def _input(metric: Metric, rows: _Rows, here: npt.NDArray[np.int64], block: Bloc
         return []
     _, first = np.unique(rows.images[known] * (rows.seeds.max() + 1) + rows.seeds[known], return_index=True)
     once = known[first]
-    entry = _blank(metric, block, column) | _mean(rows.values(f"input_{metric.name}")[once], rows.images[once])
+    entry = _blank(metric, block, column) | _mean(
+        metric, rows.values(f"input_{metric.name}")[once], rows.images[once]
+    )
     title = EDIT_TITLE if rows.results.edits else INPUT_TITLE
     return [entry | {"line": INPUT, "title": title, "method": INPUT, "cells": 0, "cells_done": 0}]
 
@@ -186,10 +190,10 @@ def _entry(
         return entry
     whole = expected * len(np.unique(rows.seeds[place]))
     if metric.extractor:
-        value, count = rows.distance(metric, cells)
-        entry |= {"mean": value, "n": count if not math.isnan(value) else 0, "n_values": count}
+        value, count, images = rows.distance(metric, cells)
+        entry |= {"mean": value, "n": images if not math.isnan(value) else 0, "n_values": count}
     else:
-        entry |= _mean(rows.values(metric.name)[place], rows.images[place])
+        entry |= _mean(metric, rows.values(metric.name)[place], rows.images[place])
     partial = entry["n"] > 0 and (done < len(cells) or entry["n_values"] < whole)
     return entry | {"n_numerical": int(rows.numerical[place].sum()), "partial": bool(partial)}
 
@@ -229,7 +233,8 @@ def _reference(line: Line, wanted: Mapping[str, str], lines: Sequence[Line]) -> 
 
 
 EFFECTS = [
-    "comparison", "metric", "line", "block", "column", "reference", "mean", "low", "high", "n", "hedges_g", "p_holm",
+    "comparison", "metric", "line", "block", "column", "reference", "mean", "low", "high", "n", "partial", "hedges_g",
+    "p_holm",
 ]  # fmt: skip
 
 
@@ -260,11 +265,13 @@ def _against(metric: Metric, pairs: Mapping[str, Line], block: Block, column: st
         if len(shared) < 2:
             continue
         gap = paired_difference([mine[i] for i in shared], [base[i] for i in shared])
+        due = rows.expected(metric, rows.columns[block.key, column])
         records.append(
             {
                 "metric": metric.name, "line": line.key, "block": block.key, "column": column,
                 "reference": reference.title, "mean": gap.interval.mean, "low": gap.interval.low,
-                "high": gap.interval.high, "n": len(shared), "hedges_g": gap.effect, "p_holm": gap.p,
+                "high": gap.interval.high, "n": len(shared), "partial": len(shared) < due,
+                "hedges_g": gap.effect, "p_holm": gap.p,
             }
         )  # fmt: skip
     for record, p in zip(records, holm([record["p_holm"] for record in records]), strict=True):

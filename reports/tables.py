@@ -271,7 +271,10 @@ def effect_table(metric: Metric, effects: pd.DataFrame, results: Results, compar
     notes = (
         f"Mean difference to {compared}, image by image; ± is half their 95 % bootstrap interval.",
         "g: Hedges' g of the paired differences. *: Wilcoxon signed-rank, Holm over a column, p < .05.",
+        *absent(results),
     )
+    if any(record["partial"] for record in chosen):
+        notes += (f"{DAGGER} over a part of the images: the others are missing or not finite in one of the two.",)
     key, effect = f"{metric.name}_effects", "Effect"
     if comparison:
         key, effect = f"{key}_{comparison + 1}", f"Effect {comparison + 1}"
@@ -285,7 +288,7 @@ def _effect(metric: Metric, record: Mapping[Any, Any]) -> Entry:
         text += f" ±{format((high - low) / 2, metric.digits)}"
     if math.isfinite(record["hedges_g"]):
         text += f" (g {record['hedges_g']:+.1f})"
-    text += "*" if record["p_holm"] < 0.05 else ""
+    text += ("*" if record["p_holm"] < 0.05 else "") + (DAGGER if record["partial"] else "")
     hint = f"n = {record['n']} images; Holm p = {record['p_holm']:.2g}"
     return Entry(text, _finite(mean), _finite(low), _finite(high), int(record["n"]), "", hint)
 

@@ -329,6 +329,51 @@ def test_mixed_measurements_are_refused(tmp_path: Path, capsys: pytest.CaptureFi
     assert set(hashes(out)) == {"index.html", "table.md", ".inputs"}
 
 
+def test_a_cell_computed_again_is_a_new_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under its old id: what it measured is compared again, and refused."""
+    store = make_store(tmp_path, small=True)
+    assert build(store, "quiet=true") == 0
+    page = tmp_path / "reports" / "corruptions" / "index.html"
+    before = page.stat().st_mtime_ns
+    assert build(store, "quiet=true") == 0 and page.stat().st_mtime_ns == before
+    cell = next(c for c in store.manifest("corruptions")["cells"] if c["id"] == cell_name("edict", "blur", 3))
+    shutil.rmtree(tmp_path / "cells" / cell["id"])
+    write_cell(store, cell, 8, sha="other")
+    assert build(store, "quiet=true") == 1
+    assert "mixed measurements" in capsys.readouterr().err
+
+
+def test_no_images_kept_is_no_gallery(tmp_path: Path) -> None:
+    store = make_store(tmp_path, small=True)
+    for file in tmp_path.glob("cells/*/samples.npz"):
+        np.savez(file, ids=np.array([], dtype=str))
+    assert build(store, "quiet=true") == 0
+    assert not list((tmp_path / "reports" / "corruptions" / "figures").glob("grid*"))
+
+
+def test_survivors_lead_no_figure(tmp_path: Path) -> None:
+    """EDICT's only finite images would be the best: it is neither ranked nor drawn first, and the lost one counts as
+    not solved."""
+    from reports import figures
+    from reports.drawing import standing
+    from reports.results import METRICS
+
+    lost = {cell_name("edict", "blur", severity) for severity in (3, 4)}
+    store = make_store(tmp_path, small=True, change=lambda cell: {"finite": cell not in lost})
+    results = load(store, {**store.manifest("corruptions"), "reference": {"method": "ddim"}})
+    summary, psnr = summarise(results), METRICS["psnr"]
+    assert set(standing(psnr, summary)) == {"ddim", "injective"}
+    shared, columns, places = figures.shared_columns(psnr, summary)
+    assert (columns, places) == (2, 2) and set(shared["line"]) == {"ddim", "injective"}
+    scores = figures.by_image(psnr, results)
+    edict = scores[scores["line"] == "edict"]["value"]
+    assert len(edict) == 2 * 8 and np.isneginf(edict).sum() == 2
+    table = effect_table(psnr, effects(results), results)
+    shown = {row.title: [entry.text[-1] for entry in row.entries] for row in table.groups[0].rows}
+    assert shown["EDICT"] == ["†", "†"] and "†" not in shown["Injective ODE"]
+    assert any(note.startswith("† over a part") for note in table.notes)
+
+
 def test_an_error_replaces_an_older_report(whole: Store, tmp_path: Path) -> None:
     store = make_store(tmp_path, small=True, missing=(cell_name("edict", "blur", 3),))
     assert build(store, "quiet=true") == 0
@@ -607,7 +652,7 @@ def test_latex_compiles_as_it_is(flawed: Store, tmp_path: Path) -> None:
         pytest.skip("no pdflatex on this machine")
     awkward = Group(
         "50 % of #1 & more_or_less", ("a_b", "x^2", "{c}"),
-        (Row("~?", (Entry("-1.2e-05 ±3e-06"), Entry("∞", mark="best"), Entry("– ‡†", mark="second"))),),
+        (Row("σ of J, λ₂ ≥ Λ⁻¹, é, 中", (Entry("-1.2e-05 ±3e-06"), Entry("∞", mark="best"), Entry("– ‡†", mark="second"))),),
         "corner \\ $",
     )  # fmt: skip
     tables = (*tables_of(flawed), Table("odd", "|<·×²≤≥→…>|", (awkward,), ("A note: 5 %.",)))
@@ -620,6 +665,11 @@ def test_latex_compiles_as_it_is(flawed: Store, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "table.pdf").stat().st_size > 10_000
     assert "Overfull \\hbox" not in done.stdout
+
+
+def test_latex_sets_greek_and_tells_what_it_cannot_set() -> None:
+    assert escape("σ of Λ, x₂⁻") == r"$\sigma$ of $\Lambda$, x$_{2}$$^{-}$"
+    assert escape("中 Ж é") == r"\texttt{U+4E2D} \texttt{U+0416} é"
 
 
 def test_latex_says_what_markdown_says(flawed: Store) -> None:

@@ -58,14 +58,14 @@ def test_groups_and_ties_do_not_stretch_an_interval(x: list[float]) -> None:
     assert students < interval(x).half_width < 2 * students
 
 
-@pytest.mark.parametrize(("hits", "n"), [(1, 5), (3, 12), (12, 12), (700, 1000)])
+@pytest.mark.parametrize(("hits", "n"), [(0, 12), (1, 5), (3, 12), (12, 12), (700, 1000)])
 def test_shares_have_wilsons_interval(hits: int, n: int) -> None:
     theirs = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
-    ours = interval([1.0] * hits + [0.0] * (n - hits))
+    ours = interval([1.0] * hits + [0.0] * (n - hits), share=True)
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
 
 
-def test_zeros_alone_are_no_share() -> None:
+def test_zeros_are_a_share_only_of_what_is_one() -> None:
     """Errors that are all exactly zero, and differences of equal methods, have no spread."""
     assert (interval([0.0] * 5).low, interval([0.0] * 5).high) == (0.0, 0.0)
 

@@ -76,7 +76,7 @@ def test_its_table_and_figure() -> None:
 def test_a_reference_at_the_lines_own_procedure() -> None:
     results = made(reference={"model": "inode", "method.procedure": "same"})
     found = effects(results).set_index("line")
-    assert set(found["reference"]) == {"ODE · inode · zero", "ODE · inode · sample"}
+    assert set(found["reference"]) == {"inode · zero", "inode · sample"}
     for line, record in found.iterrows():
         assert record["reference"].endswith(str(line).rpartition(" · ")[2])
         gain = GAIN[str(line).split(" · ")[1]] - GAIN["inode"]
@@ -90,8 +90,8 @@ def test_several_references_make_a_table_each() -> None:
     assert found["comparison"].unique().tolist() == [0, 1]
     pd.testing.assert_frame_equal(found[found["comparison"] == 0], effects(made(reference=same)))
     second = found[found["comparison"] == 1]
-    assert set(second["reference"]) == {"ODE · inode · zero"}
+    assert set(second["reference"]) == {"inode · zero"}
     (metric,) = results.metrics
     tables = [effect_table(metric, found, results, number) for number in (0, 1)]
     assert [table.key for table in tables] == ["psnr_effects", "psnr_effects_2"]
-    assert "ODE · inode · zero or" in tables[0].notes[0] and tables[1].notes[0].count("ODE ·") == 1
+    assert "inode · zero or" in tables[0].notes[0] and tables[1].notes[0].count("inode ·") == 1

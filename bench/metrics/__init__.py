@@ -115,7 +115,7 @@ CATALOGUE: dict[str, Metric] = {
     "verdict": Metric(tasks=("edit",), needs=JUDGE),
     "kept": Metric(tasks=("edit",), needs=JUDGE),
     "clip": Metric(tasks=("edit",), needs=CLIP, prefetch="clip"),
-    "pie_clip": Metric(tasks=("edit",), needs=CLIP, prefetch="clip"),
+    "pie_clip": Metric(tasks=("edit",), needs=CLIP, prefetch="clip", version=2),  # 2: the border is of the mask
 }  # fmt: skip
 
 

@@ -144,7 +144,7 @@ FUNCTIONS: dict[str, Callable[[Edited], Tensor]] = {
     "verdict": verdict,
     "kept": kept,
     "clip": lambda e: clip_similarity(e.output, e.target),
-    "pie_clip": lambda e: clip_similarity(e.output * e.mask, e.target),
+    "pie_clip": lambda e: clip_similarity(e.output * pie_mask(e.mask), e.target),
 }
 
 
