@@ -46,7 +46,7 @@ from reports.tables import (
     without_hints,
 )
 
-VERSION = 17  # of the reports: raise it when the same rows should give other files
+VERSION = 21  # of the reports: raise it when the same rows should give other files
 KEYS = ("sweep", "store", "out", "metric", "quiet", "style", "source", "project", "entity")
 INPUTS = ".inputs"
 
@@ -146,7 +146,9 @@ def digest(store: Store, manifest: Mapping[str, Any], metric: str | None, style:
         "manifest": manifest,
         "metric": metric,
         "style": style,
-        "done": {i: _sha256(store.root / "cells" / i / "rows.parquet") for i in done},  # computed again, a cell has its id and other rows
+        "done": {
+            i: _sha256(store.root / "cells" / i / "rows.parquet") for i in done
+        },  # computed again, a cell has its id and other rows
         "published": [_sha256(file) for file in sorted(PUBLISHED.glob("*.csv"))],
         "failures": {i: store.failure(i) for i in sorted(ids & store.failed())},
     }

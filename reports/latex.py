@@ -14,15 +14,13 @@ _SIGNS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$",
     "±": r"$\pm$", "–": "--", "·": r"$\cdot$", "×": r"$\times$", "∞": r"$\infty$", "²": "$^2$", "≤": r"$\le$",
-    "≥": r"$\ge$", "→": r"$\to$", "…": r"\dots{}", MINUS: "$-$", "’": "'", DAGGER: r"$^\dagger$", EXPLODED_SIGN: r"$^\ddagger$",
+    "≥": r"$\ge$", "→": r"$\to$", "…": r"\dots{}", MINUS: "$-$", DAGGER: r"$^\dagger$", EXPLODED_SIGN: r"$^\ddagger$",
 }  # fmt: skip
 LATIN = 0x180
 _RAISED = {"<super>": "^", "<sub>": "_"}
-_GREEK = frozenset(
-    (
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
-        "omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
-    ).split()
+_GREEK = re.compile(
+    r"alpha|beta|[gG]amma|[dD]elta|epsilon|zeta|eta|[tT]heta|iota|kappa|[lL]ambda|mu|nu|[xX]i|[pP]i|rho|[sS]igma|tau|"
+    r"[uU]psilon|[pP]hi|chi|[pP]si|[oO]mega"
 )
 _FIT = (
     r"\providecommand{\fitted}[1]{\sbox0{#1}"
@@ -48,7 +46,7 @@ def _sign(character: str) -> str:
     if greek:
         name = greek[2].lower().replace("lamda", "lambda")
         macro = name if greek[1] == "SMALL" else name.title()
-        if macro in _GREEK:
+        if _GREEK.fullmatch(macro):
             return rf"$\{macro}$"
     return rf"\texttt{{U+{ord(character):04X}}}"
 

@@ -151,9 +151,7 @@ def _input(metric: Metric, rows: _Rows, here: npt.NDArray[np.int64], block: Bloc
         return []
     _, first = np.unique(rows.images[known] * (rows.seeds.max() + 1) + rows.seeds[known], return_index=True)
     once = known[first]
-    entry = _blank(metric, block, column) | _mean(
-        metric, rows.values(f"input_{metric.name}")[once], rows.images[once]
-    )
+    entry = _blank(metric, block, column) | _mean(metric, rows.values(f"input_{metric.name}")[once], rows.images[once])
     title = EDIT_TITLE if rows.results.edits else INPUT_TITLE
     return [entry | {"line": INPUT, "title": title, "method": INPUT, "cells": 0, "cells_done": 0}]
 

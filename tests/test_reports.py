@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,19 @@ from reports.latex import document, escape, latex
 from reports.results import METRICS, MixedMeasurements, arrange, check_measurements, load
 from reports.statistics import hedges_g
 from reports.summary import costs, effects, summarise
-from reports.tables import Entry, Group, Row, Table, comparison, effect_table, markdown, paper, print_table, published
+from reports.tables import (
+    Entry,
+    Group,
+    Row,
+    Table,
+    comparison,
+    cost_table,
+    effect_table,
+    markdown,
+    paper,
+    print_table,
+    published,
+)
 
 ROOT = Path(__file__).parents[1]
 METHODS = {"ddim": "DDIM inversion", "edict": "EDICT", "injective": "Injective ODE"}
@@ -70,7 +84,10 @@ def cell_name(method: str, corruption: str, severity: int, seed: int = 0) -> str
     return f"{method}-{corruption}-{severity}-s{seed}"
 
 
-def write_cell(store: Store, cell: dict[str, Any], images: int, sha: str = "", finite: bool = True) -> None:
+def write_cell(
+    store: Store, cell: dict[str, Any], images: int, sha: str = "", finite: bool = True,
+    changed: Mapping[str, Any] = MappingProxyType({}),
+) -> None:  # fmt: skip
     axes = cell["axes"]
     method, corruption, severity, seed = (axes[k] for k in ("method", "corruption", "severity", "seed"))
     rng = np.random.default_rng(sum(map(ord, cell["id"])))
@@ -107,6 +124,7 @@ def write_cell(store: Store, cell: dict[str, Any], images: int, sha: str = "", f
                 "sigma01": 0.0,
                 "snr_db": None,
                 "details": "{}",
+                **changed,
             }
         )
     record = {
@@ -349,6 +367,25 @@ def test_no_images_kept_is_no_gallery(tmp_path: Path) -> None:
         np.savez(file, ids=np.array([], dtype=str))
     assert build(store, "quiet=true") == 0
     assert not list((tmp_path / "reports" / "corruptions" / "figures").glob("grid*"))
+
+
+def test_costs_are_of_the_median_cell_and_of_whole_inversions(tmp_path: Path) -> None:
+    """A cell that shared its machine shifts nothing, but a note tells; half an inversion has no latent to judge."""
+
+    def measured(cell: str) -> dict[str, Any]:
+        slow = {"seconds": 3.0} if cell == cell_name("ddim", "blur", 4) else {}
+        return {
+            "changed": {**slow, **({"walked": 0.6, "latent_std": 0.1} if cell.startswith("edict") else {"walked": 1.0})}
+        }
+
+    store = make_store(tmp_path, small=True, seeds=3, change=measured)
+    results = load(store, store.manifest("corruptions"))
+    found = costs(results).set_index("line")
+    assert found.loc["ddim", "seconds"] == pytest.approx(0.05, rel=0.02) and found.loc["ddim", "unsteady"] > 20
+    assert math.isnan(found.loc["edict", "latent_std"]) and found.loc["edict", "flag"] == ""
+    assert found.loc["injective", "latent_std"] == 1.0 and found.loc["injective", "unsteady"] < 1.1
+    notes = " ".join(cost_table(costs(results), results).notes)
+    assert "Timings are unsteady" in notes and "(DDIM inversion)" in notes
 
 
 def test_survivors_lead_no_figure(tmp_path: Path) -> None:
@@ -652,7 +689,8 @@ def test_latex_compiles_as_it_is(flawed: Store, tmp_path: Path) -> None:
         pytest.skip("no pdflatex on this machine")
     awkward = Group(
         "50 % of #1 & more_or_less", ("a_b", "x^2", "{c}"),
-        (Row("σ of J, λ₂ ≥ Λ⁻¹, é, 中", (Entry("-1.2e-05 ±3e-06"), Entry("∞", mark="best"), Entry("– ‡†", mark="second"))),),
+        (Row("~?", (Entry("-1.2e-05 ±3e-06"), Entry("∞", mark="best"), Entry("– ‡†", mark="second"))),
+         Row("σ of J, λ₂ ≥ Λ⁻¹, é, 中", (Entry(""), Entry(""), Entry("")))),
         "corner \\ $",
     )  # fmt: skip
     tables = (*tables_of(flawed), Table("odd", "|<·×²≤≥→…>|", (awkward,), ("A note: 5 %.",)))

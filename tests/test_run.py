@@ -11,16 +11,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from torch import Tensor
 
 from bench import execute, run
-from bench.cells import Cell
+from bench.cells import Cell, expand
+from bench.config import compose_config
 from bench.plan import look
 from bench.store import Store
 from corruptions.base import Measurement, content_hash
+from methods.base import Cost, Latent, Solution
+from methods.ddim import DDIM
+from methods.solvers import Step
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -115,7 +121,36 @@ def test_rows_of_an_adaptive_solver_have_its_steps(tmp_path: Path) -> None:
     assert run.main(given) == 0
     rows = Store(tmp_path).rows(Store(tmp_path).done())
     spent = [sum(step["evaluations"] for step in steps) for steps in rows["solver_steps"]]
-    assert max(spent) == rows["nfe"].max() and all(len(steps) > 2 for steps in rows["solver_steps"])
+    assert spent == rows["nfe"].tolist() and all(len(steps) > 2 for steps in rows["solver_steps"])
+
+
+def test_memory_is_the_methods_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a metric allocates is not counted, what the method does is; and again in the next cell of the process."""
+    one = ["method=ddim", "corruption=gaussian_blur", "severity=3"]
+    (cell,) = expand(compose_config([*(a for a in SMALL if not a.startswith("method")), *one])).cells
+    score, invert = execute.score, DDIM.invert
+
+    def greedy(*arguments: Any) -> Any:
+        torch.ones(100 * 2**18).sum()  # 100 MiB
+        return score(*arguments)
+
+    def wasteful(self: DDIM, *arguments: Any) -> Any:
+        torch.ones(60 * 2**18).sum()
+        return invert(self, *arguments)
+
+    monkeypatch.setattr(execute, "score", greedy)
+    assert execute.execute(cell, 5, 0)[0][0]["peak_mib"] < 50
+    monkeypatch.setattr(DDIM, "invert", wasteful)
+    for _ in range(2):
+        assert 55 <= execute.execute(cell, 5, 0)[0][0]["peak_mib"] < 95
+
+
+def test_evaluations_are_each_images_own() -> None:
+    """Of an adaptive solver; what all images share, such as a guess before it, comes on top."""
+    taken = [[Step(0.0, 0.5, 1, 7), Step(0.5, 0.5, 1, 6)], [Step(0.0, 1.0, 1, 7)]]
+    solution = Solution(torch.zeros(2), Latent({}), Cost(15, 0, 0.1), steps=taken)
+    assert execute._evaluations(solution, 2) == [15, 9]
+    assert execute._evaluations(dataclasses.replace(solution, steps=None), 2) == [15, 15]
 
 
 def test_again_computes_nothing(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
