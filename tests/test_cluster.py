@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from bench import cancel, launch, run, runs, slurm, snapshot, status
 from bench.cells import Cell, expand
@@ -261,22 +263,27 @@ def rows(store: Path, cell: Cell) -> list[dict[str, Any]]:
     return Store(store).rows([cell.id]).drop(columns=list(SCIENCE)).to_dict("records")
 
 
-def test_an_interrupted_cell_goes_on_from_its_images(tmp_path: Path) -> None:
-    cell = one_cell()
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert guard(whole, 1).run(cell) == "done"
+def interrupt(store: Path, cell: Cell, samples: int = 2, images: int = 2) -> None:
+    """Run a cell until so many more of its images are finished."""
 
     class After(Interrupts):
         points = 0
 
         def safe_point(self) -> None:
             self.points += 1
-            if self.points == 2:
+            if self.points == images:
                 raise SystemExit
 
-    stopped = Guard(Store(broken), 1, 2, LauncherConfig(partial_s=0), After(60))
+    stopped = Guard(Store(store), 1, samples, LauncherConfig(partial_s=0), After(60))
     with pytest.raises(SystemExit):
         stopped.run(cell)
+
+
+def test_an_interrupted_cell_goes_on_from_its_images(tmp_path: Path) -> None:
+    cell = one_cell()
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert guard(whole, 1).run(cell) == "done"
+    interrupt(broken, cell)
     assert Store(broken).partial_images(cell.id) == 2 and not Store(broken).ended(cell.id)
     assert guard(broken, 1).run(cell) == "done"
     assert rows(broken, cell) == rows(whole, cell)
@@ -286,10 +293,42 @@ def test_an_interrupted_cell_goes_on_from_its_images(tmp_path: Path) -> None:
     assert ours["ids"].tolist() == theirs["ids"].tolist() and (ours["output"] == theirs["output"]).all()
 
 
+def test_images_are_not_gone_on_from_with_another_number_of_samples(tmp_path: Path) -> None:
+    cell = one_cell()
+    interrupt(tmp_path, cell, samples=1, images=3)
+    assert guard(tmp_path, 1).run(cell) == "done"
+    assert Store(tmp_path).record(cell.id)["provenance"]["resumed"] == 0
+    ids = rows(tmp_path, cell)[0]["image_id"], rows(tmp_path, cell)[1]["image_id"]
+    assert tuple(Store(tmp_path).samples(cell.id)["ids"]) == ids
+    assert len(Store(tmp_path).samples(cell.id)["output"]) == 2
+
+
+def test_the_seconds_of_every_attempt_count(tmp_path: Path) -> None:
+    cell, store = one_cell(), Store(tmp_path)
+    interrupt(tmp_path, cell)
+    state, images = store._partial(cell.id)
+    assert state["seconds"] > 0
+    store.write_partial(cell.id, state["maker"], state["rows"], images, 1000.0)
+    interrupt(tmp_path, cell, images=1)
+    assert guard(tmp_path, 1).run(cell) == "done"
+    assert store.record(cell.id)["provenance"]["seconds"] > 1000 and store.record(cell.id)["provenance"]["resumed"] == 3
+
+
+def test_weights_that_changed_while_a_cell_waited_are_not_used(tmp_path: Path) -> None:
+    weights = tmp_path / "mine.safetensors"
+    shutil.copy(ROOT / "methods" / "zoo" / "digits_vp.safetensors", weights)
+    chosen = ["sweep=corruptions", "profile=digits", "method=ddim", "corruption=gaussian_blur", "severity=3", "steps=2"]
+    cells = expand(compose_config([*chosen, "images=1", f"model.digits_vp.weights={weights}"])).cells
+    save_file({name: 0.9 * tensor for name, tensor in load_file(weights).items()}, weights)
+    assert guard(tmp_path).run(cells[0]) == "asset-missing"
+    told = Store(tmp_path).failure(cells[0].id)["message"]
+    assert f"the weights {weights} have changed since this cell was planned" in told and "\n" not in told
+
+
 def test_images_of_other_code_are_not_gone_on_from(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write_partial("c", "old", [{"image_id": "0"}], {})
-    assert store.partial("c", "old")[0] == [{"image_id": "0"}] and store.partial("c", "new") == ([], {})
+    assert store.partial("c", "old")[0] == [{"image_id": "0"}] and store.partial("c", "new") == ([], {}, 0)
 
 
 def test_out_of_memory_halves_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

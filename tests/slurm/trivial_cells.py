@@ -40,7 +40,7 @@ class TrivialGuard:
 
     def run(self, cell: Cell) -> str:
         start = time.perf_counter()
-        rows, _ = self.store.partial(cell.id, "trivial")
+        rows, *_ = self.store.partial(cell.id, "trivial")
         resumed = len(rows)
         for image in range(resumed, cell.spec["images"]):
             while cell.spec["gate"] and (image or cell.axes["seed"] % cell.spec["each"]):
