@@ -71,7 +71,7 @@ class Guard:
             except Exception as error:
                 kind = classify(error)
                 if kind == "node":
-                    raise NodeFault(str(error)) from error
+                    raise NodeFault(f"{type(error).__name__}: {error}") from error
                 if kind == "oom" and batch_size > 1:
                     batch_size = (min(batch_size, cell.spec["images"]) + 1) // 2
                 elif left.get(kind, 0) > 0:  # type: ignore[call-overload]
