@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from bench import hub, metrics
@@ -375,12 +374,7 @@ def weights_sha256(model: ModelConfig) -> str | None:
     if model.pretrained is not None:
         return hub.commit(model.pretrained, model.revision)
     file = model.weights_file
-    return _file_sha256(file) if file is not None and file.is_file() else None
-
-
-@cache
-def _file_sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)

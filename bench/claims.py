@@ -18,11 +18,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.errors import writing
+from bench.store import write_json
 
 PULSE_SECONDS = 15.0
 LEASE_SECONDS = 180.0
@@ -42,8 +43,12 @@ class Claim:
     """How many owners ended in this cell without one more image."""
     images: int
     """Images that were finished when the claim was made."""
-    cause: str
-    """Why the owner left it: `preempted` if it was asked to, else `node`."""
+    cause: str = "node"
+    """Why the owner left it: `preempted` if it was asked to, else `node`. What `take` returns has these three of the
+    owner before."""
+    message: str = ""
+    """Of the error that it left for; empty if it went without a word."""
+    trace: str = ""
 
 
 def machine() -> str:
@@ -78,8 +83,7 @@ class Claims:
 
     def __enter__(self) -> Claims:
         with writing():
-            self.owners.mkdir(parents=True, exist_ok=True)
-            (self.owners / self.name).write_text(json.dumps({**self.about, "since": time.time()}))
+            self._sign()
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 
@@ -88,10 +92,16 @@ class Claims:
         with contextlib.suppress(OSError):
             (self.owners / self.name).unlink()
 
+    def _sign(self) -> None:
+        write_json(self.owners / self.name, {**self.about, "since": time.time()})
+
     def _beat(self) -> None:
         while not self._quiet.wait(PULSE_SECONDS):
             with contextlib.suppress(OSError):
-                os.utime(self.owners / self.name)
+                try:
+                    os.utime(self.owners / self.name)
+                except FileNotFoundError:  # somebody took us for dead
+                    self._sign()
 
     # --- taking and leaving ------------------------------------------------------------------------------------
 
@@ -101,40 +111,55 @@ class Claims:
         before = self.look(cell)
         if before is not None and before.alive:
             return None
-        deaths = 0
+        if before is not None and not self._bury(cell):
+            return None
+        deaths = 0 if before is None else before.deaths + 1 if images <= before.images else 1
+        claim = Claim(cell, self.about, True, time.time(), deaths, images)
+        if not self._write(claim):
+            return None
         if before is not None:
-            deaths = before.deaths + 1 if images <= before.images else 1
-            # The first to rename the dead claim away may go on; who comes later finds nothing to rename.
-            grave = self.folder / f".{cell}.{uuid.uuid4().hex}"
-            with writing():
-                try:
-                    os.rename(self.folder / cell, grave)
-                except FileNotFoundError:
-                    return None
-                grave.unlink()
-        return self._write(cell, Claim(cell, self.about, True, time.time(), deaths, images, "node"))
+            claim = replace(claim, cause=before.cause, message=before.message, trace=before.trace)
+        return claim
 
-    def _write(self, cell: str, claim: Claim) -> Claim | None:
-        content = {"owner": self.name, "since": claim.since, "deaths": claim.deaths, "images": claim.images}
-        draft = self.folder / f".{cell}.{uuid.uuid4().hex}"
+    def _bury(self, cell: str) -> bool:
+        """Remove a claim of the dead; False if somebody else was quicker."""
+        grave = self.folder / f".{cell}.{uuid.uuid4().hex}"
         with writing():
             try:
-                draft.write_text(json.dumps({**content, "cause": claim.cause}))
-                os.link(draft, self.folder / cell)  # appears with its content, or not at all if there is one
+                os.rename(self.folder / cell, grave)  # who comes later finds nothing to rename
+            except FileNotFoundError:
+                return False
+            buried = self.look(grave.name)
+            alive = buried is not None and buried.alive
+            if alive:  # the cell was taken between our look and our rename
+                with contextlib.suppress(FileExistsError):
+                    os.link(grave, self.folder / cell)
+            grave.unlink()
+        return not alive
+
+    def _write(self, claim: Claim) -> bool:
+        content = {"owner": self.name, "since": claim.since, "deaths": claim.deaths, "images": claim.images}
+        content |= {"cause": claim.cause, "message": claim.message, "trace": claim.trace}
+        draft = self.folder / f".{claim.cell}.{uuid.uuid4().hex}"
+        with writing():
+            try:
+                draft.write_text(json.dumps(content))
+                os.link(draft, self.folder / claim.cell)  # appears with its content, or not at all if there is one
             except FileExistsError:
-                return None
+                # A network file system repeats a request whose answer was lost, and meets what it has made itself.
+                return draft.stat().st_nlink == 2
             finally:
                 with contextlib.suppress(OSError):
                     draft.unlink()
-        return claim
+        return True
 
     def release(self, cell: str) -> None:
         (self.folder / cell).unlink(missing_ok=True)
 
-    def leave(self, claim: Claim, cause: str) -> None:
+    def leave(self, claim: Claim, cause: str, message: str = "", trace: str = "") -> None:
         """Note why the owner is about to end with its cell open."""
         self.release(claim.cell)
-        self._write(claim.cell, Claim(claim.cell, {}, True, claim.since, claim.deaths, claim.images, cause))
+        self._write(replace(claim, cause=cause, message=message, trace=trace))
 
     def forget(self, pids: Collection[int]) -> None:
         """Drop the claims of processes of this machine that were ended on purpose: no death to count."""
@@ -145,7 +170,7 @@ class Claims:
     def tidy(self) -> None:
         """Remove the cards of the dead."""
         for file in self.owners.iterdir():
-            if not self._owner(file.name)[1]:
+            if not file.name.startswith(".") and not self._owner(file.name)[1]:  # else it is still being written
                 file.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -183,9 +208,7 @@ class Claims:
         except (FileNotFoundError, json.JSONDecodeError):
             return None
         about, alive = owner(content["owner"])
-        return Claim(
-            cell, about, alive, content["since"], content["deaths"], content["images"], content["cause"]
-        )  # fmt: skip
+        return Claim(cell, about, alive, **{name: value for name, value in content.items() if name != "owner"})
 
     def _owner(self, name: str) -> tuple[Mapping[str, Any], bool]:
         """(what is known of an owner, whether it lives)."""

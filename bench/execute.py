@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 import corruptions.base as corruptions
 from bench import provenance
-from bench.cells import Cell
+from bench.cells import Cell, weights_sha256
 from bench.config import ModelConfig
 from bench.data.base import Dataset, EditItem, Item
 from bench.errors import UserError
@@ -42,9 +42,22 @@ from methods.options import Guarantees
 
 
 @lru_cache(maxsize=2)
-def _denoiser(model: str, device: str) -> Denoiser:
-    """Weights are loaded once a process and model, not once a cell."""
-    return build_denoiser(ModelConfig.model_validate_json(model), device=device)
+def _denoiser(model: str, sha256: str | None, device: str) -> Denoiser:
+    """Weights are loaded once a process and model, not once a cell. Raises UserError if they are not those of the cell:
+    a job may have waited for days."""
+    config = ModelConfig.model_validate_json(model)
+    denoiser = build_denoiser(config, device=device)
+    found = weights_sha256(config)  # after loading, so that nothing comes in between
+    if found != sha256:
+        raise UserError(
+            f"the weights {config.pretrained or config.weights} have changed since this cell was planned "
+            f"({_short(sha256)} then, {_short(found)} now): bring those back, or run the sweep again with these"
+        )
+    return denoiser
+
+
+def _short(sha256: str | None) -> str:
+    return "none" if sha256 is None else sha256[:12]
 
 
 def model_config(cell: Cell) -> ModelConfig:
@@ -57,7 +70,7 @@ def build_method(cell: Cell, device: str = "cpu") -> InversionMethod:
     """The cell's method around its denoiser, on its grid."""
     config = model_config(cell)
     options = check_options(cell.spec["method"]["class"], "method", cell.spec["method"]["options"], "method")
-    denoiser = _denoiser(config.model_dump_json(by_alias=True), device)
+    denoiser = _denoiser(config.model_dump_json(by_alias=True), cell.spec["model"]["weights_sha256"], device)
     return load(cell.spec["method"]["class"], "method")(denoiser, options, build_grid(config, options.steps))
 
 

@@ -71,7 +71,7 @@ class Guard:
             except Exception as error:
                 kind = classify(error)
                 if kind == "node":
-                    raise NodeFault(str(error)) from error
+                    raise NodeFault(f"{type(error).__name__}: {error}") from error
                 if kind == "oom" and batch_size > 1:
                     batch_size = (min(batch_size, cell.spec["images"]) + 1) // 2
                 elif left.get(kind, 0) > 0:  # type: ignore[call-overload]
@@ -89,7 +89,9 @@ class Guard:
 
     def _attempt(self, cell: Cell, batch_size: int) -> str:
         kept = start = time.perf_counter()
-        code = provenance.static()["code"]
+        # Where one of these differs, images of an earlier attempt cannot stand beside ours.
+        maker = f"{provenance.static()['code']}, samples={self.samples}, {self.device}"
+        finished, arrays, worked = self.store.partial(cell.id, maker)
 
         def keep(collector: Rows) -> None:
             nonlocal kept
@@ -97,15 +99,17 @@ class Guard:
                 return
             if self.interrupts.asked or time.perf_counter() - kept >= self.launcher.partial_s:
                 with writing():
-                    self.store.write_partial(cell.id, code, collector.rows, collector.unfinished())
+                    seconds = worked + time.perf_counter() - start
+                    self.store.write_partial(cell.id, maker, collector.rows, collector.unfinished(), seconds)
                 kept = time.perf_counter()
             self.interrupts.safe_point()
 
-        earlier = self.store.partial(cell.id, code)
         with self.interrupts.limit(self._seconds()):
-            rows, record, images, features = execute(cell, batch_size, self.samples, self.device, earlier, keep)
-        # Seconds are of this attempt; `resumed` says how many images an earlier one had finished.
-        record["provenance"] |= {"seconds": time.perf_counter() - start, "resumed": len(earlier[0])}
+            rows, record, images, features = execute(
+                cell, batch_size, self.samples, self.device, (finished, arrays), keep
+            )
+        # Seconds are of all attempts whose images are here; `resumed` says how many images the earlier ones finished.
+        record["provenance"] |= {"seconds": worked + time.perf_counter() - start, "resumed": len(finished)}
         with writing():
             self.store.write(cell.id, rows, record, images, features)
         return "done"

@@ -10,11 +10,13 @@ import contextlib
 import json
 import os
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import slurm
 from bench.cells import Cell
 from bench.claims import Claim, Claims
 from bench.config import LauncherConfig
@@ -60,7 +62,7 @@ class Job:
 
     def run(self) -> Iterator[tuple[str, str]]:
         """Yields (cell id, `done` or its failure's class) as cells end."""
-        store, held = Store(self.store), Held()
+        store, held = Store(self.store), Held(Path(self.folder, STOP))
         with _claims(self.store) as claims, Interrupts(self.launcher.signal_s / 2, held.leave) as interrupts:
             held.claims = claims
             guard = self.guard(store, interrupts)
@@ -70,8 +72,11 @@ class Job:
                     outcome = self._run(guard, cell, claim)
                 except NodeFault as fault:
                     print(f"this machine is at fault, the job goes elsewhere: {fault}", flush=True)
-                    held.cause = "node"
-                    interrupts.leave()
+                    held.cause, held.message, held.trace = "node", str(fault), traceback.format_exc()
+                    try:
+                        interrupts.leave()
+                    finally:
+                        slurm.avoid_node()
                 except StoreError:
                     with contextlib.suppress(OSError):
                         claims.release(cell.id)
@@ -98,8 +103,9 @@ class Job:
     def _run(self, guard: Guard, cell: Cell, claim: Claim) -> str:
         if claim.deaths < self.launcher.deaths:
             return guard.run(cell)
-        told = "asked to stop" if claim.cause == "preempted" else "gone without a word"
-        guard.fail(cell, claim.cause, f"{claim.deaths} processes ended in this cell, the last one {told}")
+        told = "asked to stop" if claim.cause == "preempted" else claim.message or "gone without a word"
+        message = f"{claim.deaths} processes ended in this cell, the last one: {told}"
+        guard.fail(cell, claim.cause, message, claim.trace)
         return claim.cause
 
     def _queue(self, store: Store, claims: Claims) -> Iterator[tuple[Cell, Claim]]:
@@ -160,12 +166,20 @@ class Held:
 
     claims: Claims
     claim: Claim | None = None
-    cause = "preempted"
+    cause, message, trace = "preempted", "", ""
+
+    def __init__(self, stop: Path) -> None:
+        """`stop`: the file that says that the run was ended on purpose."""
+        self.stop = stop
 
     def leave(self) -> None:
-        if self.claim is not None:
-            with contextlib.suppress(OSError):
-                self.claims.leave(self.claim, self.cause)
+        if self.claim is None:
+            return
+        with contextlib.suppress(OSError):
+            if self.stop.exists():  # no death to count
+                self.claims.release(self.claim.cell)
+            else:
+                self.claims.leave(self.claim, self.cause, self.message, self.trace)
 
 
 def stop(folder: Path, why: str) -> None:
@@ -176,6 +190,8 @@ def stop(folder: Path, why: str) -> None:
 def _take(claims: Claims, store: Store, cell: Cell) -> Claim | None:
     # Only a cell that somebody has had can have finished images: most cost no look.
     known = claims.look(cell.id)
+    if known is not None and known.alive:
+        return None
     return claims.take(cell.id, 0 if known is None else store.partial_images(cell.id))
 
 

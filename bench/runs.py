@@ -75,7 +75,10 @@ def read(results: Path, sweep: str | None = None) -> list[Run]:
     """All runs into a store, or those of one sweep, oldest first."""
     found = []
     for file in sorted((results / "jobs").glob(f"*/{FILE}")):
-        content = json.loads(file.read_text())
+        try:
+            content = json.loads(file.read_text())
+        except FileNotFoundError:  # a driver that had nothing to submit has just removed its own
+            continue
         if sweep in (None, content["sweep"]):
             found.append(Run(folder=file.parent, **content))
     return found

@@ -11,12 +11,14 @@ import contextlib
 import getpass
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import provenance
 from bench.config import LauncherConfig, Resources
 from bench.errors import UserError
 
@@ -25,6 +27,8 @@ REQUEUES = 1000
 DEFAULT_ARRAY = 1001
 LAUNCH_FAILED = "launch failed requeued held"
 """The reason that squeue gives of a job which SLURM holds because its node could not start it."""
+WORKING = ("idle", "mix", "alloc", "comp")
+"""States of nodes that take jobs now or later; with ~ or # one that is powered down or starting."""
 
 
 def parameters(
@@ -125,6 +129,28 @@ def cancel(ids: Iterable[str]) -> None:
 def release(ids: Iterable[str]) -> None:
     """Let jobs that are held wait for their turn again."""
     _ask(["scontrol", "release", ",".join(ids)])
+
+
+def avoid_node() -> None:
+    """Have this process's job, which was just requeued, start on another node: its own is idle, and the scheduler would
+    take it again. Only where there is another such node, for else the job would wait for ever."""
+    job, node = provenance.job_id(), os.environ.get("SLURMD_NODENAME")
+    if job is None or node is None:
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with the requeue, and would end scontrol too
+    told = " ".join(_ask(["scontrol", "show", "job", "-o", job]) or ())
+    known = dict(word.split("=", 1) for word in told.split() if "=" in word)
+    if known.get("ReqNodeList") != "(null)" or "Reservation" in known:
+        return  # it may run on some nodes only
+    before = known.get("ExcNodeList", "(null)")
+    excluded = node if before == "(null)" else f"{before},{node}"
+    names = _ask(["scontrol", "show", "hostnames", excluded]) or ()
+    partition = os.environ.get("SLURM_JOB_PARTITION", "")
+    lines = _ask(["sinfo", "-h", "-N", "-p", partition, "-o", "%N|%t|%f|%G|%c|%m"]) or ()
+    nodes = [line.split("|", 2) for line in lines]
+    own = [kind for name, _, kind in nodes if name == node]
+    if any(kind in own and state.rstrip("~#") in WORKING and name not in names for name, state, kind in nodes):
+        _ask(["scontrol", "update", f"JobId={job}", f"ExcNodeList={excluded}"])
 
 
 def _ask(command: list[str]) -> list[str] | None:

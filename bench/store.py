@@ -126,40 +126,48 @@ class Store:
         (self.root / "failures" / f"{cell_id}.json").unlink(missing_ok=True)
 
     def write_partial(
-        self, cell_id: str, code: str, rows: list[dict[str, Any]], images: Mapping[str, np.ndarray]
+        self,
+        cell_id: str,
+        maker: str,
+        rows: list[dict[str, Any]],
+        images: Mapping[str, np.ndarray],
+        seconds: float = 0.0,
     ) -> None:
-        """Keep the finished images of an open cell, in place of fewer of them. `code`: who may go on from them."""
+        """Keep the finished images of an open cell, in place of fewer of them. `maker`: who may go on from them;
+        `seconds`: what they took, over all attempts."""
         import numpy as np
 
         path = self.root / "partial" / f"{cell_id}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        state = np.array(json.dumps({"maker": maker, "rows": rows, "seconds": seconds}))
         try:
             with open(temporary, "wb") as file:
-                np.savez(file, allow_pickle=False, state=np.array(json.dumps({"code": code, "rows": rows})), **images)
+                np.savez(file, allow_pickle=False, state=state, **images)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
-    def partial(self, cell_id: str, code: str) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-        """The rows and images of an open cell that the same code has finished; both empty if there are none."""
+    def partial(self, cell_id: str, maker: str) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], float]:
+        """The rows and images of an open cell that the same maker has finished, and the seconds they took; empty if
+        there are none."""
         state, images = self._partial(cell_id)
-        return (state["rows"], images) if state.get("code") == code else ([], {})
+        return (state["rows"], images, state["seconds"]) if state.get("maker") == maker else ([], {}, 0.0)
 
     def partial_images(self, cell_id: str) -> int:
         """How many images of an open cell are finished."""
         return len(self._partial(cell_id)[0].get("rows", ()))
 
     def _partial(self, cell_id: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        path = self.root / "partial" / f"{cell_id}.npz"
-        if not path.is_file():
-            return {}, {}
         import numpy as np
 
-        with np.load(path, allow_pickle=False) as archive:
-            content = {name: archive[name] for name in archive.files}
+        try:
+            with np.load(self.root / "partial" / f"{cell_id}.npz", allow_pickle=False) as archive:
+                content = {name: archive[name] for name in archive.files}
+        except FileNotFoundError:
+            return {}, {}
         return json.loads(str(content.pop("state"))), content
 
     def drop_partial(self, cell_id: str) -> None:

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from bench import cells as cells_module
 from bench import metrics
 from bench.cells import Cell, canonical, expand, reconcile
 from bench.chunks import Clock, chunk
@@ -269,7 +268,6 @@ def test_what_leaves_the_numbers_leaves_the_id(part: dict[str, Any]) -> None:
 def test_the_weights_are_part_of_the_id(tmp_path: Path) -> None:
     def with_weights(content: bytes) -> list[str]:
         (tmp_path / "w.safetensors").write_bytes(content)
-        cells_module._file_sha256.cache_clear()
         return ids(one_cell(model__scenes_vp__weights=str(tmp_path / "w.safetensors")))
 
     assert with_weights(b"one") != with_weights(b"two")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,16 +16,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from bench import cancel, launch, run, runs, slurm, snapshot, status
 from bench.cells import Cell, expand
 from bench.chunks import Chunk
-from bench.claims import Claims
+from bench.claims import Claim, Claims
 from bench.config import LauncherConfig, compose_config
 from bench.errors import NodeFault, StoreError, UserError
 from bench.guard import Guard, classify
 from bench.interrupts import CellTimeout, Interrupts
-from bench.jobs import Job, stop
+from bench.jobs import Job, _take, stop
 from bench.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +110,40 @@ def test_clients_without_a_cluster_are_no_cluster(tmp_path: Path, monkeypatch: p
     launch._controller_answers.cache_clear()
 
 
+SCONTROL = """case "$1 $2" in
+'show job') echo "JobId=8 ReqNodeList=(null) {known}" ;;
+'show hostnames') echo $3 | tr , '\\n' ;;
+'update JobId=7_0') echo $3 >{update} ;;
+esac"""
+
+
+@pytest.mark.parametrize(
+    ("known", "other", "excluded"),
+    [
+        ("ExcNodeList=(null)", "b2|idle|a100|gpu:8", "b1"),
+        ("ExcNodeList=b3,b4", "b2|idle~|a100|gpu:8", "b3,b4,b1"),
+        ("ExcNodeList=(null)", "b2|down|a100|gpu:8", ""),
+        ("ExcNodeList=(null)", "b2|idle|v100|gpu:8", ""),
+        ("ExcNodeList=b2", "b2|idle|a100|gpu:8", ""),
+        ("ExcNodeList=(null) Reservation=ours", "b2|idle|a100|gpu:8", ""),
+    ],
+    ids=["idle", "powered down", "down", "of another kind", "excluded already", "reserved"],
+)
+def test_a_bad_node_is_excluded_where_there_is_another_like_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str, other: str, excluded: str
+) -> None:
+    update = tmp_path / "update"
+    update.touch()
+    scontrol = SCONTROL.format(known=known, update=update)
+    fake_slurm(tmp_path / "bin", monkeypatch, scontrol=scontrol, sinfo=f"echo 'b1|comp|a100|gpu:8'; echo '{other}'")
+    inside = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_PARTITION": "gpu"}
+    for name, value in (inside | {"SLURMD_NODENAME": "b1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(signal, "signal", lambda number, answer: None)
+    slurm.avoid_node()
+    assert update.read_text().strip() == (f"ExcNodeList={excluded}" if excluded else "")
+
+
 def test_a_dry_run_prints_what_sbatch_would_get(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +224,74 @@ def test_a_killed_process_is_dead_at_once_and_a_silent_one_after_its_lease(tmp_p
         assert claims.take("d")
 
 
+def test_a_claim_says_why_its_last_owner_left(tmp_path: Path) -> None:
+    for cause, message in (("preempted", ""), ("node", "CUDA error: x"), ("preempted", "")):
+        with Claims(tmp_path) as owner:
+            claim = owner.take("c")
+            assert claim
+            owner.leave(claim, cause, message, message and "Traceback")
+        with Claims(tmp_path) as heir:
+            claim = heir.take("c")
+            assert claim and (claim.cause, claim.message, claim.trace) == (cause, message, message and "Traceback")
+    with Claims(tmp_path) as owner:
+        claim = owner.take("c")
+        assert claim and (claim.cause, claim.deaths) == ("node", 6), "the last one went without a word"
+
+
+def test_who_buries_a_living_claim_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Claims(tmp_path) as dead:
+        dead.take("c")
+    with Claims(tmp_path) as slow, Claims(tmp_path, job="quick") as quick:
+        look = slow.look
+
+        def look_and_be_overtaken(cell: str) -> Any:
+            seen = look(cell)
+            monkeypatch.setattr(slow, "look", look)
+            assert quick.take("c")
+            return seen
+
+        monkeypatch.setattr(slow, "look", look_and_be_overtaken)
+        assert not slow.take("c")
+        seen = slow.look("c")
+        assert seen and seen.alive and seen.owner["job"] == "quick"
+    assert [path.name for path in (tmp_path / "claims").iterdir() if path.is_file()] == ["c"]
+
+
+def test_a_repeated_link_is_no_other_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NFS repeats it when the answer to the first was lost."""
+    link = os.link
+
+    def twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    with Claims(tmp_path) as ours, Claims(tmp_path) as theirs:
+        assert ours.take("c") and not theirs.take("c") and not theirs._write(Claim("c", {}, True, 0, 0, 0))
+
+
+def test_a_card_is_there_whole_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, tidied = os.replace, []
+    with Claims(tmp_path) as other:
+
+        def replace_after_tidying(source: Path, target: Path) -> None:
+            other.tidy()
+            tidied.append(target)
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", replace_after_tidying)
+        monkeypatch.setattr("bench.claims.PULSE_SECONDS", 0.005)
+        with Claims(tmp_path) as owner:
+            card = owner.owners / owner.name
+            assert tidied == [card] and card.exists()
+            card.unlink()
+            deadline = time.monotonic() + 60
+            while not card.exists() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            owner.take("c")
+            assert not other.take("c")
+
+
 def test_only_one_is_alone(tmp_path: Path) -> None:
     waited = []
     with Claims(tmp_path) as ours, Claims(tmp_path) as theirs, ours.alone("submit", lambda: None):
@@ -261,22 +365,27 @@ def rows(store: Path, cell: Cell) -> list[dict[str, Any]]:
     return Store(store).rows([cell.id]).drop(columns=list(SCIENCE)).to_dict("records")
 
 
-def test_an_interrupted_cell_goes_on_from_its_images(tmp_path: Path) -> None:
-    cell = one_cell()
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert guard(whole, 1).run(cell) == "done"
+def interrupt(store: Path, cell: Cell, samples: int = 2, images: int = 2) -> None:
+    """Run a cell until so many more of its images are finished."""
 
     class After(Interrupts):
         points = 0
 
         def safe_point(self) -> None:
             self.points += 1
-            if self.points == 2:
+            if self.points == images:
                 raise SystemExit
 
-    stopped = Guard(Store(broken), 1, 2, LauncherConfig(partial_s=0), After(60))
+    stopped = Guard(Store(store), 1, samples, LauncherConfig(partial_s=0), After(60))
     with pytest.raises(SystemExit):
         stopped.run(cell)
+
+
+def test_an_interrupted_cell_goes_on_from_its_images(tmp_path: Path) -> None:
+    cell = one_cell()
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert guard(whole, 1).run(cell) == "done"
+    interrupt(broken, cell)
     assert Store(broken).partial_images(cell.id) == 2 and not Store(broken).ended(cell.id)
     assert guard(broken, 1).run(cell) == "done"
     assert rows(broken, cell) == rows(whole, cell)
@@ -286,10 +395,42 @@ def test_an_interrupted_cell_goes_on_from_its_images(tmp_path: Path) -> None:
     assert ours["ids"].tolist() == theirs["ids"].tolist() and (ours["output"] == theirs["output"]).all()
 
 
+def test_images_are_not_gone_on_from_with_another_number_of_samples(tmp_path: Path) -> None:
+    cell = one_cell()
+    interrupt(tmp_path, cell, samples=1, images=3)
+    assert guard(tmp_path, 1).run(cell) == "done"
+    assert Store(tmp_path).record(cell.id)["provenance"]["resumed"] == 0
+    ids = rows(tmp_path, cell)[0]["image_id"], rows(tmp_path, cell)[1]["image_id"]
+    assert tuple(Store(tmp_path).samples(cell.id)["ids"]) == ids
+    assert len(Store(tmp_path).samples(cell.id)["output"]) == 2
+
+
+def test_the_seconds_of_every_attempt_count(tmp_path: Path) -> None:
+    cell, store = one_cell(), Store(tmp_path)
+    interrupt(tmp_path, cell)
+    state, images = store._partial(cell.id)
+    assert state["seconds"] > 0
+    store.write_partial(cell.id, state["maker"], state["rows"], images, 1000.0)
+    interrupt(tmp_path, cell, images=1)
+    assert guard(tmp_path, 1).run(cell) == "done"
+    assert store.record(cell.id)["provenance"]["seconds"] > 1000 and store.record(cell.id)["provenance"]["resumed"] == 3
+
+
+def test_weights_that_changed_while_a_cell_waited_are_not_used(tmp_path: Path) -> None:
+    weights = tmp_path / "mine.safetensors"
+    shutil.copy(ROOT / "methods" / "zoo" / "digits_vp.safetensors", weights)
+    chosen = ["sweep=corruptions", "profile=digits", "method=ddim", "corruption=gaussian_blur", "severity=3", "steps=2"]
+    cells = expand(compose_config([*chosen, "images=1", f"model.digits_vp.weights={weights}"])).cells
+    save_file({name: 0.9 * tensor for name, tensor in load_file(weights).items()}, weights)
+    assert guard(tmp_path).run(cells[0]) == "asset-missing"
+    told = Store(tmp_path).failure(cells[0].id)["message"]
+    assert f"the weights {weights} have changed since this cell was planned" in told and "\n" not in told
+
+
 def test_images_of_other_code_are_not_gone_on_from(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write_partial("c", "old", [{"image_id": "0"}], {})
-    assert store.partial("c", "old")[0] == [{"image_id": "0"}] and store.partial("c", "new") == ([], {})
+    assert store.partial("c", "old")[0] == [{"image_id": "0"}] and store.partial("c", "new") == ([], {}, 0)
 
 
 def test_out_of_memory_halves_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,11 +550,11 @@ class FakeJob(Job):
         return FakeGuard(store)
 
 
-def job(store: Path, *names: str, **launcher: Any) -> FakeJob:
+def job(store: Path, *names: str, kind: type[Job] = FakeJob, **launcher: Any) -> Job:
     cells = tuple(Cell(name, {"model": "m"}, {"images": 1}, 1) for name in names)
     folder = runs.new_folder(store)
     runs.Run(folder, "s", "local", list(names), "code").write()
-    return FakeJob(cells, str(store), str(folder), 1, 0, LauncherConfig(**launcher), 1, len(cells))
+    return kind(cells, str(store), str(folder), 1, 0, LauncherConfig(**launcher), 1, len(cells))
 
 
 def test_a_job_leaves_what_has_ended_and_comes_back_to_what_others_had(tmp_path: Path) -> None:
@@ -426,6 +567,70 @@ def test_a_job_leaves_what_has_ended_and_comes_back_to_what_others_had(tmp_path:
         assert next(running) == ("free", "done")
         other.release("taken")
         assert list(running) == [("taken", "done")]
+    assert not Claims(tmp_path).all()
+
+
+def test_images_of_the_living_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Store, "partial_images")
+    with Claims(tmp_path) as owner, Claims(tmp_path) as other:
+        owner.take("c")
+        assert _take(other, Store(tmp_path), Cell("c", {}, {}, 1)) is None
+
+
+class FaultyGuard(FakeGuard):
+    def run(self, cell: Cell) -> str:
+        raise NodeFault("RuntimeError: CUDA error: x") from RuntimeError("CUDA error: x")
+
+
+class FaultyJob(Job):
+    def guard(self, store: Store, interrupts: Interrupts) -> Any:
+        return FaultyGuard(store)
+
+
+def test_a_job_on_a_bad_node_is_requeued_and_then_kept_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(slurm, "avoid_node", lambda: told.append("elsewhere"))
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append("requeued"))
+    try:
+        with pytest.raises(SystemExit):
+            list(job(tmp_path, "c", kind=FaultyJob).run())
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert told == ["requeued", "elsewhere"], "scontrol excludes nodes of a job that is pending only"
+
+
+def test_a_cell_that_is_given_up_says_what_went_wrong(tmp_path: Path) -> None:
+    faulty = job(tmp_path, "c", deaths=2, kind=FaultyJob)
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            list(faulty.run())
+    assert list(faulty.run()) == [("c", "node")]
+    failure = Store(tmp_path).failure("c")
+    assert failure["message"] == "2 processes ended in this cell, the last one: RuntimeError: CUDA error: x"
+    assert "CUDA error: x" in failure["traceback"]
+
+
+def test_a_cell_whose_processes_were_always_asked_to_stop_was_preempted(tmp_path: Path) -> None:
+    for _ in range(3):
+        with Claims(tmp_path) as owner:
+            claim = owner.take("c")
+            assert claim
+            owner.leave(claim, "preempted")
+    assert list(job(tmp_path, "c", deaths=3).run()) == [("c", "preempted")]
+    assert "the last one: asked to stop" in Store(tmp_path).failure("c")["message"]
+
+
+def test_the_end_of_a_cancelled_run_is_no_death(tmp_path: Path) -> None:
+    class CancelledJob(Job):
+        def guard(self, store: Store, interrupts: Interrupts) -> Any:
+            def run(cell: Cell) -> None:
+                stop(Path(self.folder), "cancelled")
+                interrupts.leave()
+
+            return SimpleNamespace(run=run)
+
+    with pytest.raises(SystemExit):
+        list(job(tmp_path, "c", kind=CancelledJob).run())
     assert not Claims(tmp_path).all()
 
 
@@ -522,6 +727,20 @@ def test_watching_ends_with_the_last_cell(
     monkeypatch.setattr(status, "time", SimpleNamespace(sleep=sleep, time=time.time))  # other threads sleep as ever
     assert status.main([f"results={tmp_path}", "watch=true"]) == 0
     assert "3 done, 1 lost, 1 missing, 1 failed (oom)" in capsys.readouterr().out
+
+
+def test_a_run_that_vanishes_while_it_is_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stays", "goes"):
+        runs.Run(runs.new_folder(tmp_path), name, "slurm", [], "code").write()
+    read = Path.read_text
+
+    def late(file: Path) -> str:
+        if '"goes"' in read(file):
+            shutil.rmtree(file.parent)
+        return read(file)
+
+    monkeypatch.setattr(Path, "read_text", late)
+    assert [found.sweep for found in runs.read(tmp_path)] == ["stays"]
 
 
 def test_no_answer_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

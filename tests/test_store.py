@@ -12,6 +12,7 @@ import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,19 @@ def test_a_result_heals_a_failure(tmp_path: Path) -> None:
     assert store.failed() == {"c"} and store.failure("c")["class"] == "oom" and store.done() == set()
     store.write("c", ROWS, {})
     assert store.failed() == set() and store.done() == {"c"}
+
+
+def test_images_that_vanish_while_they_are_looked_at_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, load = Store(tmp_path), np.load
+    store.write_partial("c", "maker", ROWS, {})
+    assert store.partial_images("c") == 5
+
+    def late(path: Path, **more: Any) -> Any:
+        store.drop_partial("c")
+        return load(path, **more)
+
+    monkeypatch.setattr(np, "load", late)
+    assert store.partial_images("c") == 0 and store.partial("c", "maker") == ([], {}, 0)
 
 
 def test_nothing_half_stays_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

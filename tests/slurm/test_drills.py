@@ -266,6 +266,14 @@ def test_preemption_keeps_the_images_of_an_open_cell(tmp_path: Path, gate: Path)
     assert min(resumed) > 0, resumed
 
 
+def test_a_bad_node_is_left_for_another(tmp_path: Path) -> None:
+    told = heal(tmp_path, "cells=8", "launcher.chunk_minutes=4", f"bad={tmp_path / 'bad'}")
+    check(tmp_path, 8)
+    logs = [log.read_text() for log in tmp_path.glob("jobs/*/logs/*_log.out")]
+    faults = [log.count("this machine is at fault") for log in logs]
+    assert max(faults) == 1 and len(faults) == 2, told
+
+
 def test_a_finished_job_that_runs_again_changes_nothing(tmp_path: Path) -> None:
     heal(tmp_path, *FOUR_A_JOB)
     check(tmp_path)
@@ -352,6 +360,7 @@ def test_status_and_cancel_need_no_driver(tmp_path: Path, gate: Path) -> None:
     assert "16 cells: 2 done, 2 running, 12 queued" in seen and "2 jobs wait: JobArrayTaskLimit" in seen, seen
     assert "4 jobs cancelled" in verb("cancel", "sweep=trivial", f"results={tmp_path}")
     until(lambda: not jobs(tmp_path, "PENDING,RUNNING,COMPLETING"))
+    assert not Claims(tmp_path).all(), "no cell died of being cancelled"
     seen = verb("status", f"results={tmp_path}")
     assert "16 cells: 2 done, 14 lost" in seen and "stopped: cancelled" in seen, seen
     gate.touch()

@@ -1,14 +1,16 @@
 """Cells that compute next to nothing, so that drills test the launching and not the network: no torch.
 
-    PYTHONPATH=.:tests/slurm python -m trivial_cells results=DIR [cells=24] [images=1] [gate=FILE] [each=4] [...]
+    PYTHONPATH=.:tests/slurm python -m trivial_cells results=DIR [cells=24] [images=1] [gate=FILE] [each=4] [bad=FILE]
 
 runs such cells as `bench.run` would: the same claims, store, signals and jobs; a row's number is made of its cell's
 name and image, so that what comes out twice, mixed or changed is seen. Nothing is timed: until FILE exists, only the
 first image of every `each`-th cell is computed, so that a blow always falls in the middle, however slow the machine.
+With `bad` the first node that computes is a bad one from then on, and FILE holds its name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -21,7 +23,7 @@ from bench import launch, provenance
 from bench.cells import Cell
 from bench.chunks import chunk
 from bench.config import RunConfig, compose_config
-from bench.errors import run_command, writing
+from bench.errors import NodeFault, run_command, writing
 from bench.interrupts import Interrupts
 from bench.jobs import Job
 from bench.store import Store
@@ -40,7 +42,9 @@ class TrivialGuard:
 
     def run(self, cell: Cell) -> str:
         start = time.perf_counter()
-        rows, _ = self.store.partial(cell.id, "trivial")
+        if cell.spec["bad"]:
+            self._spoil(Path(cell.spec["bad"]))
+        rows, *_ = self.store.partial(cell.id, "trivial")
         resumed = len(rows)
         for image in range(resumed, cell.spec["images"]):
             while cell.spec["gate"] and (image or cell.axes["seed"] % cell.spec["each"]):
@@ -56,6 +60,13 @@ class TrivialGuard:
         with writing():
             self.store.write(cell.id, rows, {"config": cell.spec, "axes": cell.axes, "provenance": about})
         return "done"
+
+    def _spoil(self, file: Path) -> None:
+        node = os.environ["SLURMD_NODENAME"]
+        with contextlib.suppress(FileExistsError), open(file, "x") as new:
+            new.write(node)
+        if file.read_text() == node:
+            raise NodeFault("CUDA error: a drill")
 
     def _safe_point(self, cell: Cell, rows: list[dict[str, Any]]) -> None:
         if rows and self.interrupts.asked:
@@ -75,12 +86,13 @@ class TrivialJob(Job):
         return TrivialGuard(store, interrupts)
 
 
-def cells(count: int, images: int, gate: str, each: int) -> tuple[Cell, ...]:
+def cells(count: int, images: int, gate: str, each: int, bad: str) -> tuple[Cell, ...]:
     axes = {"model": "m", "dataset": "d", "method": "trivial", "corruption": None, "task": "reconstruct"}
     spec = {
         "images": images,
         "gate": gate,
         "each": each,
+        "bad": bad,
         "model": {"name": "m", "class": "trivial_cells.Model", "shape": [1, 1, 1]},
     }
     return tuple(Cell(f"trivial-{i:05d}", {**axes, "seed": i}, spec, images) for i in range(count))
@@ -91,11 +103,11 @@ def config(results: Path, overrides: Sequence[str]) -> RunConfig:
 
 
 def main(arguments: list[str]) -> int:
-    own = {"results": "results", "cells": "24", "images": "1", "gate": "", "each": "4"}
+    own = {"results": "results", "cells": "24", "images": "1", "gate": "", "each": "4", "bad": ""}
     given = dict(argument.split("=", 1) for argument in arguments)
     own |= {key: given.pop(key) for key in list(given) if key in own}
     chosen = config(Path(own["results"]), [f"{key}={value}" for key, value in given.items()])
-    every = cells(int(own["cells"]), int(own["images"]), own["gate"], int(own["each"]))
+    every = cells(int(own["cells"]), int(own["images"]), own["gate"], int(own["each"]), own["bad"])
     store = Store(chosen.results)
     title = {"title": "trivial", "cells": [{"id": c.id, "axes": c.axes, "evaluations": c.evaluations} for c in every]}
     store.write_manifest("trivial", title)
