@@ -27,6 +27,7 @@ from bench.config import LauncherConfig, Resources, RunConfig
 from bench.errors import UserError, unknown, writing
 from bench.jobs import Job
 from bench.metrics import torch_home
+from bench.registry import resolve
 from bench.runs import Run
 from bench.store import Store
 
@@ -84,7 +85,8 @@ def launch(chunks: Sequence[Chunk], config: RunConfig, progress: Progress) -> No
 
 def _classes(cells: Sequence[Cell]) -> set[str]:
     parts = ("method", "model", "dataset", "corruption")
-    return {cell.spec[part]["class"] for cell in cells for part in parts if part in cell.spec}
+    named = {(cell.spec[part]["class"], part) for cell in cells for part in parts if part in cell.spec}
+    return {resolve(path, kind) for path, kind in named}
 
 
 def environment(launcher: LauncherConfig, code: Path, threads: int) -> dict[str, str]:

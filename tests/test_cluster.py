@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,63 @@ def test_a_snapshot_is_what_runs_after_an_edit(tmp_path: Path, monkeypatch: pyte
     assert identity["code"] == copy.name and identity["git_sha"] == snapshot.identity()["git_sha"]
     assert (copy / "sweeps" / "run.yaml").is_file() and list((copy / "methods" / "zoo").glob("*.safetensors"))
     assert not (copy / "json").exists()
+
+
+def test_a_snapshot_holds_what_plugins_import_from_beside_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module, its helper, the helper's package, and a package without __init__.py; not what nobody imports."""
+    plugins = tmp_path / "plugins"
+    (plugins / "loose").mkdir(parents=True)
+    (plugins / "kit").mkdir()
+    (plugins / "plug.py").write_text("import numpy, helper\nclass Mine: pass\n")
+    (plugins / "helper.py").write_text("def late():\n    from kit.tools import x\n")
+    (plugins / "kit" / "__init__.py").write_text("")
+    (plugins / "kit" / "tools.py").write_text("import plug\nx = 1\n")
+    (plugins / "loose" / "mine.py").write_text("class Mine: pass\n")
+    (plugins / "other.py").write_text("broken(\n")
+    monkeypatch.syspath_prepend(str(plugins))
+    classes = ["plug.Mine", "loose.mine.Mine"]
+    names = {part.name for part in snapshot.foreign(classes)}
+    assert names == {"plug.py", "helper.py", "kit", "loose"}
+    copy = snapshot.take(tmp_path / "store", classes)
+    for edited in ("helper.py", "kit/tools.py", "loose/mine.py"):
+        before = snapshot.place(tmp_path / "store", classes)
+        assert (copy / edited).read_bytes() == (plugins / edited).read_bytes()
+        with open(plugins / edited, "a") as file:
+            file.write("# edited\n")
+        assert snapshot.place(tmp_path / "store", classes) != before
+
+
+def test_a_package_that_is_installed_elsewhere_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "elsewhere.py").write_text("class Mine: pass\n")
+    monkeypatch.syspath_prepend(str(folder))
+    assert snapshot.foreign(["elsewhere.Mine"]) == []
+
+
+def test_an_edit_during_the_copy_is_not_kept_under_the_old_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hasty.py").write_text("A = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    old, plain = snapshot.place(tmp_path / "store", ["hasty.A"]), shutil.copyfile
+
+    def copyfile(source: Path, target: Path) -> None:
+        (tmp_path / "hasty.py").write_text("A = 2\n")
+        plain(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    copy = snapshot.take(tmp_path / "store", ["hasty.A"])
+    assert copy == snapshot.place(tmp_path / "store", ["hasty.A"]) and (copy / "hasty.py").read_text() == "A = 2\n"
+    assert list(copy.parent.iterdir()) == [copy] and copy != old
+
+
+def test_the_code_behind_an_entry_point_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = SimpleNamespace(name="mine", value="plug:Mine")
+    monkeypatch.setattr("bench.registry.entry_points", lambda group: [point] if group.endswith("methods") else [])
+    assert launch._classes([Cell("c", {}, {"method": {"class": "mine"}}, 1)]) == {"plug.Mine"}
 
 
 # --- claims ------------------------------------------------------------------------------------------------------
