@@ -38,7 +38,9 @@ def parameters(
         "mem": f"{round(resources.mem_gb * 1024)}MB",
         "ntasks_per_node": resources.tasks,
         "nodes": 1,
-        "srun_args": [f"--cpus-per-task={resources.cpus}"],  # since 22.05 a step does not take it from its job
+        # Since 22.05 a step does not take its CPUs from its job. It would take --export=NONE, and so lose what the
+        # script has set up.
+        "srun_args": [f"--cpus-per-task={resources.cpus}", "--export=ALL"],
         "signal_delay_s": launcher.signal_s,
         "array_parallelism": launcher.array_parallelism,
         "setup": [*launcher.setup, *(f"export {key}={shlex.quote(value)}" for key, value in environment.items())],
