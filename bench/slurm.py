@@ -112,16 +112,21 @@ def queue() -> dict[str, tuple[str, str]] | None:
 
 def ended(ids: Iterable[str]) -> dict[str, str]:
     """How jobs ended, as far as accounting knows: id -> COMPLETED, FAILED, TIMEOUT, NODE_FAIL, CANCELLED ..."""
-    arrays = sorted({job.partition("_")[0] for job in ids})
+    asked = set(ids)
+    arrays = sorted({job.partition("_")[0] for job in asked})  # sacct tells of the other jobs of an array, too
     lines = arrays and _ask(["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(arrays)])
-    return {job: state.split(" ")[0] for job, state in (line.split("|", 1) for line in lines or ())}
+    states = (line.split("|", 1) for line in lines or ())
+    return {job: state.split(" ")[0] for job, state in states if job in asked}
 
 
-def cancel(ids: Iterable[str]) -> None:
-    """One scancel for all; those that have ended meanwhile are no error."""
+def cancel(ids: Iterable[str]) -> set[str]:
+    """One scancel for all. Returns those that go on; that some have ended meanwhile is no error."""
     chosen = list(ids)
-    for start in range(0, len(chosen), 1000):
-        _ask(["scancel", *chosen[start : start + 1000]])
+    answers = [_ask(["scancel", *chosen[start : start + 1000]]) for start in range(0, len(chosen), 1000)]
+    if None not in answers:
+        return set()
+    left = queue()
+    return {job for job in chosen if left is None or left.get(job, ("COMPLETING", ""))[0] != "COMPLETING"}
 
 
 def release(ids: Iterable[str]) -> None:

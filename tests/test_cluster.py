@@ -566,6 +566,34 @@ def test_status_tells_every_cell_from_the_store_and_squeue(
         assert text in told, told
 
 
+@pytest.mark.parametrize("other", ["7_0|COMPLETED", "7_[1-7%2]|PENDING"])
+def test_how_other_jobs_of_an_array_ended_is_not_told_of_the_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    sweep(tmp_path, monkeypatch, QUEUE)
+    (tmp_path / "bin" / "sacct").write_text(f"#!/bin/sh\nprintf '{other.replace('%', '%%')}\\n7_2|NODE_FAIL\\n'\n")
+    troubles = status.look(Store(tmp_path))[0].troubles
+    assert [text for text in troubles if "ended" in text] == ["1 jobs with lost cells ended as NODE_FAIL"]
+
+
+def test_watching_outlives_a_squeue_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep(tmp_path, monkeypatch, "exit 1")
+    looks = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\n")  # answers: no job is left
+
+    monkeypatch.setattr(status, "time", SimpleNamespace(sleep=sleep, time=time.time))
+    assert status.main([f"results={tmp_path}", "watch=true"]) == 0 and len(looks) == 1
+
+
+def test_a_tilde_is_the_home_for_every_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep(tmp_path / "rr", monkeypatch, QUEUE)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert status.main(["results=~/rr"]) == 0 and cancel.main(["sweep=s", "results=~/rr"]) == 0
+
+
 def test_watching_ends_with_the_last_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -620,6 +648,21 @@ def test_cancel_ends_the_jobs_of_its_sweep(tmp_path: Path, monkeypatch: pytest.M
         cancel.main(["sweep=t", f"results={tmp_path}"])
     with pytest.raises(UserError, match="name the sweep"):
         cancel.main([f"results={tmp_path}"])
+
+
+def test_cancel_says_what_slurm_would_not_cancel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """7_0 goes on, and 7_1 had ended before scancel came to it."""
+    sweep(tmp_path, monkeypatch, f"[ -e {tmp_path}/tried ] && echo '7_0|RUNNING|None' || {QUEUE}")
+    refusal = "echo 'scancel: error: Kill job error on job id 7_0: Access/permission denied' >&2; exit 1"
+    (tmp_path / "bin" / "scancel").write_text(f"#!/bin/sh\ntouch {tmp_path}/tried; {refusal}\n")
+    with Claims(tmp_path) as worker:
+        worker.take("running")
+        assert cancel.main(["sweep=s", f"results={tmp_path}"]) == 1
+        told = capsys.readouterr()
+        assert "1 jobs cancelled" in told.out and "1 jobs could not be cancelled, the first 7_0" in told.err
+        assert worker.look("running"), "its job goes on"
 
 
 @pytest.mark.parametrize("arguments", [["results=nowhere"], ["swep=s"], ["watch=perhaps", "results=."]])
