@@ -82,8 +82,7 @@ def look(store: Store, sweep: str = "") -> list[Status]:
     claims = {claim.cell: claim for claim in Claims(store.root).all() if claim.alive}
     done, failed = store.done(), store.failed()
     live = {cell for run in found for job in run.live(queue) for cell in run.cells_of(job)}
-    in_doubt = {cell for run in found if run.kind == "slurm" for cell in run.cells} if queue is None else set()
-    submitted = {cell for run in found for cell in run.cells}
+    submitted = {cell: run.kind for run in found for job in run.jobs for cell in run.cells_of(job)}
 
     def state(cell: str) -> str:
         if cell in done:
@@ -94,7 +93,7 @@ def look(store: Store, sweep: str = "") -> list[Status]:
             return f"failed ({store.failure(cell)['class']})"
         if cell in live:
             return "queued"
-        if cell in in_doubt:
+        if queue is None and submitted.get(cell) == "slurm":
             return "unknown"
         return "lost" if cell in submitted else "missing"
 

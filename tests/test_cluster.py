@@ -525,6 +525,120 @@ def test_any_executor_of_submitit_will_do(tmp_path: Path) -> None:
         run.main([*TINY, f"results={tmp_path}", "steps=5", "launcher=plugin", "launcher.executor=slrum"])
 
 
+def test_a_plugins_waiting_cells_are_queued_while_its_driver_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def watch(*_: object) -> set[str]:
+        seen.append(status.look(Store(tmp_path))[0].states)
+        assert cancel.main(["sweep=theory", f"results={tmp_path}"]) == 1
+        return set()
+
+    class Executor:
+        def __init__(self, **_: object) -> None:
+            pass
+
+        def update_parameters(self, **_: object) -> None:
+            pass
+
+        def submit_array(self, jobs: list[Job]) -> list[Any]:
+            return []
+
+    seen: list[Any] = []
+    monkeypatch.setattr("submitit.AutoExecutor", Executor)
+    monkeypatch.setattr(launch, "_watch", watch)
+    run.main([*TINY, "steps=4,5", f"results={tmp_path}", "launcher=plugin", "launcher.executor=local"])
+    assert list(seen[0].values()) == ["queued", "queued"]
+    told = capsys.readouterr()
+    assert "0 jobs cancelled" in told.out and "they end after the cell in hand" in told.err
+    assert [folder.name for folder in tmp_path.glob("jobs/*/stop")], "its workers are told"
+
+
+# --- submitting ------------------------------------------------------------------------------------------------------
+
+
+SUBMITTING = [*TINY, "steps=4,5", "launcher=slurm", "launcher.wait=false"]
+
+
+def fake_submission(folder: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str, queue: str = "") -> None:
+    """A SLURM that takes jobs or refuses them, and whose squeue prints the file `queue`."""
+    (folder / "queue").write_text(queue)
+    fake_slurm(
+        folder / "bin", monkeypatch, sbatch=sbatch, srun="", sacct="", scontrol="echo 'MaxArraySize = 9'",
+        squeue=f"cat {folder}/queue",
+    )  # fmt: skip
+
+
+TAKES = "echo Submitted batch job $$"
+REFUSES = "echo 'invalid partition specified: nope' >&2; exit 1"
+
+
+def test_submit_and_leave_is_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_submission(tmp_path, monkeypatch, TAKES)
+    monkeypatch.setattr(run, "report", lambda outlook: pytest.fail("there is nothing to report yet"))
+    results = tmp_path / "results"
+    command = [*(a for a in SUBMITTING if a != "report=false"), f"results={results}"]
+    assert run.main(command) == 0
+    told = capsys.readouterr().out
+    assert "submitted 1 jobs" in told and "2 cells are in jobs" in told and "lost" not in told, told
+    (job,) = runs.read(results)[0].jobs
+    (tmp_path / "queue").write_text(f"{job}|PENDING|Priority\n")
+    assert run.main(command) == 0
+    told = capsys.readouterr().out
+    assert "2 cells are in jobs of an earlier run: not submitted again" in told and len(runs.read(results)) == 1, told
+    (tmp_path / "queue").write_text(f"{job}|COMPLETING|None\n")
+    assert run.main(command) == 0
+    assert "submitted 1 jobs" in capsys.readouterr().out, "a job that ends starts none of its cells"
+
+
+def test_what_sbatch_refuses_leaves_everything_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_submission(tmp_path, monkeypatch, REFUSES)
+    results, store = tmp_path / "results", Store(tmp_path / "results")
+    cell = expand(compose_config([*SUBMITTING, f"results={results}"])).cells[0].id
+    store.write_failure(cell, {"class": "bug", "message": "m", "traceback": "t"})
+    before = store.failure(cell)
+    with pytest.raises(UserError, match="sbatch refused"):
+        run.main([*SUBMITTING, f"results={results}", "retry=bug"])
+    assert store.failed() == {cell} and store.failure(cell) == before
+    assert sorted(status.look(store)[0].states.values()) == ["failed (bug)", "missing"]
+    assert not list(results.glob("jobs/*"))
+
+
+def test_failures_of_cells_that_came_into_no_job_come_back(tmp_path: Path) -> None:
+    store, started = Store(tmp_path), runs.Run(runs.new_folder(tmp_path), "s", "slurm", ["a", "b", "c"], "code")
+    for cell in ("a", "b"):
+        store.write_failure(cell, {"class": "bug"})
+    with pytest.raises(UserError), launch._retrying(store, ["a", "b", "c"], started):  # noqa: PT012
+        assert not store.failed()
+        started.add(["7"], [["a"]])
+        raise UserError("the second array is refused")
+    assert store.failed() == {"b"}
+    with launch._retrying(store, ["b"], started):
+        pass
+    assert not store.failed()
+
+
+def test_a_failed_cell_is_retried_while_its_job_has_other_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_submission(tmp_path, monkeypatch, TAKES)
+    results, store = tmp_path / "results", Store(tmp_path / "results")
+    run.main([*SUBMITTING, f"results={results}"])
+    (first,) = runs.read(results)
+    (job,) = first.jobs
+    (tmp_path / "queue").write_text(f"{job}|RUNNING|None\n")
+    store.write_failure(first.cells[0], {"class": "bug"})
+    run.main([*SUBMITTING, f"results={results}", "retry=bug"])
+    (again,) = (found for found in runs.read(results) if found.folder != first.folder)
+    assert [again.cells_of(job) for job in again.jobs] == [[first.cells[0]]] and not store.failed()
+
+
+def test_auto_asks_slurm_for_what_its_own_file_asks() -> None:
+    auto, named = (compose_config([f"launcher={kind}"], sweep_required=False).launcher for kind in ("auto", "slurm"))
+    assert auto.model_copy(update={"kind": "slurm"}) == named
+
+
 # --- status and cancel -----------------------------------------------------------------------------------------
 
 
