@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import cancel, launch, run, runs, slurm, snapshot, status
+from bench import cancel, launch, run, runs, slurm, snapshot, status, train
 from bench.cells import Cell, expand
 from bench.chunks import Chunk
 from bench.claims import Claims
@@ -637,6 +637,43 @@ def test_a_failed_cell_is_retried_while_its_job_has_other_cells(
 def test_auto_asks_slurm_for_what_its_own_file_asks() -> None:
     auto, named = (compose_config([f"launcher={kind}"], sweep_required=False).launcher for kind in ("auto", "slurm"))
     assert auto.model_copy(update={"kind": "slurm"}) == named
+
+
+def test_a_checkpoint_folder_has_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command again is refused while its job lives or squeue is silent, and submitted once it has ended."""
+    fake_submission(tmp_path, monkeypatch, f"echo >>{tmp_path}/submitted; {TAKES}")
+    out = tmp_path / "train"
+    command = ["model=digits_vp", f"out={out}", "tracker=none", "launcher=slurm"]
+    assert train.main(command) == 0
+    job = json.loads((out / "digits_vp" / "job.json").read_text())["job"]
+    (tmp_path / "queue").write_text(f"{job}|PENDING|Priority\n")
+    with pytest.raises(UserError, match=rf"job {job} \(pending\) trains into .*digits_vp already"):
+        train.main(command)
+    assert train.main([*command[:1], f"out={tmp_path / 'other'}", *command[2:]]) == 0, "into another folder"
+    (tmp_path / "queue").unlink()
+    with pytest.raises(UserError, match="squeue does not answer"):
+        train.main(command)
+    (tmp_path / "queue").write_text("")
+    assert train.main(command) == 0
+    assert len((tmp_path / "submitted").read_text().splitlines()) == 3
+
+
+def test_a_site_has_its_launcher_in_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "launcher").mkdir()
+    (tmp_path / "launcher" / "mysite.yaml").write_text("# @package launcher\nkind: slurm\npartition: night\n")
+    fake_submission(tmp_path, monkeypatch, f"cat $1 >{tmp_path}/script; {TAKES}")
+    site = [f"config_dir={tmp_path}", "launcher=mysite"]
+    assert train.main(["model=digits_vp", f"out={tmp_path / 'out'}", "tracker=none", *site]) == 0
+    assert "#SBATCH --partition=night" in (tmp_path / "script").read_text()
+
+
+def test_a_training_takes_the_code_of_its_model_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mynetwork.py").write_text("from methods.backbones.unet import UNet\nclass Mine(UNet): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fake_submission(tmp_path, monkeypatch, TAKES)
+    model = ["model=digits_vp", "model.digits_vp.class=mynetwork.Mine"]
+    assert train.main([*model, f"out={tmp_path / 'out'}", "tracker=none", "launcher=slurm"]) == 0
+    assert list((tmp_path / "out" / "code").glob("*/mynetwork.py"))
 
 
 # --- status and cancel -----------------------------------------------------------------------------------------
