@@ -48,7 +48,8 @@ def compute(outlook: Outlook, console: Console) -> dict[str, int]:
     )  # fmt: skip
     with Progress(*columns, console=console, refresh_per_second=4) as bar:
         task = bar.add_task(outlook.config.name, total=total, running=0, failed=0)
-        slots = outlook.config.launcher.workers or cores()
+        launcher = outlook.config.launcher
+        slots = (launcher.workers or cores()) if waits(launcher) else 0
 
         def ended(cell_id: str, outcome: str) -> None:
             counts[outcome] = counts.get(outcome, 0) + 1
