@@ -5,6 +5,8 @@ From the store and the job ids alone. What is finished stays; the same `bench.ru
 
 from __future__ import annotations
 
+import sys
+
 from bench import runs, slurm
 from bench.claims import Claims
 from bench.errors import UserError, run_command
@@ -16,26 +18,28 @@ from bench.store import Store
 KEYS = {"sweep": "", "results": "results"}
 
 
-def cancel(store: Store, sweep: str) -> int:
-    """Cancel every job of a sweep that waits or runs; returns how many. Raises UserError if SLURM does not answer."""
+def cancel(store: Store, sweep: str) -> tuple[int, set[str]]:
+    """Cancel every job of a sweep that waits or runs. Returns how many were, and those that can only be told to stop:
+    what SLURM would not cancel, and a plugin's. Raises UserError if SLURM does not answer."""
     found = runs.read(store.root, sweep)
     queue = runs.queue(found)
     if queue is None:
         raise UserError("squeue does not answer: nothing was cancelled; try again later")
-    live = [(run, run.live(queue)) for run in found]
-    for run, jobs in live:
-        if jobs:
-            stop(run.folder, "cancelled")  # its jobs that are just starting, and a driver that has gone unseen
-    slurm.cancel(job for run, jobs in live if run.kind == "slurm" for job in jobs)
-    for run, _ in live:
+    live = [(run, job) for run in found for job in run.live(queue)]
+    for folder in {run.folder for run, _ in live}:
+        stop(folder, "cancelled")  # its jobs that are just starting, and a driver that has gone unseen
+    refused = slurm.cancel(job for run, job in live if run.kind == "slurm")
+    refused |= {job for run, job in live if run.kind == "plugin"}
+    for run in found:
         if run.kind == "local":
             end_local(run)
-    cells = {cell for run, jobs in live for job in jobs for cell in run.cells_of(job)}
+    ended = [(run, job) for run, job in live if job not in refused]
+    cells = {cell for run, job in ended for cell in run.cells_of(job)}
     claims = Claims(store.root)
     for claim in claims.all():
         if claim.cell in cells:
             claims.release(claim.cell)  # it did not die of its cell
-    return sum(len(jobs) for _, jobs in live)
+    return len(ended), refused
 
 
 def main(arguments: list[str]) -> int:
@@ -44,8 +48,12 @@ def main(arguments: list[str]) -> int:
     if not given["sweep"]:
         raise UserError(f"name the sweep to cancel: sweep=NAME, one of {', '.join(store.manifests()) or 'none'}")
     manifests(store, given["sweep"])
-    print(f"{cancel(store, given['sweep'])} jobs cancelled; what was finished is kept")
-    return 0
+    count, refused = cancel(store, given["sweep"])
+    print(f"{count} jobs cancelled; what was finished is kept")
+    if refused:
+        text = f"{len(refused)} jobs could not be cancelled, the first {min(refused)}: they end after the cell in hand"
+        print(text, file=sys.stderr)
+    return 1 if refused else 0
 
 
 if __name__ == "__main__":

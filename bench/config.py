@@ -255,7 +255,7 @@ class LauncherConfig(Resources):
     workers: int = Field(0, ge=0, le=4096, description="local processes at a time; 0: one for every CPU core")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of each worker")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    chunk_minutes: float = Field(2.0, gt=0, description="predicted minutes of work in one job")
+    chunk_minutes: float = Field(60.0, gt=0, description="predicted minutes of work in one job")
     array_parallelism: int = Field(64, ge=1, description="jobs of a sweep at a time")
     models: dict[str, dict[str, Any]] = Field({}, description="model -> resources that its jobs ask for instead")
     setup: tuple[str, ...] = Field((), description="shell lines before the job")

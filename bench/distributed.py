@@ -7,6 +7,7 @@ write it too, and end. What a kill without a signal costs is the work since the 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -18,8 +19,17 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from bench import slurm, snapshot
+from bench.claims import Claims
+from bench.config import LauncherConfig, ModelConfig
+from bench.errors import UserError
 from bench.interrupts import Interrupts
+from bench.launch import environment
+from bench.registry import resolve
+from bench.store import write_json
 
+JOB_FILE = "job.json"
+"""In a training's folder: the job that was last submitted for it."""
 EVERY = 10
 """Updates between two looks at whether any process was told to stop: each look is a message between all of them."""
 
@@ -84,13 +94,24 @@ class Training:
         return DelayedSubmission(self)
 
 
-def submit(arguments: list[str], name: str, out: Path, launcher: Any) -> str:
-    """Submit a training as one job with a process a GPU; returns the job's id."""
-    from bench import slurm, snapshot
-    from bench.launch import environment
-
-    code = snapshot.take(out.resolve(), [])
+def submit(arguments: list[str], name: str, config: ModelConfig, out: Path, launcher: LauncherConfig) -> str:
+    """Submit a training as one job with a process a GPU; returns the job's id. UserError while another one has it."""
+    code = snapshot.take(out.resolve(), [resolve(config.class_path, "model")])
     resources = launcher.resources(name).model_copy(update={"tasks": max(launcher.gpus, launcher.tasks)})
     asked = slurm.parameters(launcher, resources, f"train-{name}", environment(launcher, code, resources.cpus))
-    (job,) = slurm.submit([Training(tuple(arguments))], asked, out.resolve() / name / "logs")
+    with Claims(out) as claims, claims.alone("submit", lambda: print("waiting for another training's submission")):
+        _require_no_other(out / name / JOB_FILE)
+        (job,) = slurm.submit([Training(tuple(arguments))], asked, out.resolve() / name / "logs")
+        write_json(out / name / JOB_FILE, {"job": job})
     return job
+
+
+def _require_no_other(file: Path) -> None:
+    """Two trainings would write the same checkpoints and curves."""
+    if not file.is_file():
+        return
+    job, queue = json.loads(file.read_text())["job"], slurm.queue()
+    if queue is None:
+        raise UserError(f"squeue does not answer: it is not known whether job {job} still trains into {file.parent}")
+    if job in queue:
+        raise UserError(f"job {job} ({queue[job][0].lower()}) trains into {file.parent} already; scancel {job} ends it")

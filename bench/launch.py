@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from bench.config import LauncherConfig, Resources, RunConfig
 from bench.errors import UserError, unknown, writing
 from bench.jobs import Job
 from bench.metrics import torch_home
+from bench.registry import resolve
 from bench.runs import Run
 from bench.store import Store
 
@@ -62,9 +63,16 @@ def workers(launcher: LauncherConfig, cells: int) -> int:
     return max(1, min(launcher.workers or cores() // launcher.threads or 1, cells))
 
 
-def launch(chunks: Sequence[Chunk], config: RunConfig, progress: Progress) -> None:
-    """Run all chunks; returns when every cell has ended, or no worker is left that could end one. With SLURM and
-    `launcher.wait=false` it returns when they are submitted."""
+def waits(launcher: LauncherConfig) -> bool:
+    """Whether the driver stays until the cells have ended; else it leaves them to SLURM."""
+    return launcher.wait or backend(launcher) != "slurm"
+
+
+def launch(
+    chunks: Sequence[Chunk], config: RunConfig, progress: Progress, retried: Collection[str] = frozenset()
+) -> None:
+    """Run all chunks; returns when every cell has ended, or no worker is left that could end one; if the driver does
+    not wait, when they are submitted. The failures of cells that are `retried` are forgotten."""
     cells = tuple(cell for chunk in chunks for cell in chunk.cells)
     if not cells:
         return
@@ -79,12 +87,40 @@ def launch(chunks: Sequence[Chunk], config: RunConfig, progress: Progress) -> No
         order, str(store), str(run.folder), config.batch_size, config.samples, config.launcher, config.launcher.threads,
         len(cells),
     )  # fmt: skip
-    {"debug": _debug, "local": _local, "slurm": _slurm, "plugin": _plugin}[kind](job, run, chunks, code, progress)
+    try:
+        if kind == "slurm":
+            _slurm(job, run, chunks, code, progress, retried)
+        else:
+            with _retrying(Store(store), retried, run):
+                {"debug": _debug, "local": _local, "plugin": _plugin}[kind](job, run, chunks, code, progress)
+    finally:
+        if kind != "debug" and not run.jobs:  # it was refused, or others have all its cells
+            shutil.rmtree(run.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _retrying(store: Store, cells: Collection[str], run: Run) -> Iterator[None]:
+    """Without the failures of some cells, for workers leave alone what has failed. If that ends in an exception, the
+    cells that have come into no job have their failures again."""
+    failures = {}
+    for cell in cells:
+        with contextlib.suppress(FileNotFoundError):  # another driver retries it too
+            failures[cell] = store.failure(cell)
+            store.forget_failure(cell)
+    try:
+        yield
+    except BaseException:
+        submitted = {cell for job in run.jobs for cell in run.cells_of(job)}
+        for cell, failure in failures.items():
+            if cell not in submitted and not store.ended(cell):
+                store.write_failure(cell, failure)
+        raise
 
 
 def _classes(cells: Sequence[Cell]) -> set[str]:
     parts = ("method", "model", "dataset", "corruption")
-    return {cell.spec[part]["class"] for cell in cells for part in parts if part in cell.spec}
+    named = {(cell.spec[part]["class"], part) for cell in cells for part in parts if part in cell.spec}
+    return {resolve(path, kind) for path, kind in named}
 
 
 def environment(launcher: LauncherConfig, code: Path, threads: int) -> dict[str, str]:
@@ -227,6 +263,8 @@ def _plugin(job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: P
     )  # fmt: skip
     with _environment(environment(launcher, code, job.threads)):
         jobs = executor.submit_array([job.of(chunk.cells) for chunk in chunks])
+    # Only the executor knows how its jobs are: to others they live as long as we do, who watch them.
+    run.add([f"{os.getpid()}:{started(os.getpid())}"], [run.cells])
     print(f"submitted {len(jobs)} jobs to {launcher.executor}; logs in {run.logs}")
     _watch(job, progress, 0.5, lambda left: all(submitted.done() for submitted in jobs))
     _complain(jobs, run.logs)
@@ -257,22 +295,25 @@ def scripts(chunks: Sequence[Chunk], config: RunConfig) -> list[str]:
     return texts
 
 
-def _slurm(job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: Progress) -> None:
+def _slurm(
+    job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: Progress, retried: Collection[str]
+) -> None:
     store = Path(job.store)
     with Claims(store) as claims:
         claims.tidy()
         with claims.alone("submit", lambda: print("waiting for another driver that is submitting")):
-            earlier = _in_jobs(store)
+            again = Store(store).failed() & set(retried)
+            earlier = _in_jobs(store) - again  # a job that goes on does not come back to a cell that has failed
             rest = without(chunks, earlier | Store(store).done())
-            ids = _submit(job, run, rest, code)
+            with _retrying(Store(store), again, run):
+                ids = _submit(job, run, rest, code)
     mine = {cell.id for cell in job.cells}
     if mine & earlier:
-        print(f"{len(mine & earlier)} cells are in jobs of an earlier run: followed, not submitted again")
+        followed = "followed, " if job.launcher.wait else ""
+        print(f"{len(mine & earlier)} cells are in jobs of an earlier run: {followed}not submitted again")
     if ids:
         names = sorted({i.partition("_")[0] for i in ids})
         print(f"submitted {len(ids)} jobs, {', '.join(names)}; logs in {run.logs}", flush=True)
-    else:
-        shutil.rmtree(run.folder)
     if not job.launcher.wait:
         print(f"python -m bench.status sweep={run.sweep} results={store} shows them")
         return
@@ -294,6 +335,7 @@ def _in_jobs(store: Path) -> set[str]:
         raise UserError("squeue does not answer: it is not known which cells are in jobs already; try again later")
     _release(found, queue)
     stopped = {run.folder for run in found if (run.folder / "stop").exists()}
+    queue = {job: (state, why) for job, (state, why) in queue.items() if state != "COMPLETING"}  # it starts no cell
     live = ((run, job) for run in found if run.folder not in stopped for job in run.live(queue))
     return {cell for run, job in live if run.kind == "slurm" for cell in run.cells_of(job)}
 

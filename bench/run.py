@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.errors import run_command
-from bench.launch import cores, launch
+from bench.launch import cores, launch, waits
 from bench.plan import Outlook, look, require_assets, say_gaps, show, summary
 from bench.store import Store
 from bench.tracking import Companion
@@ -48,7 +48,8 @@ def compute(outlook: Outlook, console: Console) -> dict[str, int]:
     )  # fmt: skip
     with Progress(*columns, console=console, refresh_per_second=4) as bar:
         task = bar.add_task(outlook.config.name, total=total, running=0, failed=0)
-        slots = outlook.config.launcher.workers or cores()
+        launcher = outlook.config.launcher
+        slots = (launcher.workers or cores()) if waits(launcher) else 0
 
         def ended(cell_id: str, outcome: str) -> None:
             counts[outcome] = counts.get(outcome, 0) + 1
@@ -61,17 +62,14 @@ def compute(outlook: Outlook, console: Console) -> dict[str, int]:
                 console.print(f"{finished}/{total} cells done, {failed} failed", highlight=False)
 
         bar.update(task, running=min(slots, total))
-        store = Store(outlook.config.results)
-        for cell in outlook.plan.retried:
-            store.forget_failure(cell.id)
-        launch(outlook.chunks, outlook.config, ended)
+        launch(outlook.chunks, outlook.config, ended, {cell.id for cell in outlook.plan.retried})
     return counts
 
 
 def companion(outlook: Outlook) -> Companion | None:
-    """The process that mirrors the cells to W&B while they end, if there are any to come."""
+    """The process that mirrors the cells to W&B while they end, if there are any to come while we wait."""
     config = outlook.config
-    if config.tracker.kind != "wandb" or not outlook.plan.todo:
+    if config.tracker.kind != "wandb" or not outlook.plan.todo or not waits(config.launcher):
         return None
     return Companion(Path(config.results), config.name, config.tracker)
 
@@ -110,6 +108,10 @@ def main(arguments: list[str]) -> int:
         if mirror:
             mirror.stop()
         raise
+    if outlook.plan.todo and not waits(outlook.config.launcher):
+        text = f"{len(outlook.plan.todo)} cells are in jobs; once they have ended, the same command writes the report"
+        console.print(text, highlight=False, soft_wrap=True)
+        return 0
     computed = counts.get("done", 0)
     failed = sum(counts.values()) - computed
     lost = len(outlook.plan.todo) - sum(counts.values())

@@ -42,7 +42,9 @@ def parameters(
         "mem": f"{round(resources.mem_gb * 1024)}MB",
         "ntasks_per_node": resources.tasks,
         "nodes": 1,
-        "srun_args": [f"--cpus-per-task={resources.cpus}"],  # since 22.05 a step does not take it from its job
+        # Since 22.05 a step does not take its CPUs from its job. It would take --export=NONE, and so lose what the
+        # script has set up.
+        "srun_args": [f"--cpus-per-task={resources.cpus}", "--export=ALL"],
         "signal_delay_s": launcher.signal_s,
         "array_parallelism": launcher.array_parallelism,
         "setup": [*launcher.setup, *(f"export {key}={shlex.quote(value)}" for key, value in environment.items())],
@@ -114,16 +116,21 @@ def queue() -> dict[str, tuple[str, str]] | None:
 
 def ended(ids: Iterable[str]) -> dict[str, str]:
     """How jobs ended, as far as accounting knows: id -> COMPLETED, FAILED, TIMEOUT, NODE_FAIL, CANCELLED ..."""
-    arrays = sorted({job.partition("_")[0] for job in ids})
+    asked = set(ids)
+    arrays = sorted({job.partition("_")[0] for job in asked})  # sacct tells of the other jobs of an array, too
     lines = arrays and _ask(["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(arrays)])
-    return {job: state.split(" ")[0] for job, state in (line.split("|", 1) for line in lines or ())}
+    states = (line.split("|", 1) for line in lines or ())
+    return {job: state.split(" ")[0] for job, state in states if job in asked}
 
 
-def cancel(ids: Iterable[str]) -> None:
-    """One scancel for all; those that have ended meanwhile are no error."""
+def cancel(ids: Iterable[str]) -> set[str]:
+    """One scancel for all. Returns those that go on; that some have ended meanwhile is no error."""
     chosen = list(ids)
-    for start in range(0, len(chosen), 1000):
-        _ask(["scancel", *chosen[start : start + 1000]])
+    answers = [_ask(["scancel", *chosen[start : start + 1000]]) for start in range(0, len(chosen), 1000)]
+    if None not in answers:
+        return set()
+    left = queue()
+    return {job for job in chosen if left is None or left.get(job, ("COMPLETING", ""))[0] != "COMPLETING"}
 
 
 def release(ids: Iterable[str]) -> None:

@@ -1,11 +1,14 @@
 """The code that jobs run: a copy of the tree, taken when they are submitted and named by its hash. No torch.
 
 A queued job must not run what was edited meanwhile. ROOT/code/HASH holds the packages, the YAMLs and the shipped
-weights, and modules of third parties that the sweep names and that no package manager guards. It is made once a hash.
+weights, and modules of third parties that the sweep names and that no package manager guards, with what these import
+from their own folder. It is made once a hash.
 """
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -14,7 +17,7 @@ import shutil
 import subprocess
 import sysconfig
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,25 +36,66 @@ def files(folder: Path) -> Iterator[Path]:
 
 
 def foreign(class_paths: Iterable[str]) -> list[Path]:
-    """Packages and modules that classes come from, where they are neither ours nor installed for good."""
-    installed = [Path(sysconfig.get_paths()[kind]).resolve() for kind in ("stdlib", "platlib", "purelib")]
-    found = set()
-    for top in {path.partition(".")[0] for path in class_paths} - {*ROOMS}:
-        spec = importlib.util.find_spec(top)
-        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-            continue
-        origin = Path(spec.origin).resolve()
-        if not any(origin.is_relative_to(folder) for folder in installed):
-            found.add(origin.parent if spec.submodule_search_locations else origin)
-    return sorted(found)
+    """Packages and modules that classes come from, where they are neither ours nor installed for good, and what these
+    import from beside themselves."""
+    found: list[Path] = []
+    todo = [part for top in sorted({path.partition(".")[0] for path in class_paths}) for part in _source(top)]
+    while todo:
+        part = todo.pop(0)
+        if part not in found:
+            found.append(part)
+            beside = (other for name in sorted(_imports(part)) for other in _source(name))
+            todo += [other for other in beside if other.parent == part.parent]
+    return found
 
 
-def _hash(parts: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
+def _source(top: str) -> list[Path]:
+    """A module's file, a package's folder, or the folders of one without __init__.py; none of ours or installed."""
+    spec = None if top in ROOMS else importlib.util.find_spec(top)
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is not None:
+        places = [Path(place) for place in spec.submodule_search_locations]
+    else:
+        places = [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []
+    return [place for place in places if place.exists() and not _installed(place.resolve())]
+
+
+def _installed(place: Path) -> bool:
+    """By a package manager: of this Python, or of one whose folder is on the path."""
+    folders = [Path(sysconfig.get_paths()[kind]).resolve() for kind in ("stdlib", "platlib", "purelib")]
+    return any(map(place.is_relative_to, folders)) or not {"site-packages", "dist-packages"}.isdisjoint(place.parts)
+
+
+def _imports(part: Path) -> set[str]:
+    """The top-level names that a module or the modules of a package import."""
+    names = set()
+    for file in _members([part]).values():
+        if file.suffix == ".py":
+            with contextlib.suppress(SyntaxError, ValueError):  # who runs it will say so
+                for node in ast.walk(ast.parse(file.read_bytes())):
+                    if isinstance(node, ast.Import):
+                        names |= {alias.name.partition(".")[0] for alias in node.names}
+                    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                        names.add(node.module.partition(".")[0])
+    return names
+
+
+def _members(parts: Iterable[Path]) -> dict[str, Path]:
+    """Name in the copy -> file. Of folders of one name the first wins, as when Python imports."""
+    found: dict[str, Path] = {}
     for part in parts:
         for file in files(part) if part.is_dir() else [part]:
-            digest.update(f"{file.relative_to(part.parent)}\0{file.stat().st_size}\0".encode())
-            digest.update(file.read_bytes())
+            found.setdefault(file.relative_to(part.parent).as_posix(), file)
+    return found
+
+
+def _hash(members: Mapping[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for name, file in sorted(members.items()):
+        content = file.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
     return digest.hexdigest()[:16]
 
 
@@ -73,32 +117,34 @@ def identity() -> dict[str, Any]:
     return {
         "git_sha": (_git("rev-parse", "HEAD") or "unknown").strip(),
         "dirty": hashlib.sha256(difference.encode()).hexdigest()[:12] if difference else None,
-        "code": _hash(ROOT / room for room in ROOMS),
+        "code": _hash(_members(ROOT / room for room in ROOMS)),
     }
 
 
-def _parts(class_paths: Iterable[str]) -> list[Path]:
-    return [*(ROOT / room for room in ROOMS), *foreign(class_paths)]
+def _code(class_paths: Iterable[str]) -> dict[str, Path]:
+    return _members([*(ROOT / room for room in ROOMS), *foreign(class_paths)])
 
 
 def place(store: Path, class_paths: Iterable[str]) -> Path:
     """Where the copy of the code as it is now belongs."""
-    return store / "code" / _hash(_parts(class_paths))
+    return store / "code" / _hash(_code(class_paths))
 
 
-def take(store: Path, class_paths: Iterable[str]) -> Path:
+def take(store: Path, class_paths: Collection[str]) -> Path:
     """Make the copy if it is not there. Returns its folder, which goes in front of a job's PYTHONPATH."""
-    parts, final = _parts(class_paths), place(store, class_paths)
+    members = _code(class_paths)
+    final = store / "code" / _hash(members)
     if final.is_dir():
         return final
     draft = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
     draft.mkdir(parents=True)
     try:
-        for part in parts:
-            for file in files(part) if part.is_dir() else [part]:
-                copy = draft / file.relative_to(part.parent)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
+        for name, file in members.items():
+            copy = draft / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        if _hash({name: draft / name for name in members}) != final.name:
+            return take(store, class_paths)  # the tree was edited meanwhile
         (draft / CARD).write_text(json.dumps({**identity(), "code": final.name}))
         try:
             os.rename(draft, final)

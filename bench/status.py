@@ -10,6 +10,7 @@ are gone while cells are open, one sacct. Nothing is asked of single jobs.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from bench.errors import UserError, run_command, unknown
 from bench.store import Store
 
 SLOWEST = 5
+OPEN = ("running", "queued", "unknown")
+"""States that are watched: what is unknown may be known at the next look."""
 KEYS = {"sweep": "", "results": "results", "watch": "false"}
 
 
@@ -58,7 +61,7 @@ def parse(arguments: Sequence[str], keys: Mapping[str, str] = KEYS) -> dict[str,
         key, sign, value = argument.partition("=")
         if key not in keys or not sign:
             raise unknown("key", key, keys)
-        given[key] = value
+        given[key] = os.path.expanduser(value) if key == "results" else value
     return given
 
 
@@ -79,8 +82,7 @@ def look(store: Store, sweep: str = "") -> list[Status]:
     claims = {claim.cell: claim for claim in Claims(store.root).all() if claim.alive}
     done, failed = store.done(), store.failed()
     live = {cell for run in found for job in run.live(queue) for cell in run.cells_of(job)}
-    in_doubt = {cell for run in found if run.kind == "slurm" for cell in run.cells} if queue is None else set()
-    submitted = {cell for run in found for cell in run.cells}
+    submitted = {cell: run.kind for run in found for job in run.jobs for cell in run.cells_of(job)}
 
     def state(cell: str) -> str:
         if cell in done:
@@ -91,7 +93,7 @@ def look(store: Store, sweep: str = "") -> list[Status]:
             return f"failed ({store.failure(cell)['class']})"
         if cell in live:
             return "queued"
-        if cell in in_doubt:
+        if queue is None and submitted.get(cell) == "slurm":
             return "unknown"
         return "lost" if cell in submitted else "missing"
 
@@ -217,7 +219,7 @@ def main(arguments: list[str]) -> int:
         while True:  # what is shown last is what ended the watch
             seen = look(store, given["sweep"])
             live.update(Group(*(show(one) for one in seen)), refresh=True)
-            if not any(state in ("running", "queued") for one in seen for state in one.states.values()):
+            if not any(state in OPEN for one in seen for state in one.states.values()):
                 return 0
             time.sleep(5)
 

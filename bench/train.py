@@ -4,7 +4,8 @@ Checkpoints go to DIR/NAME/ (default results/train), and the same command goes o
 holds NAME.safetensors and its card: NAME.md, NAME.json (figures, sha256, command) and a picture. The curves go to
 DIR/NAME/history.jsonl, and from there to Weights & Biases (tracker=none turns that off).
 
-With `launcher=slurm launcher.gpus=8` it is a job of eight processes (bench.distributed), which requeues itself.
+With `launcher=slurm launcher.gpus=8` it is a job of eight processes (bench.distributed), which requeues itself; as long
+as it waits or runs, no other one is submitted for its folder.
 """
 
 from __future__ import annotations
@@ -294,16 +295,16 @@ def train(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    name, _, out, _ = parse([argument for argument in arguments if not argument.startswith("card=")])
-    own = [argument for argument in arguments if argument.startswith("launcher")]
-    launcher = compose_config(own or ["launcher=local"], sweep_required=False).launcher
+    name, config, out, _ = parse([argument for argument in arguments if not argument.startswith("card=")])
+    own = [argument for argument in arguments if argument.startswith(("launcher", "config_dir="))]
+    launcher = compose_config(own, sweep_required=False).launcher
     if launcher.kind != "slurm":
         train(arguments)
         return 0
     backend(launcher)
     from bench.distributed import submit
 
-    job = submit(arguments, name, out, launcher)
+    job = submit(arguments, name, config, out, launcher)
     print(
         f"submitted job {job}, {max(launcher.gpus, launcher.tasks)} processes; logs in {out.resolve() / name / 'logs'}"
     )

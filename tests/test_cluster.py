@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from bench import cancel, launch, run, runs, slurm, snapshot, status
+from bench import cancel, launch, run, runs, slurm, snapshot, status, train
 from bench.cells import Cell, expand
 from bench.chunks import Chunk
 from bench.claims import Claim, Claims
@@ -178,6 +178,63 @@ def test_a_snapshot_is_what_runs_after_an_edit(tmp_path: Path, monkeypatch: pyte
     assert identity["code"] == copy.name and identity["git_sha"] == snapshot.identity()["git_sha"]
     assert (copy / "sweeps" / "run.yaml").is_file() and list((copy / "methods" / "zoo").glob("*.safetensors"))
     assert not (copy / "json").exists()
+
+
+def test_a_snapshot_holds_what_plugins_import_from_beside_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module, its helper, the helper's package, and a package without __init__.py; not what nobody imports."""
+    plugins = tmp_path / "plugins"
+    (plugins / "loose").mkdir(parents=True)
+    (plugins / "kit").mkdir()
+    (plugins / "plug.py").write_text("import numpy, helper\nclass Mine: pass\n")
+    (plugins / "helper.py").write_text("def late():\n    from kit.tools import x\n")
+    (plugins / "kit" / "__init__.py").write_text("")
+    (plugins / "kit" / "tools.py").write_text("import plug\nx = 1\n")
+    (plugins / "loose" / "mine.py").write_text("class Mine: pass\n")
+    (plugins / "other.py").write_text("broken(\n")
+    monkeypatch.syspath_prepend(str(plugins))
+    classes = ["plug.Mine", "loose.mine.Mine"]
+    names = {part.name for part in snapshot.foreign(classes)}
+    assert names == {"plug.py", "helper.py", "kit", "loose"}
+    copy = snapshot.take(tmp_path / "store", classes)
+    for edited in ("helper.py", "kit/tools.py", "loose/mine.py"):
+        before = snapshot.place(tmp_path / "store", classes)
+        assert (copy / edited).read_bytes() == (plugins / edited).read_bytes()
+        with open(plugins / edited, "a") as file:
+            file.write("# edited\n")
+        assert snapshot.place(tmp_path / "store", classes) != before
+
+
+def test_a_package_that_is_installed_elsewhere_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "elsewhere.py").write_text("class Mine: pass\n")
+    monkeypatch.syspath_prepend(str(folder))
+    assert snapshot.foreign(["elsewhere.Mine"]) == []
+
+
+def test_an_edit_during_the_copy_is_not_kept_under_the_old_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hasty.py").write_text("A = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    old, plain = snapshot.place(tmp_path / "store", ["hasty.A"]), shutil.copyfile
+
+    def copyfile(source: Path, target: Path) -> None:
+        (tmp_path / "hasty.py").write_text("A = 2\n")
+        plain(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    copy = snapshot.take(tmp_path / "store", ["hasty.A"])
+    assert copy == snapshot.place(tmp_path / "store", ["hasty.A"]) and (copy / "hasty.py").read_text() == "A = 2\n"
+    assert list(copy.parent.iterdir()) == [copy] and copy != old
+
+
+def test_the_code_behind_an_entry_point_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = SimpleNamespace(name="mine", value="plug:Mine")
+    monkeypatch.setattr("bench.registry.entry_points", lambda group: [point] if group.endswith("methods") else [])
+    assert launch._classes([Cell("c", {}, {"method": {"class": "mine"}}, 1)]) == {"plug.Mine"}
 
 
 # --- claims ------------------------------------------------------------------------------------------------------
@@ -672,6 +729,157 @@ def test_any_executor_of_submitit_will_do(tmp_path: Path) -> None:
         run.main([*TINY, f"results={tmp_path}", "steps=5", "launcher=plugin", "launcher.executor=slrum"])
 
 
+def test_a_plugins_waiting_cells_are_queued_while_its_driver_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def watch(*_: object) -> set[str]:
+        seen.append(status.look(Store(tmp_path))[0].states)
+        assert cancel.main(["sweep=theory", f"results={tmp_path}"]) == 1
+        return set()
+
+    class Executor:
+        def __init__(self, **_: object) -> None:
+            pass
+
+        def update_parameters(self, **_: object) -> None:
+            pass
+
+        def submit_array(self, jobs: list[Job]) -> list[Any]:
+            return []
+
+    seen: list[Any] = []
+    monkeypatch.setattr("submitit.AutoExecutor", Executor)
+    monkeypatch.setattr(launch, "_watch", watch)
+    run.main([*TINY, "steps=4,5", f"results={tmp_path}", "launcher=plugin", "launcher.executor=local"])
+    assert list(seen[0].values()) == ["queued", "queued"]
+    told = capsys.readouterr()
+    assert "0 jobs cancelled" in told.out and "they end after the cell in hand" in told.err
+    assert [folder.name for folder in tmp_path.glob("jobs/*/stop")], "its workers are told"
+
+
+# --- submitting ------------------------------------------------------------------------------------------------------
+
+
+SUBMITTING = [*TINY, "steps=4,5", "launcher=slurm", "launcher.wait=false"]
+
+
+def fake_submission(folder: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str, queue: str = "") -> None:
+    """A SLURM that takes jobs or refuses them, and whose squeue prints the file `queue`."""
+    (folder / "queue").write_text(queue)
+    fake_slurm(
+        folder / "bin", monkeypatch, sbatch=sbatch, srun="", sacct="", scontrol="echo 'MaxArraySize = 9'",
+        squeue=f"cat {folder}/queue",
+    )  # fmt: skip
+
+
+TAKES = "echo Submitted batch job $$"
+REFUSES = "echo 'invalid partition specified: nope' >&2; exit 1"
+
+
+def test_submit_and_leave_is_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_submission(tmp_path, monkeypatch, TAKES)
+    monkeypatch.setattr(run, "report", lambda outlook: pytest.fail("there is nothing to report yet"))
+    results = tmp_path / "results"
+    command = [*(a for a in SUBMITTING if a != "report=false"), f"results={results}"]
+    assert run.main(command) == 0
+    told = capsys.readouterr().out
+    assert "submitted 1 jobs" in told and "2 cells are in jobs" in told and "lost" not in told, told
+    (job,) = runs.read(results)[0].jobs
+    (tmp_path / "queue").write_text(f"{job}|PENDING|Priority\n")
+    assert run.main(command) == 0
+    told = capsys.readouterr().out
+    assert "2 cells are in jobs of an earlier run: not submitted again" in told and len(runs.read(results)) == 1, told
+    (tmp_path / "queue").write_text(f"{job}|COMPLETING|None\n")
+    assert run.main(command) == 0
+    assert "submitted 1 jobs" in capsys.readouterr().out, "a job that ends starts none of its cells"
+
+
+def test_what_sbatch_refuses_leaves_everything_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_submission(tmp_path, monkeypatch, REFUSES)
+    results, store = tmp_path / "results", Store(tmp_path / "results")
+    cell = expand(compose_config([*SUBMITTING, f"results={results}"])).cells[0].id
+    store.write_failure(cell, {"class": "bug", "message": "m", "traceback": "t"})
+    before = store.failure(cell)
+    with pytest.raises(UserError, match="sbatch refused"):
+        run.main([*SUBMITTING, f"results={results}", "retry=bug"])
+    assert store.failed() == {cell} and store.failure(cell) == before
+    assert sorted(status.look(store)[0].states.values()) == ["failed (bug)", "missing"]
+    assert not list(results.glob("jobs/*"))
+
+
+def test_failures_of_cells_that_came_into_no_job_come_back(tmp_path: Path) -> None:
+    store, started = Store(tmp_path), runs.Run(runs.new_folder(tmp_path), "s", "slurm", ["a", "b", "c"], "code")
+    for cell in ("a", "b"):
+        store.write_failure(cell, {"class": "bug"})
+    with pytest.raises(UserError), launch._retrying(store, ["a", "b", "c"], started):  # noqa: PT012
+        assert not store.failed()
+        started.add(["7"], [["a"]])
+        raise UserError("the second array is refused")
+    assert store.failed() == {"b"}
+    with launch._retrying(store, ["b"], started):
+        pass
+    assert not store.failed()
+
+
+def test_a_failed_cell_is_retried_while_its_job_has_other_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_submission(tmp_path, monkeypatch, TAKES)
+    results, store = tmp_path / "results", Store(tmp_path / "results")
+    run.main([*SUBMITTING, f"results={results}"])
+    (first,) = runs.read(results)
+    (job,) = first.jobs
+    (tmp_path / "queue").write_text(f"{job}|RUNNING|None\n")
+    store.write_failure(first.cells[0], {"class": "bug"})
+    run.main([*SUBMITTING, f"results={results}", "retry=bug"])
+    (again,) = (found for found in runs.read(results) if found.folder != first.folder)
+    assert [again.cells_of(job) for job in again.jobs] == [[first.cells[0]]] and not store.failed()
+
+
+def test_auto_asks_slurm_for_what_its_own_file_asks() -> None:
+    auto, named = (compose_config([f"launcher={kind}"], sweep_required=False).launcher for kind in ("auto", "slurm"))
+    assert auto.model_copy(update={"kind": "slurm"}) == named
+
+
+def test_a_checkpoint_folder_has_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command again is refused while its job lives or squeue is silent, and submitted once it has ended."""
+    fake_submission(tmp_path, monkeypatch, f"echo >>{tmp_path}/submitted; {TAKES}")
+    out = tmp_path / "train"
+    command = ["model=digits_vp", f"out={out}", "tracker=none", "launcher=slurm"]
+    assert train.main(command) == 0
+    job = json.loads((out / "digits_vp" / "job.json").read_text())["job"]
+    (tmp_path / "queue").write_text(f"{job}|PENDING|Priority\n")
+    with pytest.raises(UserError, match=rf"job {job} \(pending\) trains into .*digits_vp already"):
+        train.main(command)
+    assert train.main([*command[:1], f"out={tmp_path / 'other'}", *command[2:]]) == 0, "into another folder"
+    (tmp_path / "queue").unlink()
+    with pytest.raises(UserError, match="squeue does not answer"):
+        train.main(command)
+    (tmp_path / "queue").write_text("")
+    assert train.main(command) == 0
+    assert len((tmp_path / "submitted").read_text().splitlines()) == 3
+
+
+def test_a_site_has_its_launcher_in_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "launcher").mkdir()
+    (tmp_path / "launcher" / "mysite.yaml").write_text("# @package launcher\nkind: slurm\npartition: night\n")
+    fake_submission(tmp_path, monkeypatch, f"cat $1 >{tmp_path}/script; {TAKES}")
+    site = [f"config_dir={tmp_path}", "launcher=mysite"]
+    assert train.main(["model=digits_vp", f"out={tmp_path / 'out'}", "tracker=none", *site]) == 0
+    assert "#SBATCH --partition=night" in (tmp_path / "script").read_text()
+
+
+def test_a_training_takes_the_code_of_its_model_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mynetwork.py").write_text("from methods.backbones.unet import UNet\nclass Mine(UNet): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fake_submission(tmp_path, monkeypatch, TAKES)
+    model = ["model=digits_vp", "model.digits_vp.class=mynetwork.Mine"]
+    assert train.main([*model, f"out={tmp_path / 'out'}", "tracker=none", "launcher=slurm"]) == 0
+    assert list((tmp_path / "out" / "code").glob("*/mynetwork.py"))
+
+
 # --- status and cancel -----------------------------------------------------------------------------------------
 
 
@@ -711,6 +919,34 @@ def test_status_tells_every_cell_from_the_store_and_squeue(
         "1 jobs wait: Priority", "1 jobs with lost cells ended as NODE_FAIL", "step 3 of 9", "7_0",
     ):  # fmt: skip
         assert text in told, told
+
+
+@pytest.mark.parametrize("other", ["7_0|COMPLETED", "7_[1-7%2]|PENDING"])
+def test_how_other_jobs_of_an_array_ended_is_not_told_of_the_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    sweep(tmp_path, monkeypatch, QUEUE)
+    (tmp_path / "bin" / "sacct").write_text(f"#!/bin/sh\nprintf '{other.replace('%', '%%')}\\n7_2|NODE_FAIL\\n'\n")
+    troubles = status.look(Store(tmp_path))[0].troubles
+    assert [text for text in troubles if "ended" in text] == ["1 jobs with lost cells ended as NODE_FAIL"]
+
+
+def test_watching_outlives_a_squeue_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep(tmp_path, monkeypatch, "exit 1")
+    looks = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\n")  # answers: no job is left
+
+    monkeypatch.setattr(status, "time", SimpleNamespace(sleep=sleep, time=time.time))
+    assert status.main([f"results={tmp_path}", "watch=true"]) == 0 and len(looks) == 1
+
+
+def test_a_tilde_is_the_home_for_every_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep(tmp_path / "rr", monkeypatch, QUEUE)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert status.main(["results=~/rr"]) == 0 and cancel.main(["sweep=s", "results=~/rr"]) == 0
 
 
 def test_watching_ends_with_the_last_cell(
@@ -781,6 +1017,21 @@ def test_cancel_ends_the_jobs_of_its_sweep(tmp_path: Path, monkeypatch: pytest.M
         cancel.main(["sweep=t", f"results={tmp_path}"])
     with pytest.raises(UserError, match="name the sweep"):
         cancel.main([f"results={tmp_path}"])
+
+
+def test_cancel_says_what_slurm_would_not_cancel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """7_0 goes on, and 7_1 had ended before scancel came to it."""
+    sweep(tmp_path, monkeypatch, f"[ -e {tmp_path}/tried ] && echo '7_0|RUNNING|None' || {QUEUE}")
+    refusal = "echo 'scancel: error: Kill job error on job id 7_0: Access/permission denied' >&2; exit 1"
+    (tmp_path / "bin" / "scancel").write_text(f"#!/bin/sh\ntouch {tmp_path}/tried; {refusal}\n")
+    with Claims(tmp_path) as worker:
+        worker.take("running")
+        assert cancel.main(["sweep=s", f"results={tmp_path}"]) == 1
+        told = capsys.readouterr()
+        assert "1 jobs cancelled" in told.out and "1 jobs could not be cancelled, the first 7_0" in told.err
+        assert worker.look("running"), "its job goes on"
 
 
 @pytest.mark.parametrize("arguments", [["results=nowhere"], ["swep=s"], ["watch=perhaps", "results=."]])

@@ -23,4 +23,4 @@ export NOTE='two words'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /store/jobs/RUN/logs/%A_%a_%t_log.out --error /store/jobs/RUN/logs/%A_%a_%t_log.err --cpus-per-task=8 /env/bin/python -u -m submitit.core._submit /store/jobs/RUN/logs
+srun --unbuffered --output /store/jobs/RUN/logs/%A_%a_%t_log.out --error /store/jobs/RUN/logs/%A_%a_%t_log.err --cpus-per-task=8 --export=ALL /env/bin/python -u -m submitit.core._submit /store/jobs/RUN/logs

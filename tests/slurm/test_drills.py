@@ -368,6 +368,11 @@ def test_status_and_cancel_need_no_driver(tmp_path: Path, gate: Path) -> None:
     check(tmp_path)
 
 
+def test_jobs_that_inherit_no_environment_run(tmp_path: Path) -> None:
+    heal(tmp_path, *FOUR_A_JOB, "launcher.additional_parameters={export: NONE}")
+    check(tmp_path)
+
+
 def test_arrays_are_cut_at_the_sites_limit(tmp_path: Path) -> None:
     assert "submitted 25 jobs" in heal(tmp_path, "cells=25", "launcher.chunk_minutes=1")
     check(tmp_path, 25)

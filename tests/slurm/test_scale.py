@@ -57,7 +57,7 @@ def test_the_status_of_four_thousand_cells(tmp_path: Path, verb: Verb) -> None:
         (folder / "cell.json").write_text(RECORD)
     for name in names[3000:3100]:
         store.write_failure(name, {"class": "oom", "message": "no room", "traceback": ""})
-    runs.Run(runs.new_folder(tmp_path), "s", "local", names, "code").write()
+    runs.Run(runs.new_folder(tmp_path), "s", "local", names, "code").add(["1:1"], [names])
     told = verb("status of 4,000 cells", "status", f"results={tmp_path}")
     assert "4000 cells: 3000 done, 900 lost, 100 failed (oom)" in told
 

@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> int:
     launch.launch(chunks, chosen, lambda cell_id, outcome: print(outcome, cell_id, flush=True))
     lost = [cell for cell in every if not store.ended(cell.id)]
     print(f"{len(every) - len(lost)} of {len(every)} ended")
-    return 1 if lost and chosen.launcher.wait else 0
+    return 1 if lost and launch.waits(chosen.launcher) else 0
 
 
 if __name__ == "__main__":
