@@ -219,6 +219,7 @@ def page(
         data=DATA,
         over=blocks[0].over if blocks else "",
         axis=blocks[0].axis if blocks else "",
+        blocks={block.title for block in blocks},
         filters=filters(results, tables),
         images=int(results.rows["image_id"].nunique()),
         count={status: results.count(status) for status in ("done", "failed", "missing")},

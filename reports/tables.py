@@ -459,7 +459,7 @@ def paper(table: Table) -> Table:
         return table
     titles = dict.fromkeys((row.title, row.reference) for group in own for row in group.rows)
     rows = tuple(Row(title, tuple(_standing(group, title) for group in own), reference) for title, reference in titles)
-    short = Group("", tuple(group.title for group in own), rows)
+    short = Group("", tuple(group.title for group in own), rows, "method")
     note = f"Columns at {own[0].corner} {', '.join(dict.fromkeys(group.shown for group in own))}."
     return replace(
         table,

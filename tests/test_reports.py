@@ -361,6 +361,19 @@ def test_a_cell_computed_again_is_a_new_report(tmp_path: Path, capsys: pytest.Ca
     assert "mixed measurements" in capsys.readouterr().err
 
 
+def test_one_severity_is_one_table_with_a_column_a_corruption(tmp_path: Path) -> None:
+    store = make_store(tmp_path, images=4)
+    manifest = store.manifest("corruptions")
+    cells = [cell for cell in manifest["cells"] if cell["axes"]["severity"] == 3]
+    store.write_manifest("one", {**manifest, "cells": cells})
+    assert main(["sweep=one", f"store={tmp_path}", "quiet=true"]) == 0
+    out, titles = tmp_path / "reports" / "one", CORRUPTIONS.values()
+    assert f"| method | {' | '.join(titles)} |" in (out / "table.md").read_text()
+    page = (out / "index.html").read_text()
+    assert all(f'<th scope="col" data-block="{title}">' in page for title in titles)
+    assert "Columns at severity 3." in page
+
+
 def test_no_images_kept_is_no_gallery(tmp_path: Path) -> None:
     store = make_store(tmp_path, small=True)
     for file in tmp_path.glob("cells/*/samples.npz"):
