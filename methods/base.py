@@ -231,15 +231,18 @@ class InversionMethod(pl.LightningModule):
     # --- tasks -------------------------------------------------------------------------------------------------
 
     def reconstruct(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> tuple[Tensor, Latent]:
-        """Invert and decode under one condition."""
-        latent = self.invert(x0, self._inverting(cond), generators)
+        """Invert and decode under one condition, but for the guidance where `guidance_invert` says so."""
+        inverting = self._inverting(cond)
+        latent = self.invert(x0, inverting, generators)
+        if inverting.guidance != cond.guidance:
+            latent = self._handed_on(latent)
         return self.decode(latent, cond), latent
 
     def edit(
         self, x0: Tensor, source: Condition, target: Condition, mask: Tensor | None = None, generators: Generators = ()
     ) -> tuple[Tensor, Latent]:
         """Invert under the source, decode under the target; outside `mask` (bool [B, 1, H, W]) the image is kept."""
-        latent = self.invert(x0, self._inverting(source), generators)
+        latent = self._handed_on(self.invert(x0, self._inverting(source), generators))
         edited = self.decode(latent, target)
         return (edited if mask is None else torch.where(mask, edited, x0)), latent
 
@@ -248,13 +251,19 @@ class InversionMethod(pl.LightningModule):
         y, known = measurement.y.to(self.latent_dtype), measurement.known
         undescribed = self._undescribed(cond)
         latent = self.invert(y, undescribed, generators)
-        target = cond if self.options.decode == "caption" else undescribed
+        target = undescribed
+        if self.options.decode == "caption":
+            target, latent = cond, self._handed_on(latent)
         project = self.options.project if known is not None else "none"
         constrain = None
         if known is not None and project == "each_step":
             constrain = pinned_pixels(y, known, latent.x_T, self.grid[self.grid.steps])
         x_hat = self.decode(latent, target, constrain)
         return (torch.where(known, y, x_hat) if known is not None and project != "none" else x_hat), latent
+
+    def _handed_on(self, latent: Latent) -> Latent:
+        """Of a latent, what a decode under another condition than the inversion's is given."""
+        return latent
 
     def _inverting(self, cond: Condition) -> Condition:
         w = self.options.guidance_invert

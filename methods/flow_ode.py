@@ -3,7 +3,8 @@
 In X = x / (alpha + sigma) and s = sigma / (alpha + sigma) every path is rectified and its flow is dX/ds = v(X, s), the
 denoiser's velocity view (`methods.rectified`). A reversible solver keeps its whole state as the latent, so decoding
 under the same condition returns the image to rounding, or bit for bit with `bit_exact`, after one evaluation a step.
-From x_T alone (`keep=x_T`, or a latent that holds nothing else) the solver starts anew: that error is the solver's own.
+From x_T alone (`keep=x_T`, a latent that holds nothing else, another condition) the solver starts anew: that error is
+the solver's own.
 
 dopri5 chooses its steps by what it solves, so images are solved one by one; a batch counts its costliest image's NFE.
 """
@@ -194,10 +195,15 @@ class FlowODE(RectifiedMethod):
         kept = state if self.options.keep == "state" else state[:1]
         return Latent({"x_T": chart.leave(kept[0]), **dict(zip(names[1:], kept[1:], strict=False))})
 
+    def _handed_on(self, latent: Latent) -> Latent:
+        """x_T alone: a velocity or a second copy of one flow means nothing to another's solver."""
+        return Latent({"x_T": latent.x_T})
+
     def _state(self, latent: Latent, field: Field, cond: Condition) -> State:
-        """The state that a latent holds, or one begun from x_T."""
+        """The state that a latent holds, or one begun from x_T where it holds none of this solver's and its numbers."""
         chart = self.chart(self.times[-1], cond)
-        if latent.tensors.keys() != {"x_T", *self.solver.names[1:]}:
+        integers = isinstance(self.solver.numbers, FixedPoint)
+        if latent.tensors.keys() != {"x_T", *self.solver.names[1:]} or isinstance(latent, IntegerLatent) != integers:
             return self.solver.begin(field, self.times[-1], chart.enter(latent.x_T))
         x_T, *rest = latent.tensors.values()
-        return (x_T if isinstance(self.solver.numbers, FixedPoint) else chart.enter(x_T), *rest)
+        return (x_T if integers else chart.enter(x_T), *rest)

@@ -270,6 +270,7 @@ class FlowODE(MethodOptions):
 
     refuses: ClassVar[dict[str, str]] = {}
 
+    version: int = Field(2, description="2: x_T alone is handed on to a decode under another condition")
     steps: int = Field(32, ge=1, le=1000, description="N, steps of the whole grid; dopri5 chooses its own")
     solver: SolverName = Field(
         "leapfrog", description="the first three are reversible and keep more than x_T, the last two keep x_T"

@@ -47,7 +47,7 @@ def strict_lines(results: Results) -> list[Strict]:
             continue
         bound, certified = (float(constants.at[line.key, name]) for name in ("K", "certified"))
         model = str(line.axes["model"]).replace("_", " ")  # as in the line's title
-        rest = line.title.replace(f" · {model}", "").partition(" · ")[2]
+        rest = " · ".join(part for part in line.title.split(" · ") if part != model)
         found.append(Strict(line, model, rest, 2 * bound, certified == 1))
     found.sort(key=lambda strict: (not strict.certified, strict.bound if strict.certified else 0))
     curves: dict[str, set[float]] = {}

@@ -24,8 +24,8 @@ def made(models: Mapping[str, float] = BOUNDS, images: int = 6, **manifest: Any)
     for model in models:
         for procedure in ("zero", "sample"):
             axes = {
-                "method": "ode", "method_title": "ODE", "model": model, "dataset": "digits", "task": "restore",
-                "corruption": "blur", "severity": 3, "steps": 32, "seed": 0, "method.procedure": procedure,
+                "method": "ode", "method_title": "ODE", "method.procedure": procedure, "model": model,
+                "dataset": "digits", "task": "restore", "corruption": "blur", "severity": 3, "steps": 32, "seed": 0,
             }  # fmt: skip
             cells.append({"id": f"{model}-{procedure}", "axes": axes})
     content = {"name": "x", "task": "restore", "cells": cells, **manifest}
@@ -76,9 +76,9 @@ def test_its_table_and_figure() -> None:
 def test_a_reference_at_the_lines_own_procedure() -> None:
     results = made(reference={"model": "inode", "method.procedure": "same"})
     found = effects(results).set_index("line")
-    assert set(found["reference"]) == {"inode · zero", "inode · sample"}
+    assert set(found["reference"]) == {"zero · inode", "sample · inode"}
     for line, record in found.iterrows():
-        assert record["reference"].endswith(str(line).rpartition(" · ")[2])
+        assert record["reference"].split(" · ")[0] == str(line).split(" · ")[1]
         gain = GAIN[str(line).split(" · ")[1]] - GAIN["inode"]
         assert record["mean"] == pytest.approx(gain * (1 + 0.1 * 2.5))
 
@@ -90,8 +90,8 @@ def test_several_references_make_a_table_each() -> None:
     assert found["comparison"].unique().tolist() == [0, 1]
     pd.testing.assert_frame_equal(found[found["comparison"] == 0], effects(made(reference=same)))
     second = found[found["comparison"] == 1]
-    assert set(second["reference"]) == {"inode · zero"}
+    assert set(second["reference"]) == {"zero · inode"}
     (metric,) = results.metrics
     tables = [effect_table(metric, found, results, number) for number in (0, 1)]
     assert [table.key for table in tables] == ["psnr_effects", "psnr_effects_2"]
-    assert "inode · zero or" in tables[0].notes[0] and tables[1].notes[0].count("inode ·") == 1
+    assert "zero · inode or" in tables[0].notes[0] and tables[1].notes[0].count("· inode") == 1

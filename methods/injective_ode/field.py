@@ -253,10 +253,13 @@ class InjectiveField(nn.Module):
 
         Upper bounds at any weights: on each of `INTERVALS` intervals k is bounded by its values at the ends and the
         largest curvature that its harmonics allow (`_Rate`), so that no weights hide a peak between two nodes.
-        Raises ValueError unless 0 <= t0 <= t1 <= pi / 2, where S is monotone in t, and 0 <= lam.
+        Raises ValueError unless 0 <= t0 <= t1 <= pi / 2, where S is monotone in t, and 0 <= lam; and for weights of k(t)
+        that are not finite.
         """
         if not -ROUNDING <= t0 <= t1 <= HALF_TURN + ROUNDING:
             raise ValueError(f"a certificate needs 0 <= t0 <= t1 <= pi / 2, got t0={t0:g} and t1={t1:g}")
+        if not self.rate.isfinite().all():
+            raise ValueError("a certificate needs finite weights, and those of k(t) are not")
         if not 0 <= lam < math.inf:
             raise ValueError(f"lam must be 0 or more, and finite, got {lam:g}")
         grid = np.linspace(t0, t1, INTERVALS + 1)
@@ -264,6 +267,8 @@ class InjectiveField(nn.Module):
         lipschitz = self.core.lipschitz() if self.constraint == "strict" else 1.0
         growth = lipschitz * np.concatenate([[0.0], np.cumsum(rate.integrals(grid))])
         K, L = float(growth[-1]), lipschitz * rate.most(grid)
+        if math.isnan(K):
+            raise ValueError("a certificate needs weights of which float64 can take sums")
         c = np.array([self.c_lo, self.c_hi])
         if features is not None:
             c = np.array([float(features.variance.min()), float(features.variance.max())])
@@ -322,7 +327,7 @@ class _Rate:
         p = self.exponent(grid)
         k = self.k_max * _sigmoid(p)
         slope = float((2 * np.arange(len(self.r)) * np.abs(self.r)).sum())
-        second = self.k_max * (slope**2 / (6 * math.sqrt(3)) + self._curvature() / 4)
+        second = self.k_max * (slope * slope / (6 * math.sqrt(3)) + self._curvature() / 4)  # infinite at huge weights
         trapezium = step * (k[:-1] + k[1:]) / 2 + second * step**3 / 12
         return np.minimum(trapezium, step * self._peaks(p, step))
 

@@ -94,7 +94,11 @@ class InjectiveODE(FlowODE):
 
     def facts(self) -> dict[str, float]:
         """K between the ends of the grid, so that 2K bounds the log of the flow's condition number in the gauge, and
-        whether the field is certified; where it is not, K is nominal."""
+        whether the field is certified; where it is not, K is nominal. Nothing where another flow than the field's is
+        walked: a guided one, or none."""
+        guidances = {self.options.guidance, self.options.guidance_invert} - {None}
+        if not guidances <= {0.0, 1.0} or self.options.procedure in ("consistency", "mean"):
+            return {}
         certificate = self.network.certificate(t0=self.times[0], t1=self.times[-1])
         return {"K": certificate.K, "certified": float(certificate.certified)}
 
@@ -156,8 +160,7 @@ class InjectiveODE(FlowODE):
             mean = self.gauge(told).mean.to(self.latent_dtype)
             return self._with_known(mean, measurement), self.at_gauge(torch.zeros_like(mean), told)
         if self.options.procedure == "bridge":
-            latent = self.invert(self._y(measurement), self._as_data(measurement, cond))
-            latent = Latent({"x_T": latent.x_T})  # a velocity of the other condition means nothing under this one
+            latent = self._handed_on(self.invert(self._y(measurement), self._as_data(measurement, cond)))
         else:
             latent = self.at_gauge(torch.zeros_like(self._y(measurement)), told)
         return self._decode_known(latent, told, measurement), latent
@@ -220,16 +223,11 @@ class InjectiveODE(FlowODE):
     def edit(
         self, x0: Tensor, source: Condition, target: Condition, mask: Tensor | None = None, generators: Generators = ()
     ) -> tuple[Tensor, Latent]:
-        """As every method's, from x_T alone: under another condition the solver's velocity means nothing.
-
-        With `edit=latent` the mask acts on the change of the latent, decoded under the source at guidance 1.
-        """
-        latent = self.invert(x0, self._inverting(source), generators)
-        edited = self.decode(Latent({"x_T": latent.x_T}), target)
-        if mask is None:
-            return edited, latent
-        if self.options.edit == "image":
-            return torch.where(mask, edited, x0), latent
+        """As every method's. With `edit=latent` the mask acts on the change of the latent, decoded under the source at
+        guidance 1."""
+        if mask is None or self.options.edit == "image":
+            return super().edit(x0, source, target, mask, generators)
+        edited, latent = super().edit(x0, source, target, None, generators)
         told = source.at(1.0)
         return self.edit_latent(x0, told, mask, self.towards(edited, x0, told)).image, latent
 

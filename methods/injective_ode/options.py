@@ -65,7 +65,9 @@ class InjectiveODE(FlowODE):
     runs_on: ClassVar[tuple[str, ...]] = ("methods.injective_ode.field.InjectiveField",)
 
     version: int = Field(
-        3, description="2: guidance takes the caption away and keeps the measurement; 3: default solver"
+        4,
+        description="2: guidance takes the caption away and keeps the measurement; 3: default solver; 4: x_T alone is "
+        "handed on to another guidance",
     )
     solver: SolverName = Field(
         "reversible_heun", description="the first three are reversible and keep more than x_T, the last two keep x_T"
