@@ -293,6 +293,43 @@ def test_consistency_meets_an_exact_measurement_of_everything() -> None:
     torch.testing.assert_close(x_hat, given.y, rtol=0, atol=1e-12)
 
 
+def test_consistency_weighs_the_measurement_by_its_noise() -> None:
+    """One step with k = 0, where the estimates are those of N(mu, c): x0 is drawn to y by sigma^2 / (sigma^2 + s^2)."""
+    network, noise = denoiser(k_max=0.0), 0.5
+    method, cond = build(network, steps=1, procedure="consistency", project="none"), network.condition(CAPTIONS)
+    assert isinstance(method, InjectiveODE)
+    given = Measured(images(), kind="gaussian_noise", sigma=noise)
+    x_hat, latent = method.restore(given, cond, generators())
+    top, end, gauge = method.grid[1], method.grid[0], method.gauge(cond)
+    pull = (latent.x_T - top.alpha * gauge.mean) / (gauge.variance * top.alpha**2 + top.sigma**2)
+    x0, eps = gauge.mean + gauge.variance * top.alpha * pull, top.sigma * pull
+    x0 = x0 + top.sigma**2 / (top.sigma**2 + noise**2) * (given.y - x0)
+    torch.testing.assert_close(x_hat, end.alpha * x0 + end.sigma * eps, rtol=0, atol=1e-12)
+
+
+def test_a_bridge_goes_through_the_latent_of_y_as_data_of_its_kind() -> None:
+    method, cond, measured = build(procedure="bridge", project="none"), NETWORK.condition(CAPTIONS), masked()
+    assert isinstance(method, InjectiveODE)
+    as_data = replace(cond, embedding=method.network.encode(["", ""], kind="is_random_mask"))
+    latent = Latent({"x_T": method.invert(measured.y, as_data).x_T})
+    expected = method.decode(latent, method.given(measured, cond))
+    torch.testing.assert_close(method.restore(measured, cond)[0], expected, rtol=0, atol=1e-12)
+
+
+def test_the_uncertainty_is_the_rms_over_channels() -> None:
+    """Two samples a, -a have variance 2 a^2; of channels 1, 2, 3 the mean is 28 / 3."""
+    a = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)
+    assert float(uncertainty(torch.stack([a, -a]))) == pytest.approx((28 / 3) ** 0.5)
+
+
+def test_only_the_fields_own_flow_is_certified() -> None:
+    """A guided flow is another, and may leave the constants; a procedure without a flow has none."""
+    for certified in ({}, {"guidance": 0.0}, {"guidance": 1.0, "guidance_invert": 0.0}, {"procedure": "bridge"}):
+        assert build(**certified).facts()["certified"] == 1.0
+    for other in ({"guidance": 3.0}, {"guidance_invert": 2.0}, {"procedure": "mean"}, {"procedure": "consistency"}):
+        assert build(**other).facts() == {}
+
+
 # --- edits in the latent ---------------------------------------------------------------------------------------
 
 
@@ -312,6 +349,21 @@ def test_a_local_edit_stays_within_its_bound() -> None:
     torch.testing.assert_close(whole.image, x0.flip(0), rtol=0, atol=1e-2)
     with pytest.raises(ValueError, match="one condition"):
         method.edit_latent(x0, cond.at(2.0), mask, delta)
+
+
+def test_the_bound_is_of_the_widest_scale_outside_the_mask() -> None:
+    """max S_0 outside, times (e^K - 1), times the norm of what was moved inside."""
+    method, cond = build(), NETWORK.condition(CAPTIONS)
+    assert isinstance(method, InjectiveODE)
+    scale = method.chart(method.times[0], cond).scale
+    assert isinstance(scale, Tensor)
+    mask = scale > scale.flatten(1).median(1).values[:, None, None, None]
+    delta = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    widest = torch.where(mask, 0.0, scale).flatten(1).amax(1)
+    assert (widest < 0.99 * scale.flatten(1).amax(1)).all()
+    growth = np.expm1(method.network.certificate(t0=method.times[0], t1=method.times[-1]).K)
+    expected = widest * growth * (delta * mask).flatten(1).norm(dim=1)
+    torch.testing.assert_close(method.edit_latent(images(), cond, mask, delta).bound, expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("model", ["digits_inode", "scenes_inode"])

@@ -10,7 +10,7 @@ import torch
 
 from methods import options
 from methods.backbones.analytic import GaussianMixture
-from methods.base import InversionMethod, Latent, Problem, normal, pinned_pixels
+from methods.base import InversionMethod, Latent, LatentMeasurement, Problem, normal, pinned_pixels
 from methods.bdia import BDIA
 from methods.belm import OBELM
 from methods.ddim import DDIM
@@ -684,6 +684,35 @@ def test_bit_exact_round_trips_return_the_same_numbers(name: str, path: str, dty
     assert torch.equal(x_hat, x0 * scale)
     assert latent.tensors["x_T"].dtype == torch.int64
     assert 0.5 < latent.std.min() < latent.std.max() < 3
+
+
+@pytest.mark.parametrize("solver", ["leapfrog", "reversible_heun", "mccallum_foster"])
+@pytest.mark.parametrize("path", ["cosine", "rectified"])
+def test_another_flow_is_begun_from_x_T(path: str, solver: str) -> None:
+    """What a solver keeps beside x_T is of the flow that it walked: no edit, restoration or other guidance sees it."""
+    whole, alone = (build("flow", path, solver=solver, keep=keep, guidance_invert=1.0) for keep in ("state", "x_T"))
+    x0, source, target = images(2), *(whole.denoiser.condition([c, c], 1.0) for c in ("src", "tgt"))
+    told = LatentMeasurement(x0, None)
+    for one, other in (
+        (whole.edit(x0, source, target), alone.edit(x0, source, target)),
+        (whole.restore(told, target), alone.restore(told, target)),
+        (whole.reconstruct(x0, source.at(3.0)), alone.reconstruct(x0, source.at(3.0))),
+    ):
+        torch.testing.assert_close(one[0], other[0], rtol=0, atol=1e-12)
+        assert one[1].tensors.keys() == {"x_T"}
+    back, latent = whole.reconstruct(x0, source)
+    torch.testing.assert_close(back, x0, rtol=0, atol=1e-9)
+    assert len(latent.tensors) > 1
+
+
+@pytest.mark.parametrize("solver", ["leapfrog", "reversible_heun"])
+def test_numbers_of_another_kind_are_begun_from_x_T(solver: str) -> None:
+    exact, plain = (build("flow", "rectified", solver=solver, bit_exact=bits) for bits in (True, False))
+    x0, cond = images(2), exact.denoiser.condition(["src", "tgt"])
+    for one, other in ((exact, plain), (plain, exact)):
+        latent = one.invert(x0, cond)
+        found, expected = other.decode(latent, cond), plain.decode(Latent({"x_T": latent.x_T}), cond)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def flow(path: str, steps: int, **chosen: object) -> FlowODE:
