@@ -79,7 +79,7 @@ def test_a_reference_at_the_lines_own_procedure() -> None:
     assert set(found["reference"]) == {"zero · inode", "sample · inode"}
     for line, record in found.iterrows():
         assert record["reference"].split(" · ")[0] == str(line).split(" · ")[1]
-        gain = GAIN[str(line).split(" · ")[1]] - GAIN["inode"]
+        gain = GAIN[str(line).split(" · ")[2]] - GAIN["inode"]
         assert record["mean"] == pytest.approx(gain * (1 + 0.1 * 2.5))
 
 

@@ -253,7 +253,7 @@ class InjectiveField(nn.Module):
 
         Upper bounds at any weights: on each of `INTERVALS` intervals k is bounded by its values at the ends and the
         largest curvature that its harmonics allow (`_Rate`), so that no weights hide a peak between two nodes.
-        Raises ValueError unless 0 <= t0 <= t1 <= pi / 2, where S is monotone in t, and 0 <= lam; and for weights of k(t)
+        Raises ValueError unless 0 <= t0 <= t1 <= pi / 2, where S is monotone in t, and 0 <= lam; and for weights of k
         that are not finite.
         """
         if not -ROUNDING <= t0 <= t1 <= HALF_TURN + ROUNDING:
