@@ -311,15 +311,16 @@ LATENTS = ("latent_std", "latent_kurtosis", "latent_w2")
 
 
 def _of_the_prior(rows: pd.DataFrame) -> pd.DataFrame:
-    """Without the latents of inversions that stop on the way: they are still half an image, not noise."""
+    """Without the latents of inversions that stop on the way: they are still half an image, not noise. Rows from before
+    this was recorded count as whole."""
     if "walked" not in rows:
         return rows
-    return rows.assign(**{name: rows[name].where(rows["walked"] == 1) for name in LATENTS if name in rows})
+    return rows.assign(**{name: rows[name].where(rows["walked"].fillna(1) == 1) for name in LATENTS if name in rows})
 
 
 def _lost(rows: pd.DataFrame) -> int:
     """How many latents should have been noise and are not finite."""
-    reached = rows["walked"] == 1 if "walked" in rows else True
+    reached = rows["walked"].fillna(1) == 1 if "walked" in rows else True
     return int((rows["latent_std"].isna() & reached).sum()) if "latent_std" in rows else 0
 
 
