@@ -32,6 +32,7 @@ def manifest(outlook: Outlook) -> dict[str, object]:
         "highlight": config.highlight,
         "cells": [{"id": c.id, "axes": c.axes, "evaluations": c.evaluations} for c in outlook.expansion.cells],
         "reference": list(config.reference),
+        "options": {name: method.options for name, method in config.method.items() if method.options},
         "unavailable": outlook.expansion.unavailable,
         "skipped": [{"axes": skip.axes, "reason": skip.reason} for skip in outlook.expansion.skipped],
     }

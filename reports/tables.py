@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports.results import Metric, Results
+from reports.results import Metric, Results, words
 from reports.summary import INPUT
 
 if TYPE_CHECKING:
@@ -194,12 +194,30 @@ def _notes(metric: Metric, summary: pd.DataFrame, results: Results) -> tuple[str
         ]
     if summary["partial"].any():
         notes.append(f"{DAGGER} part of the cells, seeds or images is missing or not finite: shown, not ranked.")
+    notes += setting(results)
     if results.reconstructs and metric.name in FLOORS:
         notes.append(FLOORS[metric.name])
     if (unfinished := int(summary["n_numerical"].sum())) > 0:
         made = "reconstructed" if results.reconstructs else "edited" if results.edits else "restored"
         notes.append(f"{unfinished} {made} images were not finite and have no {metric.title}.")
     return tuple(notes)
+
+
+def setting(results: Results) -> list[str]:
+    """Steps and guidance where all cells share them, and what was set of the methods' options, in words."""
+    shared = []
+    for axis in ("steps", "guidance"):
+        values = {words(cell.axes[axis]) for cell in results.cells if cell.axes.get(axis) is not None}
+        shared += [f"{axis} {value}" for value in values if len(values) == 1]
+    chosen = results.manifest.get("options") or {}
+    titles = {line.method: str(line.axes.get("method_title") or line.method) for line in results.lines}
+    told = [
+        f"{title}: {', '.join(f'{name} {words(value)}' for name, value in chosen[method].items())}"
+        for method, title in titles.items()
+        if method in chosen
+    ]
+    text = ", ".join(shared)
+    return [f"{text[:1].upper()}{text[1:]}."] * bool(text) + [f"Set: {'; '.join(told)}."] * bool(told)
 
 
 def _undecided(metric: Metric, summary: pd.DataFrame) -> list[str]:

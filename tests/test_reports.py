@@ -361,6 +361,16 @@ def test_a_cell_computed_again_is_a_new_report(tmp_path: Path, capsys: pytest.Ca
     assert "mixed measurements" in capsys.readouterr().err
 
 
+def test_a_table_says_how_its_methods_were_set(tmp_path: Path) -> None:
+    store = make_store(tmp_path, small=True)
+    manifest = {**store.manifest("corruptions"), "options": {"edict": {"p": 0.9, "mixing": True}}}
+    results = load(store, manifest)
+    notes = comparison(METRICS["psnr"], summarise(results), results).notes
+    assert "Steps 20, guidance 1." in notes and "Set: EDICT: p 0.9, mixing true." in notes
+    plain = load(store, store.manifest("corruptions"))
+    assert not any("Set:" in note for note in comparison(METRICS["psnr"], summarise(plain), plain).notes)
+
+
 def test_one_severity_is_one_table_with_a_column_a_corruption(tmp_path: Path) -> None:
     store = make_store(tmp_path, images=4)
     manifest = store.manifest("corruptions")
