@@ -129,7 +129,7 @@ def _listed(value: Any) -> Sequence[Any]:
 
 
 def points(config: RunConfig) -> Iterator[Point]:
-    """Every combination of axis values: the product, less `exclude`, plus `include`."""
+    """Every combination of axis values: the product, less `exclude`, plus what `include` adds of what is chosen."""
     factors = axes_of(config)
     first = {k: v for factor in factors if factor for k, v in factor[0].items()}
     for pattern in config.exclude:
@@ -144,6 +144,9 @@ def points(config: RunConfig) -> Iterator[Point]:
         if not any(_matches(point, pattern) for pattern in config.exclude):
             yield point
     for extra in config.include:
+        named = {axis: extra[axis] for axis in NAME_AXES if isinstance(extra.get(axis), str)}
+        if any(name not in getattr(config, axis) for axis, name in named.items()):
+            continue  # it exists, and this run has left it out
         for axis, value in extra.items():
             _check_axis(axis, [value], config, "include")
         yield first | extra

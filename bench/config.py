@@ -322,7 +322,7 @@ class RunConfig(Strict):
     matrix: dict[str, tuple[Any, ...]] = Field({}, description="axis -> values; every combination is a cell")
     zip: tuple[dict[str, tuple[Any, ...]], ...] = Field((), description="axes that advance together")
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations to leave out")
-    include: tuple[dict[str, Any], ...] = Field((), description="single cells to add")
+    include: tuple[dict[str, Any], ...] = Field((), description="single cells to add, of what is chosen")
     reference: tuple[dict[str, Any], ...] = Field(
         (), description="axes of a line; the paired differences of all others to it make a table each"
     )
@@ -443,8 +443,13 @@ def compose_config(overrides: list[str], sweep_required: bool = True) -> RunConf
     if "sweep" in given and not composed.get("name"):
         composed["name"] = given["sweep"].partition("=")[2]
     config = validate(RunConfig, composed)
-    _check_excluded_names(config, extra)
+    _check_named(config, extra)
     _check_hidden_by_axes(config, given)
+    # What the sweep's own YAML colours, a run in part may leave out.
+    methods = {*config.method, *([] if "highlight" in given else options_of_group("method", extra))}
+    for name in config.highlight:
+        if name not in methods:
+            raise unknown("method", name, methods, "in highlight")
     return config
 
 
@@ -512,14 +517,15 @@ def _compose(rewritten: list[str], given: Mapping[str, str], extra: Path | None)
     return composed
 
 
-def _check_excluded_names(config: RunConfig, extra: Path | None) -> None:
-    """A pattern may name what this run has not chosen, but not what does not exist and so matches nothing."""
-    for pattern in config.exclude:
-        for axis in set(pattern) & set(NAME_AXES):
-            known = {*getattr(config, axis), *options_of_group(axis, extra)}
-            for name in pattern[axis] if isinstance(pattern[axis], (list, tuple)) else [pattern[axis]]:
-                if str(name) not in known:
-                    raise unknown(axis, str(name), known, "in exclude")
+def _check_named(config: RunConfig, extra: Path | None) -> None:
+    """`exclude` and `include` may name what this run has not chosen, but not what does not exist."""
+    for where in ("exclude", "include"):
+        for pattern in getattr(config, where):
+            for axis in set(pattern) & set(NAME_AXES):
+                known = {*getattr(config, axis), *options_of_group(axis, extra)}
+                for name in pattern[axis] if isinstance(pattern[axis], (list, tuple)) else [pattern[axis]]:
+                    if str(name) not in known:
+                        raise unknown(axis, str(name), known, f"in {where}")
 
 
 def _check_hidden_by_axes(config: RunConfig, given: Mapping[str, str]) -> None:

@@ -19,7 +19,6 @@ from bench.plan import Outlook, look, require_assets, say_gaps, show, summary
 from bench.store import Store
 from bench.tracking import Companion
 
-
 LINE = 160
 """Characters of a failure's message that the terminal shows."""
 

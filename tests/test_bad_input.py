@@ -177,6 +177,8 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([SWEEP, "include=[{metod:ddim}]"], ["unknown axis 'metod' in include", "nearest: method"]),
     ([SWEEP, "include=[{method:edct}]"], ["unknown method 'edct' in include", "nearest: edict"]),
     ([SWEEP, "include=[{severity:7}]"], ["unknown severity '7'"]),
+    ([SWEEP, "include=[{method:[ddim,edict]}]"], ["unknown method", "in include"]),
+    ([SWEEP, "method=ddim", "include=[{method:edct}]"], ["unknown method 'edct' in include", "nearest: edict"]),
     # classes
     ([SWEEP, "+method.mine.class=nopkg.mod.Cls"], ["method class 'nopkg.mod.Cls'", "no module 'nopkg'"]),
     ([SWEEP, "+method.mine.class=methods.edit.EDICT"], ["no module 'methods.edit'"]),
@@ -241,6 +243,8 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([SWEEP, "metrics=psnr,ssmi"], ["metrics.1='ssmi'", "nearest: ssim"]),
     ([SWEEP, "retry=omm"], ["unknown failure class 'omm' in retry", "timeout", "nearest: oom"]),
     ([SWEEP, "retry=oom,tmeout"], ["unknown failure class 'tmeout'", "nearest: timeout"]),
+    ([SWEEP, "highlight=edikt"], ["unknown method 'edikt' in highlight", "allowed: ", "ddim", "nearest: edict"]),
+    ([SWEEP, "method=ddim", "highlight=ddim,edict"], ["unknown method 'edict' in highlight", "allowed: ddim"]),
     ([SWEEP, "config_dir=nowhere"], ["config_dir='nowhere' is not a folder"]),
     ([SWEEP, "config_dir=a_file"], ["config_dir='a_file' is not a folder"]),
     ([SWEEP, "config_dir="], ["config_dir='' is not a folder"]),

@@ -142,6 +142,13 @@ def test_include_adds_a_cell_and_repeats_nothing() -> None:
     assert ids(changed(RESTORE, include=[{"method": "ddim"}, {"severity": 3}])) == before
 
 
+def test_include_leaves_out_what_the_run_has_left_out() -> None:
+    whole, part = (compose_config(["sweep=procedures", *arguments]) for arguments in ([], ["corruption=random_mask"]))
+    kept = [cell.id for cell in expand(whole).cells if cell.axes["corruption"] == "random_mask"]
+    assert ids(part) == kept and len(kept) == 6
+    assert ids(changed(RESTORE, include=[{"method": "bdia", "severity": 2}])) == ids(RESTORE)
+
+
 def test_duplicates_are_one_cell() -> None:
     assert ids(changed(RESTORE, matrix__severity=[1, 2, 1, 1])) == ids(changed(RESTORE, matrix__severity=[1, 2]))
     assert ids(changed(one_cell(), matrix__guidance=[1, 1.0])) == ids(one_cell())
