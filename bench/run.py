@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bench.errors import run_command
+from bench.errors import UserError, run_command
 from bench.launch import cores, launch, waits
 from bench.plan import Outlook, look, require_assets, say_gaps, show, summary
 from bench.store import Store
@@ -114,7 +114,10 @@ def main(arguments: list[str]) -> int:
     console.print(summary(outlook), highlight=False, soft_wrap=True)
     say_gaps(outlook, console)
     store = Store(outlook.config.results)
-    store.write_manifest(outlook.config.name, manifest(outlook))
+    try:
+        store.write_manifest(outlook.config.name, manifest(outlook))
+    except OSError as error:
+        raise UserError(f"results={outlook.config.results} cannot be written: {error}") from error
     mirror = companion(outlook)
     try:
         counts = compute(outlook, console) if outlook.plan.todo else {}

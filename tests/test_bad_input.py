@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import bench.plan
+import bench.run
 from bench.errors import UserError, nearest, run_command, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -299,6 +300,17 @@ def test_exit_code_and_streams(verb: str, arguments: list[str], words: list[str]
     for word in words:
         assert word in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_made_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the permissions say yes and the file system says no, as below /proc."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise FileNotFoundError("No such file or directory")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(UserError, match=r"^results=below cannot be written: No such file or directory$"):
+        bench.run.main([SWEEP, "method=ddim", "results=below", "tracker=none"])
 
 
 BROKEN_YAML = {

@@ -433,6 +433,7 @@ defaults:
 task: reconstruct
 images: 2
 metrics: [mse]
+highlight: [mine]
 matrix: {method.p: [0.9, 0.93], steps: 5}
 """
 METHOD = """# @package method.mine
@@ -475,6 +476,8 @@ def test_a_third_party_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytes
         "class": "third_party_inversion.mine.Mine",
         "options": {"steps": 5, "guidance": 1.0, "strength": 1.0, "strong": True},
     }
+    part = compose_config(["sweep=small", f"config_dir={configs}", "method=edict"])
+    assert part.highlight == ("mine",) and len(ids(part)) == 2
     arguments = ["sweep=reconstruction", "metrics=mse", "+method.mine.class=third_party_inversion.mine.Mine"]
     added = expand(compose_config(arguments)).cells
     assert {cell.axes["method"] for cell in added} >= {*CLEAN.method, "mine"}
