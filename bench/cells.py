@@ -280,7 +280,7 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
     if corruption_axes["corruption"]:
         axes["corruption_title"] = config.corruption[point["corruption"]].title or point["corruption"]
     reason = (
-        _mismatch(point, model, dataset, config.images)
+        _mismatch(point, model, dataset, config.images, data.split)
         or _stranger(point, model, getattr(options, "runs_on", ()))
         or (_unmade(point, model) if point["model"] not in config.model else None)
         or getattr(options, "refuses", {}).get(config.task)
@@ -350,10 +350,13 @@ def _dataset(name: str, class_path: str, split: str, options: str) -> Any:
         raise UserError(f"dataset {name}: {error}") from error
 
 
-def _mismatch(point: Point, model: ModelConfig, dataset: Any, images: int) -> str | None:
+def _mismatch(point: Point, model: ModelConfig, dataset: Any, images: int, split: str) -> str | None:
     """Why a model cannot see a data set, if it cannot."""
     if images > len(dataset):
-        raise UserError(f"images={images}: dataset {point['dataset']} has {len(dataset)} images")
+        name = point["dataset"]
+        more = split != "all" and "all" in getattr(dataset, "splits", ())
+        hint = f"; dataset.{name}.split=all takes those of every split" if more else ""
+        raise UserError(f"images={images}: dataset {name} has {len(dataset)} images in split {split}{hint}")
     if tuple(dataset.shape) != tuple(model.shape):
         wants, has = "x".join(map(str, model.shape)), "x".join(map(str, dataset.shape))
         return f"model {point['model']} takes {wants} images, dataset {point['dataset']} has {has}"
