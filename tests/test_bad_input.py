@@ -285,11 +285,12 @@ def test_a_wrong_command_line_ends_in_one_clear_line(arguments: list[str], words
         ("run", [SWEEP, "model.scenes_vp.grid.spacing=flux_shift"], ["'flux_shift'", "allowed: "]),
         ("train", ["model=scenes_vpp"], ["unknown model", "nearest: scenes_vp"]),
         ("train", [], ["name one model", "model=NAME"]),
+        ("publish", ["train=scenes_vp"], ["unknown training 'scenes_vp'", "python -m bench.train model=scenes_vp"]),
     ],
 )
 def test_exit_code_and_streams(verb: str, arguments: list[str], words: list[str], tmp_path: Path) -> None:
     results = tmp_path / "results"
-    given = [*arguments, f"results={results}"] if verb != "train" else [*arguments, f"out={results}"]
+    given = [*arguments, f"results={results}"] if verb not in ("train", "publish") else [*arguments, f"out={results}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", f"bench.{verb}", *given]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
