@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -381,7 +381,7 @@ def options_of_group(group: str, extra: Path | None = None) -> list[str]:
     return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
 
 
-def _rewrite(override: str, extra: Path | None) -> str:
+def _rewrite(override: str, extra: Path | None, own: Collection[str]) -> str:
     """Check one `key=value` and bring it into Hydra's grammar: lists without brackets, axes by their short name."""
     match = _OVERRIDE.fullmatch(override)
     if override.startswith("~"):
@@ -395,7 +395,7 @@ def _rewrite(override: str, extra: Path | None) -> str:
         key = f"matrix.{key}"
     root = key.split(".")[0]
     if root not in RunConfig.model_fields:
-        raise unknown("key", key, {*RunConfig.model_fields, *GROUPS, *NUMBER_AXES, EDIT_AXIS})
+        raise unknown("key", key, {*RunConfig.model_fields, *GROUPS, *NUMBER_AXES, EDIT_AXIS, *own})
     if _TEXT.fullmatch(key) and value != "null" and not re.fullmatch(r"(['\"]).*\1", value, re.DOTALL):
         value = _quoted(value)
     elif "," in value and not re.search(r"[\[\]{}()'\"]", value):
@@ -421,15 +421,16 @@ def _rewrite_group(override: str, group: str, value: str, allowed: list[str]) ->
     return f"{group}=[{','.join(names)}]" if group in NAME_AXES else f"{group}={names[0]}"
 
 
-def compose_config(overrides: list[str], sweep_required: bool = True) -> RunConfig:
-    """Overrides -> the checked configuration, or a UserError. `config_dir=PATH` adds a folder of the user's groups."""
+def compose_config(overrides: list[str], sweep_required: bool = True, own: Collection[str] = ()) -> RunConfig:
+    """Overrides -> the checked configuration, or a UserError. `config_dir=PATH` adds a folder of the user's groups;
+    `own`: the verb's own arguments, which a mistake may have meant."""
     extra = _config_dir([o for o in overrides if o.startswith("config_dir=")])
     given: dict[str, str] = {}
     rewritten = []
     for override in overrides:
         if override.startswith("config_dir="):
             continue
-        rewritten.append(_rewrite(override, extra))
+        rewritten.append(_rewrite(override, extra, own))
         key = _key(rewritten[-1])
         if key in given:
             raise UserError(f"{key} is given more than once")

@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import bench.plan
+import bench.posterior
+import bench.regularisers
 import bench.run
+import bench.train
 from bench.errors import UserError, nearest, run_command, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -285,6 +289,7 @@ def test_a_wrong_command_line_ends_in_one_clear_line(arguments: list[str], words
         ("run", [SWEEP, "model.scenes_vp.grid.spacing=flux_shift"], ["'flux_shift'", "allowed: "]),
         ("train", ["model=scenes_vpp"], ["unknown model", "nearest: scenes_vp"]),
         ("train", [], ["name one model", "model=NAME"]),
+        ("train", ["model=digits_vp", "crad=only"], ["unknown key 'crad'", "nearest: card"]),
         ("publish", ["train=scenes_vp"], ["unknown training 'scenes_vp'", "python -m bench.train model=scenes_vp"]),
     ],
 )
@@ -301,6 +306,23 @@ def test_exit_code_and_streams(verb: str, arguments: list[str], words: list[str]
     for word in words:
         assert word in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("parse", "arguments", "words"),
+    [
+        (bench.posterior.parse, ["imgae=2"], ["unknown key 'imgae'", " draws,", " out,", "nearest: image"]),
+        (bench.regularisers.parse, ["prbes=2"], ["unknown key 'prbes'", "nearest: probes"]),
+        (bench.train.parse, ["model=digits_vp", "otu=x"], ["unknown key 'otu'", "nearest: out"]),
+    ],
+)
+def test_a_verbs_own_arguments_are_allowed(
+    parse: Callable[[list[str]], object], arguments: list[str], words: list[str], folder: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(arguments)
+    for word in words:
+        assert word in str(caught.value), caught.value
 
 
 def test_a_store_that_cannot_be_made_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
