@@ -90,6 +90,7 @@ def write_card(name: str, config: ModelConfig, out: Path, command: str) -> Path:
     else:
         facts["guidance"], facts["sampling_steps"] = config.guidance, SAMPLING_STEPS
         captions = _captions(config, JUDGED if config.vocabulary == "scenes" else 64)
+        print(f"drawing {len(captions)} samples for the card", flush=True)  # minutes on a CPU
         images = draw(config, captions, config.guidance)
         if config.vocabulary == "scenes":
             facts["judged_images"] = len(captions)
@@ -124,8 +125,7 @@ def _picture(file: Path, curve: list[list[float]], images: Tensor | None) -> Non
         squeeze=False,
         width_ratios=[2, 3][: 1 + (images is not None)],
     )
-    steps, losses = zip(*curve, strict=True)
-    axes[0, 0].plot(steps, losses, marker="o", markersize=3, color="#0072B2")
+    axes[0, 0].plot([step for step, _ in curve], [loss for _, loss in curve], marker="o", markersize=3, color="#0072B2")
     axes[0, 0].set(xlabel="update", ylabel="held-out loss", yscale="log")
     axes[0, 0].grid(alpha=0.3)
     if images is not None:
@@ -149,7 +149,6 @@ def _schedule(history: list[list[int]]) -> str:
 
 
 def _text(facts: dict[str, Any]) -> str:
-    steps, loss = facts["held_out_loss"][-1]
     lines = [
         f"# {facts['name']}: {facts['title']}",
         "",
@@ -159,8 +158,9 @@ def _text(facts: dict[str, Any]) -> str:
         f"- commit: `{facts['commit']}`",
         f"- sha256: `{facts['sha256']}`",
         f"- schedule: {_schedule(facts['schedules'])}",
-        f"- held-out loss after {steps:,} updates: {loss:.4g}",
     ]
+    for steps, loss in facts["held_out_loss"][-1:]:  # none where a training was stopped before its first
+        lines.append(f"- held-out loss after {steps:,} updates: {loss:.4g}")
     if facts.get("agreement"):
         found = facts["agreement"]
         shares = ", ".join(f"{what} {found[head]:.1%}" for head, what in ASKED.items())

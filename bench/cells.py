@@ -129,7 +129,7 @@ def _listed(value: Any) -> Sequence[Any]:
 
 
 def points(config: RunConfig) -> Iterator[Point]:
-    """Every combination of axis values: the product, less `exclude`, plus `include`."""
+    """Every combination of axis values: the product, less `exclude`, plus what `include` adds of what is chosen."""
     factors = axes_of(config)
     first = {k: v for factor in factors if factor for k, v in factor[0].items()}
     for pattern in config.exclude:
@@ -144,6 +144,9 @@ def points(config: RunConfig) -> Iterator[Point]:
         if not any(_matches(point, pattern) for pattern in config.exclude):
             yield point
     for extra in config.include:
+        named = {axis: extra[axis] for axis in NAME_AXES if isinstance(extra.get(axis), str)}
+        if any(name not in getattr(config, axis) for axis, name in named.items()):
+            continue  # it exists, and this run has left it out
         for axis, value in extra.items():
             _check_axis(axis, [value], config, "include")
         yield first | extra
@@ -277,7 +280,7 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
     if corruption_axes["corruption"]:
         axes["corruption_title"] = config.corruption[point["corruption"]].title or point["corruption"]
     reason = (
-        _mismatch(point, model, dataset, config.images)
+        _mismatch(point, model, dataset, config.images, data.split)
         or _stranger(point, model, getattr(options, "runs_on", ()))
         or (_unmade(point, model) if point["model"] not in config.model else None)
         or getattr(options, "refuses", {}).get(config.task)
@@ -347,10 +350,13 @@ def _dataset(name: str, class_path: str, split: str, options: str) -> Any:
         raise UserError(f"dataset {name}: {error}") from error
 
 
-def _mismatch(point: Point, model: ModelConfig, dataset: Any, images: int) -> str | None:
+def _mismatch(point: Point, model: ModelConfig, dataset: Any, images: int, split: str) -> str | None:
     """Why a model cannot see a data set, if it cannot."""
     if images > len(dataset):
-        raise UserError(f"images={images}: dataset {point['dataset']} has {len(dataset)} images")
+        name = point["dataset"]
+        more = split != "all" and "all" in getattr(dataset, "splits", ())
+        hint = f"; dataset.{name}.split=all takes those of every split" if more else ""
+        raise UserError(f"images={images}: dataset {name} has {len(dataset)} images in split {split}{hint}")
     if tuple(dataset.shape) != tuple(model.shape):
         wants, has = "x".join(map(str, model.shape)), "x".join(map(str, dataset.shape))
         return f"model {point['model']} takes {wants} images, dataset {point['dataset']} has {has}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -322,7 +322,7 @@ class RunConfig(Strict):
     matrix: dict[str, tuple[Any, ...]] = Field({}, description="axis -> values; every combination is a cell")
     zip: tuple[dict[str, tuple[Any, ...]], ...] = Field((), description="axes that advance together")
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations to leave out")
-    include: tuple[dict[str, Any], ...] = Field((), description="single cells to add")
+    include: tuple[dict[str, Any], ...] = Field((), description="single cells to add, of what is chosen")
     reference: tuple[dict[str, Any], ...] = Field(
         (), description="axes of a line; the paired differences of all others to it make a table each"
     )
@@ -381,7 +381,7 @@ def options_of_group(group: str, extra: Path | None = None) -> list[str]:
     return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
 
 
-def _rewrite(override: str, extra: Path | None) -> str:
+def _rewrite(override: str, extra: Path | None, own: Collection[str]) -> str:
     """Check one `key=value` and bring it into Hydra's grammar: lists without brackets, axes by their short name."""
     match = _OVERRIDE.fullmatch(override)
     if override.startswith("~"):
@@ -395,7 +395,7 @@ def _rewrite(override: str, extra: Path | None) -> str:
         key = f"matrix.{key}"
     root = key.split(".")[0]
     if root not in RunConfig.model_fields:
-        raise unknown("key", key, {*RunConfig.model_fields, *GROUPS, *NUMBER_AXES, EDIT_AXIS})
+        raise unknown("key", key, {*RunConfig.model_fields, *GROUPS, *NUMBER_AXES, EDIT_AXIS, *own})
     if _TEXT.fullmatch(key) and value != "null" and not re.fullmatch(r"(['\"]).*\1", value, re.DOTALL):
         value = _quoted(value)
     elif "," in value and not re.search(r"[\[\]{}()'\"]", value):
@@ -421,15 +421,16 @@ def _rewrite_group(override: str, group: str, value: str, allowed: list[str]) ->
     return f"{group}=[{','.join(names)}]" if group in NAME_AXES else f"{group}={names[0]}"
 
 
-def compose_config(overrides: list[str], sweep_required: bool = True) -> RunConfig:
-    """Overrides -> the checked configuration, or a UserError. `config_dir=PATH` adds a folder of the user's groups."""
+def compose_config(overrides: list[str], sweep_required: bool = True, own: Collection[str] = ()) -> RunConfig:
+    """Overrides -> the checked configuration, or a UserError. `config_dir=PATH` adds a folder of the user's groups;
+    `own`: the verb's own arguments, which a mistake may have meant."""
     extra = _config_dir([o for o in overrides if o.startswith("config_dir=")])
     given: dict[str, str] = {}
     rewritten = []
     for override in overrides:
         if override.startswith("config_dir="):
             continue
-        rewritten.append(_rewrite(override, extra))
+        rewritten.append(_rewrite(override, extra, own))
         key = _key(rewritten[-1])
         if key in given:
             raise UserError(f"{key} is given more than once")
@@ -443,8 +444,13 @@ def compose_config(overrides: list[str], sweep_required: bool = True) -> RunConf
     if "sweep" in given and not composed.get("name"):
         composed["name"] = given["sweep"].partition("=")[2]
     config = validate(RunConfig, composed)
-    _check_excluded_names(config, extra)
+    _check_named(config, extra)
     _check_hidden_by_axes(config, given)
+    # What the sweep's own YAML colours, a run in part may leave out.
+    methods = {*config.method, *([] if "highlight" in given else options_of_group("method", extra))}
+    for name in config.highlight:
+        if name not in methods:
+            raise unknown("method", name, methods, "in highlight")
     return config
 
 
@@ -512,14 +518,15 @@ def _compose(rewritten: list[str], given: Mapping[str, str], extra: Path | None)
     return composed
 
 
-def _check_excluded_names(config: RunConfig, extra: Path | None) -> None:
-    """A pattern may name what this run has not chosen, but not what does not exist and so matches nothing."""
-    for pattern in config.exclude:
-        for axis in set(pattern) & set(NAME_AXES):
-            known = {*getattr(config, axis), *options_of_group(axis, extra)}
-            for name in pattern[axis] if isinstance(pattern[axis], (list, tuple)) else [pattern[axis]]:
-                if str(name) not in known:
-                    raise unknown(axis, str(name), known, "in exclude")
+def _check_named(config: RunConfig, extra: Path | None) -> None:
+    """`exclude` and `include` may name what this run has not chosen, but not what does not exist."""
+    for where in ("exclude", "include"):
+        for pattern in getattr(config, where):
+            for axis in set(pattern) & set(NAME_AXES):
+                known = {*getattr(config, axis), *options_of_group(axis, extra)}
+                for name in pattern[axis] if isinstance(pattern[axis], (list, tuple)) else [pattern[axis]]:
+                    if str(name) not in known:
+                        raise unknown(axis, str(name), known, f"in {where}")
 
 
 def _check_hidden_by_axes(config: RunConfig, given: Mapping[str, str]) -> None:

@@ -45,7 +45,8 @@ def parse(arguments: list[str]) -> tuple[list[Cell], int, int, Path]:
         raise UserError(f"out={own['out']!r} is a folder; it must be a file")
     given = {override.partition("=")[0] for override in overrides}
     defaults = {"sweep": "corruptions", "method": "injective_ode", "severity": "3", "steps": "10"}
-    config = compose_config([f"{key}={value}" for key, value in defaults.items() if key not in given] + overrides)
+    preset = [f"{key}={value}" for key, value in defaults.items() if key not in given]
+    config = compose_config([*preset, *overrides], own=own)
     return list(expand(config).cells), int(own["image"]), int(own["draws"]), out
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.config import TrackerConfig, compose_config
+from bench.config import TrackerConfig, compose_config, options_of_group
 from bench.errors import UserError, run_command, unknown
 from bench.mirror import RECIPE_FILE
 from bench.store import Store
@@ -36,7 +36,9 @@ def _sweep(name: str, results: str) -> Maker:
 def _training(name: str, out: Path) -> Maker:
     trainings = [path.parent.name for path in out.glob(f"*/{RECIPE_FILE}")]
     if name not in trainings:
-        raise unknown("training", name, trainings, f"in {str(out)!r}")
+        error = unknown("training", name, trainings, f"in {str(out)!r}")
+        made = name in options_of_group("model")
+        raise UserError(f"{error}; python -m bench.train model={name} makes it") if made else error
     return lambda tracker, mode: TrainingMirror(out, name, tracker, mode)
 
 

@@ -72,7 +72,7 @@ def parse(arguments: list[str]) -> tuple[ModelConfig, int, int]:
             raise UserError(f"{key}={own[key]}: must be a whole number, {least} or more")
     if not any(override.startswith("model=") for override in overrides):
         overrides = ["model=digits_inode", *overrides]
-    models = compose_config(overrides, sweep_required=False).model
+    models = compose_config(overrides, sweep_required=False, own=own).model
     if len(models) != 1:
         raise UserError("name one model: model=NAME")
     ((name, model),) = models.items()

@@ -13,11 +13,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bench.errors import run_command
+from bench.errors import UserError, run_command
 from bench.launch import cores, launch, waits
 from bench.plan import Outlook, look, require_assets, say_gaps, show, summary
 from bench.store import Store
 from bench.tracking import Companion
+
+LINE = 160
+"""Characters of a failure's message that the terminal shows."""
 
 
 def manifest(outlook: Outlook) -> dict[str, object]:
@@ -42,6 +45,7 @@ def compute(outlook: Outlook, console: Console) -> dict[str, int]:
     """Run the missing cells with a progress bar; returns how many ended how."""
     counts: dict[str, int] = {}
     total = len(outlook.plan.todo)
+    store = Store(outlook.config.results)
     columns = (
         TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} done"),
         TextColumn("{task.fields[running]} running  {task.fields[failed]} failed"),
@@ -58,13 +62,23 @@ def compute(outlook: Outlook, console: Console) -> dict[str, int]:
             failed = finished - counts.get("done", 0)
             bar.update(task, completed=finished, failed=failed, running=min(slots, total - finished))
             if outcome != "done":
-                bar.console.print(f"failed ({outcome}): {cell_id}", style="red", highlight=False, soft_wrap=True)
+                text = f"failed ({outcome}): {cell_id}: {_why(store, cell_id)}"
+                bar.console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
             elif not console.is_terminal and (finished % 10 == 0 or finished == total):
                 console.print(f"{finished}/{total} cells done, {failed} failed", highlight=False)
 
         bar.update(task, running=min(slots, total))
         launch(outlook.chunks, outlook.config, ended, {cell.id for cell in outlook.plan.retried})
     return counts
+
+
+def _why(store: Store, cell_id: str) -> str:
+    """The message of a failure, in one line of a sensible length; the store keeps the whole of it."""
+    try:
+        message = " ".join(str(store.failure(cell_id)["message"]).split())
+    except FileNotFoundError:  # another driver retries it
+        return "tried again elsewhere"
+    return message if len(message) <= LINE else message[: LINE - 1] + "…"
 
 
 def companion(outlook: Outlook) -> Companion | None:
@@ -101,7 +115,10 @@ def main(arguments: list[str]) -> int:
     console.print(summary(outlook), highlight=False, soft_wrap=True)
     say_gaps(outlook, console)
     store = Store(outlook.config.results)
-    store.write_manifest(outlook.config.name, manifest(outlook))
+    try:
+        store.write_manifest(outlook.config.name, manifest(outlook))
+    except OSError as error:
+        raise UserError(f"results={outlook.config.results} cannot be written: {error}") from error
     mirror = companion(outlook)
     try:
         counts = compute(outlook, console) if outlook.plan.todo else {}
@@ -117,6 +134,9 @@ def main(arguments: list[str]) -> int:
     failed = sum(counts.values()) - computed
     lost = len(outlook.plan.todo) - sum(counts.values())
     console.print(f"{computed} cells computed, {failed} failed" + (f", {lost} lost" if lost else ""), highlight=False)
+    if failed or outlook.plan.failed:
+        text = f"retry=all runs failed cells again; tracebacks: {store.root / 'failures'}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     code = report(outlook) if outlook.config.report else 0
     if mirror:
         console.print(mirror.close(), highlight=False, soft_wrap=True)

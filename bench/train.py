@@ -38,7 +38,7 @@ def parse(arguments: list[str]) -> tuple[str, ModelConfig, Path, TrackerConfig]:
     if len(names) != 1:
         raise UserError("name one model to train: model=NAME")
     overrides = [f"model.{names[0]}.{o}" if o.startswith("train.") else o for o in overrides]
-    config = compose_config(overrides, sweep_required=False)
+    config = compose_config(overrides, sweep_required=False, own=(*own, "card", "train"))
     if names[0] not in config.model:
         raise UserError(f"model={names[0]}: train one model at a time, by its name")
     out = Path(own["out"]).expanduser()

@@ -93,6 +93,10 @@ class Training(pl.LightningModule):
         loss = self.loss(_to_model_range(batch[0]), batch[1], rng, training=False)
         self.log("held_out_loss", loss, prog_bar=True, on_epoch=True, sync_dist=True)
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.global_step >= self.optimisation.steps:
+            self.trainer.should_stop = True  # so that the curve ends with the last update, wherever the interval falls
+
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
             self.curve.append((self.global_step, float(self.trainer.callback_metrics["held_out_loss"])))

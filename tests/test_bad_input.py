@@ -8,11 +8,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import bench.plan
+import bench.posterior
+import bench.regularisers
+import bench.run
+import bench.train
 from bench.errors import UserError, nearest, run_command, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,6 +182,8 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([SWEEP, "include=[{metod:ddim}]"], ["unknown axis 'metod' in include", "nearest: method"]),
     ([SWEEP, "include=[{method:edct}]"], ["unknown method 'edct' in include", "nearest: edict"]),
     ([SWEEP, "include=[{severity:7}]"], ["unknown severity '7'"]),
+    ([SWEEP, "include=[{method:[ddim,edict]}]"], ["unknown method", "in include"]),
+    ([SWEEP, "method=ddim", "include=[{method:edct}]"], ["unknown method 'edct' in include", "nearest: edict"]),
     # classes
     ([SWEEP, "+method.mine.class=nopkg.mod.Cls"], ["method class 'nopkg.mod.Cls'", "no module 'nopkg'"]),
     ([SWEEP, "+method.mine.class=methods.edit.EDICT"], ["no module 'methods.edit'"]),
@@ -241,6 +248,8 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([SWEEP, "metrics=psnr,ssmi"], ["metrics.1='ssmi'", "nearest: ssim"]),
     ([SWEEP, "retry=omm"], ["unknown failure class 'omm' in retry", "timeout", "nearest: oom"]),
     ([SWEEP, "retry=oom,tmeout"], ["unknown failure class 'tmeout'", "nearest: timeout"]),
+    ([SWEEP, "highlight=edikt"], ["unknown method 'edikt' in highlight", "allowed: ", "ddim", "nearest: edict"]),
+    ([SWEEP, "method=ddim", "highlight=ddim,edict"], ["unknown method 'edict' in highlight", "allowed: ddim"]),
     ([SWEEP, "config_dir=nowhere"], ["config_dir='nowhere' is not a folder"]),
     ([SWEEP, "config_dir=a_file"], ["config_dir='a_file' is not a folder"]),
     ([SWEEP, "config_dir="], ["config_dir='' is not a folder"]),
@@ -280,11 +289,13 @@ def test_a_wrong_command_line_ends_in_one_clear_line(arguments: list[str], words
         ("run", [SWEEP, "model.scenes_vp.grid.spacing=flux_shift"], ["'flux_shift'", "allowed: "]),
         ("train", ["model=scenes_vpp"], ["unknown model", "nearest: scenes_vp"]),
         ("train", [], ["name one model", "model=NAME"]),
+        ("train", ["model=digits_vp", "crad=only"], ["unknown key 'crad'", "nearest: card"]),
+        ("publish", ["train=scenes_vp"], ["unknown training 'scenes_vp'", "python -m bench.train model=scenes_vp"]),
     ],
 )
 def test_exit_code_and_streams(verb: str, arguments: list[str], words: list[str], tmp_path: Path) -> None:
     results = tmp_path / "results"
-    given = [*arguments, f"results={results}"] if verb != "train" else [*arguments, f"out={results}"]
+    given = [*arguments, f"results={results}"] if verb not in ("train", "publish") else [*arguments, f"out={results}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", f"bench.{verb}", *given]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
@@ -295,6 +306,34 @@ def test_exit_code_and_streams(verb: str, arguments: list[str], words: list[str]
     for word in words:
         assert word in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("parse", "arguments", "words"),
+    [
+        (bench.posterior.parse, ["imgae=2"], ["unknown key 'imgae'", " draws,", " out,", "nearest: image"]),
+        (bench.regularisers.parse, ["prbes=2"], ["unknown key 'prbes'", "nearest: probes"]),
+        (bench.train.parse, ["model=digits_vp", "otu=x"], ["unknown key 'otu'", "nearest: out"]),
+    ],
+)
+def test_a_verbs_own_arguments_are_allowed(
+    parse: Callable[[list[str]], object], arguments: list[str], words: list[str], folder: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(arguments)
+    for word in words:
+        assert word in str(caught.value), caught.value
+
+
+def test_a_store_that_cannot_be_made_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the permissions say yes and the file system says no, as below /proc."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise FileNotFoundError("No such file or directory")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(UserError, match=r"^results=below cannot be written: No such file or directory$"):
+        bench.run.main([SWEEP, "method=ddim", "results=below", "tracker=none"])
 
 
 BROKEN_YAML = {

@@ -142,6 +142,13 @@ def test_include_adds_a_cell_and_repeats_nothing() -> None:
     assert ids(changed(RESTORE, include=[{"method": "ddim"}, {"severity": 3}])) == before
 
 
+def test_include_leaves_out_what_the_run_has_left_out() -> None:
+    whole, part = (compose_config(["sweep=procedures", *arguments]) for arguments in ([], ["corruption=random_mask"]))
+    kept = [cell.id for cell in expand(whole).cells if cell.axes["corruption"] == "random_mask"]
+    assert ids(part) == kept and len(kept) == 6
+    assert ids(changed(RESTORE, include=[{"method": "bdia", "severity": 2}])) == ids(RESTORE)
+
+
 def test_duplicates_are_one_cell() -> None:
     assert ids(changed(RESTORE, matrix__severity=[1, 2, 1, 1])) == ids(changed(RESTORE, matrix__severity=[1, 2]))
     assert ids(changed(one_cell(), matrix__guidance=[1, 1.0])) == ids(one_cell())
@@ -426,6 +433,7 @@ defaults:
 task: reconstruct
 images: 2
 metrics: [mse]
+highlight: [mine]
 matrix: {method.p: [0.9, 0.93], steps: 5}
 """
 METHOD = """# @package method.mine
@@ -468,6 +476,8 @@ def test_a_third_party_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytes
         "class": "third_party_inversion.mine.Mine",
         "options": {"steps": 5, "guidance": 1.0, "strength": 1.0, "strong": True},
     }
+    part = compose_config(["sweep=small", f"config_dir={configs}", "method=edict"])
+    assert part.highlight == ("mine",) and len(ids(part)) == 2
     arguments = ["sweep=reconstruction", "metrics=mse", "+method.mine.class=third_party_inversion.mine.Mine"]
     added = expand(compose_config(arguments)).cells
     assert {cell.axes["method"] for cell in added} >= {*CLEAN.method, "mine"}

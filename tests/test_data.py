@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bench.cells import expand
+from bench.config import compose_config
 from bench.data import folder as folders
 from bench.data import photos
 from bench.data import scenes as drawn
@@ -24,6 +26,7 @@ from bench.data.digits import Digits
 from bench.data.folder import ImageFolder
 from bench.data.photos import Photos
 from bench.data.scenes import Scenes
+from bench.errors import UserError
 from methods.backbones.captions import VOCABULARIES
 
 REPOSITORY = Path(__file__).parents[1]
@@ -148,6 +151,7 @@ from bench.data.digits import Digits
 from bench.data.folder import ImageFolder
 from bench.data.photos import Photos
 from bench.data.scenes import Scenes
+from bench.errors import UserError
 for dataset in (Scenes(), Digits(), Photos(), ImageFolder(root={str(root)!r})):
     dataset.item(0)
 assert "torch" not in sys.modules
@@ -500,6 +504,16 @@ def test_planning_a_folder(root: Path, tmp_path: Path) -> None:
     assert mismatch.returncode == 2
     assert "3x256x256" in mismatch.stderr
     assert plan(*options, "dataset.folder.options.size=32").returncode == 0
+
+
+def test_a_folder_with_too_few_images_names_its_split(root: Path) -> None:
+    held, all_of_them = (len(ImageFolder(split, root)) for split in ("test", "all"))
+    few = ["sweep=reconstruction", "dataset=folder", f"dataset.folder.options.root={root}", "images=99"]
+    hint = "dataset.folder.split=all takes those of every split"
+    with pytest.raises(UserError, match=rf"^images=99: dataset folder has {held} images in split test; {hint}$"):
+        expand(compose_config(few))
+    with pytest.raises(UserError, match=rf"^images=99: dataset folder has {all_of_them} images in split all$"):
+        expand(compose_config([*few, "dataset.folder.split=all"]))
 
 
 def test_planning_photographs(tmp_path: Path) -> None:

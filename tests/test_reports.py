@@ -509,7 +509,7 @@ def test_bad_arguments_end_in_one_line(
         arguments.append(f"store={whole.root}")
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    assert error.count("\n") == 1 and error.startswith("error: ")
     for word in words:
         assert word.replace("STORE", str(whole.root)) in error
 

@@ -237,7 +237,9 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     assert Store(tmp_path).done() == done, "no worker goes on"
 
 
-def test_a_failing_cell_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_cell_is_recorded_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     plugin = tmp_path / "plugins"
     (plugin / "method").mkdir(parents=True)
     (plugin / "method" / "broken.yaml").write_text("# @package method.broken\nclass: brokenplugin.Broken\n")
@@ -245,17 +247,23 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(tmp_path: Path, monkeyp
         "from methods.ddim import DDIM\n"
         "class Broken(DDIM):\n"
         "    def decode(self, latent, cond, constrain=None):\n"
-        "        raise MemoryError('no room')\n"
+        "        raise MemoryError('no room\\n' + 'at [all] ' * 99)\n"
     )
     monkeypatch.syspath_prepend(str(plugin))
     results = tmp_path / "results"
     chosen = arguments(results, "launcher=debug", "method=broken,ddim", "corruption=gaussian_blur", "severity=1,3")
     chosen.append(f"config_dir={plugin}")
     assert run.main(chosen) == 1
+    told = capsys.readouterr().out
+    lines = [line for line in told.splitlines() if line.startswith("failed (oom): broken-")]
+    assert len(lines) == 2 and all("no room at [all] at" in line and len(line) < 300 for line in lines)
+    way_on = f"retry=all runs failed cells again; tracebacks: {results / 'failures'}"
+    assert way_on in told
     store = Store(results)
     assert len(store.done()) == 2 and len(store.failed()) == 2
     failure = store.failure(min(store.failed()))
     assert failure["class"] == "oom" and "no room" in failure["traceback"]
+    assert run.main(chosen) == 1 and way_on in capsys.readouterr().out
     outlook = look(chosen)
     assert len(outlook.plan.failed) == 2 and not outlook.plan.todo, "failures are not retried unasked"
     assert len(look([*chosen, "retry=oom"]).plan.retried) == 2

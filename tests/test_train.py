@@ -98,6 +98,23 @@ def test_the_injective_ode_resumes_with_its_average(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_the_curve_ends_with_the_last_update(tmp_path: Path) -> None:
+    """Fewer updates than the interval between held-out losses, at the start and after a resumption."""
+    for steps in (2, 4, 6):
+        assert train.main([*INODE, f"train.steps={steps}", f"out={tmp_path}"]) == 0
+    record = json.loads((tmp_path / "digits_inode.curve.json").read_text())
+    assert [step for step, _ in record["curve"]] == [2, 3, 4, 6]
+
+
+def test_a_card_without_a_held_out_loss(tmp_path: Path) -> None:
+    facts = json.loads((ZOO / "digits_vp.json").read_text())
+    assert "held-out loss after" in cards._text(facts)
+    assert "held-out loss after" not in cards._text({**facts, "held_out_loss": []})
+    cards._picture(tmp_path / "card.png", [], None)
+    assert (tmp_path / "card.png").is_file()
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_term_keeps_the_update_in_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM before the first checkpoint: nothing is lost, and the same command ends as if nothing had happened."""
 

@@ -130,6 +130,7 @@ class ImageFolder:
     """
 
     edits: Sequence[str] = ()
+    splits = SPLITS
 
     def __init__(
         self, split: str = "test", root: str | Path | None = None, size: int = 256, recursive: bool = True
