@@ -203,7 +203,7 @@ class FlowODE(RectifiedMethod):
         """The state that a latent holds, or one begun from x_T where it holds none of this solver's and its numbers."""
         chart = self.chart(self.times[-1], cond)
         integers = isinstance(self.solver.numbers, FixedPoint)
-        if latent.tensors.keys() != {"x_T", *self.solver.names[1:]} or isinstance(latent, IntegerLatent) != integers:
-            return self.solver.begin(field, self.times[-1], chart.enter(latent.x_T))
         x_T, *rest = latent.tensors.values()
+        if latent.tensors.keys() != {"x_T", *self.solver.names[1:]} or x_T.is_floating_point() == integers:
+            return self.solver.begin(field, self.times[-1], chart.enter(latent.x_T))
         return (x_T if integers else chart.enter(x_T), *rest)

@@ -196,8 +196,9 @@ def test_the_flow_of_a_gaussian_has_the_known_constants() -> None:
         assert found[name] == pytest.approx([variance**-0.5] * 2, rel=1e-3)
     assert found["log_det"] == pytest.approx([-8 * math.log(variance)] * 2, rel=1e-3)
     assert found["violated"] == found["certified"] == found["K"] == found["gronwall_bound"] == [None, None]
-    # Inverted and decoded under conditions that say the same, a measurement comes back, and its noise with it.
-    assert found["amplification"] == pytest.approx([1, 1], rel=1e-6)
+    # Inverted and decoded under conditions that say the same, a measurement comes back, and its noise with it, to the
+    # error of a solver that begins anew from x_T.
+    assert found["amplification"] == pytest.approx([1, 1], rel=1e-4)
 
 
 def test_round_trips_follow_the_tolerance_or_are_exact() -> None:
