@@ -324,8 +324,8 @@ def cost_table(costs: pd.DataFrame, results: Results) -> Table:
     columns = ("model",) * with_model + tuple(title for _, title, _ in shown) + ("flag",)
     notes = [
         "Costs: means over the images of all finished cells, seconds of the median cell. NFE: network evaluations an "
-        "image, guidance counts two; grad: those with a backward pass; peak: memory allocated on a GPU, or what a CPU's "
-        "process grew by; state: what a decode needs besides the model. " + PRIOR,
+        "image, guidance counts two; grad: those with a backward pass; peak: memory allocated on a GPU, or by how much "
+        "the process grew on a CPU; state: what a decode needs besides the model. " + PRIOR,
         "Flag: latent exploded where the latent's standard deviation is above 3, collapsed where it is below 1/3. An "
         "inversion that stops on the way has no latent to compare with noise.",
         *absent(results),
