@@ -189,12 +189,12 @@ class Rows(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Problem, index: int, loader: int = 0
     ) -> None:
         _warm_up(cast(InversionMethod, module), batch)
-        self.memory.__enter__()
+        self.memory.start()
 
     def on_test_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: dict[str, Any], batch: Any, index: int
     ) -> None:
-        self.memory.__exit__()  # before anything is scored: the metrics' memory is not the method's
+        self.memory.stop()  # before anything is scored: the metrics' memory is not the method's
         problem, solution = outputs["problem"], outputs["solution"]
         self.walked = cast(InversionMethod, module).grid.steps / self.cell.axes["steps"]
         self.facts = self.facts or cast(InversionMethod, module).facts()
@@ -422,17 +422,18 @@ class PeakMemory:
         self.mib: float | None = None
         self._before: int | None = None
 
-    def __enter__(self) -> PeakMemory:
+    def start(self) -> None:
+        """Begin a region."""
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
-            return self
+            return
         with contextlib.suppress(OSError, AttributeError):  # AttributeError: a C library without malloc_trim
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak resident set
         self._before = _status_kib("VmRSS")
-        return self
 
-    def __exit__(self, *exception: object) -> None:
+    def stop(self) -> None:
+        """End it."""
         if self.cuda:
             peak: float | None = torch.cuda.max_memory_allocated() / 2**20
         else:

@@ -146,9 +146,8 @@ def digest(store: Store, manifest: Mapping[str, Any], metric: str | None, style:
         "manifest": manifest,
         "metric": metric,
         "style": style,
-        "done": {
-            i: _sha256(store.root / "cells" / i / "rows.parquet") for i in done
-        },  # computed again, a cell has its id and other rows
+        # Not the ids alone: a cell that is computed again keeps its id and may have other rows.
+        "done": {i: _sha256(store.root / "cells" / i / "rows.parquet") for i in done},
         "published": [_sha256(file) for file in sorted(PUBLISHED.glob("*.csv"))],
         "failures": {i: store.failure(i) for i in sorted(ids & store.failed())},
     }

@@ -216,8 +216,12 @@ def setting(results: Results) -> list[str]:
         for method, title in titles.items()
         if method in chosen
     ]
-    text = ", ".join(shared)
-    return [f"{text[:1].upper()}{text[1:]}."] * bool(text) + [f"Set: {'; '.join(told)}."] * bool(told)
+    notes = []
+    if shared:
+        notes.append(f"{', '.join(shared).capitalize()}.")
+    if told:
+        notes.append(f"Set: {'; '.join(told)}.")
+    return notes
 
 
 def _undecided(metric: Metric, summary: pd.DataFrame) -> list[str]:
