@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 
-from bench import runs, slurm
-from bench.claims import Claims
+from bench.cluster import runs, slurm
+from bench.cluster.claims import Claims
+from bench.cluster.jobs import stop
+from bench.cluster.launch import end_local
 from bench.errors import UserError, run_command
-from bench.jobs import stop
-from bench.launch import end_local
 from bench.status import manifests, parse
 from bench.store import Store
 

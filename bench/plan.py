@@ -18,11 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import hub
-from bench.cells import Cell, Expansion, Plan, expand, reconcile
-from bench.chunks import Chunk, Clock, chunk
-from bench.config import FailureClass, RunConfig, compose_config
+from bench.cluster.launch import backend, scripts, workers
 from bench.errors import UserError, run_command, unknown
-from bench.launch import backend, scripts, workers
+from bench.spec.cells import Cell, Expansion, expand
+from bench.spec.chunks import Chunk, Clock, chunk
+from bench.spec.compose import compose_config
+from bench.spec.config import FailureClass, RunConfig
+from bench.spec.reconcile import Plan, reconcile
 from bench.store import Store
 
 FAILURES = get_args(FailureClass)

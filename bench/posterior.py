@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.cells import Cell, expand
-from bench.config import compose_config, own_arguments
 from bench.errors import UserError, run_command
+from bench.spec.cells import Cell, expand
+from bench.spec.compose import compose_config, own_arguments
 
 SHOWN = 2
 """Samples in a row of the picture."""
@@ -55,13 +55,12 @@ def solve(cell: Cell, index: int, draws: int) -> Row:
     import torch
 
     import corruptions.base as corruptions
-    from bench.execute import build_method, image_generator, measure
-    from bench.registry import load
+    from bench.cell.execute import build_method, image_generator, measure
+    from bench.spec.datasets import open_dataset
     from methods.injective_ode.method import InjectiveODE, uncertainty
 
     data = cell.spec["dataset"]
-    options = {key: value for key, value in data.items() if key not in ("name", "class", "split")}
-    dataset = load(data["class"], "dataset")(split=data["split"], **options)
+    dataset = open_dataset(data)
     if index >= len(dataset):
         raise UserError(f"image={index}: dataset {data['name']} has {len(dataset)} images")
     item, method = dataset.item(index), build_method(cell)

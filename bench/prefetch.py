@@ -7,11 +7,11 @@ of metrics go to torch's cache (CLIP's to Hugging Face's), checked by the sha256
 
 from __future__ import annotations
 
-import hashlib
-
 from bench import hub, metrics
-from bench.config import ModelConfig, compose_config
 from bench.errors import UserError, run_command, unknown
+from bench.files import sha256
+from bench.spec.compose import compose_config
+from bench.spec.config import ModelConfig
 
 
 def fetch(name: str, model: ModelConfig) -> str:
@@ -60,7 +60,7 @@ def _file(weights: metrics.Weights) -> str:
             download_url_to_file(weights.url, str(path), hash_prefix=weights.sha256, progress=False)
         except (OSError, RuntimeError) as error:
             raise UserError(f"{weights.what}, {weights.url}: {error}") from error
-    elif not hashlib.sha256(path.read_bytes()).hexdigest().startswith(weights.sha256):
+    elif not sha256(path).startswith(weights.sha256):
         raise UserError(f"{weights.what}: {str(path)!r} is damaged (its sha256 is another); remove it and try again")
     return str(path)
 

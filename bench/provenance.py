@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import platform
 import socket
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
-from bench import snapshot
+from bench.files import ROOT
 
 PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "numpy", "scipy", "hydra-core", "pydantic", "submitit")
 
@@ -29,7 +34,7 @@ def static() -> dict[str, Any]:
             packages[name] = "not installed"
     cuda = torch.cuda.is_available()
     return {
-        **snapshot.identity(),
+        **identity(),
         "packages": packages,
         "python": platform.python_version(),
         "host": socket.gethostname(),
@@ -57,3 +62,58 @@ def job_id() -> str | None:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# --- the code ---
+
+ROOMS = ("bench", "methods", "corruptions", "sweeps")
+CARD = "snapshot.json"
+"""In a copy of the code (bench.cluster.snapshot): which code it is."""
+LEFT_OUT = (".pyc", ".png", ".md")
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """What a job may read of a package, in a fixed order."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(names) if not name.endswith(LEFT_OUT))
+
+
+def members(parts: Iterable[Path]) -> dict[str, Path]:
+    """Name in the copy -> file. Of folders of one name the first wins, as when Python imports."""
+    found: dict[str, Path] = {}
+    for part in parts:
+        for file in files(part) if part.is_dir() else [part]:
+            found.setdefault(file.relative_to(part.parent).as_posix(), file)
+    return found
+
+
+def tree_hash(members: Mapping[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for name, file in sorted(members.items()):
+        content = file.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=20
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@cache
+def identity() -> dict[str, Any]:
+    """Which code this is: git_sha, dirty (hash of the changes or None) and code (hash of the files that count)."""
+    if (ROOT / CARD).is_file():
+        return json.loads((ROOT / CARD).read_text())
+    difference = _git("diff", "HEAD")
+    return {
+        "git_sha": (_git("rev-parse", "HEAD") or "unknown").strip(),
+        "dirty": hashlib.sha256(difference.encode()).hexdigest()[:12] if difference else None,
+        "code": tree_hash(members(ROOT / room for room in ROOMS)),
+    }

@@ -3,7 +3,7 @@
 A training's curves: `python -m bench.publish train=NAME [out=DIR]`.
 
 Makes the runs that are missing, from the store alone, and nothing twice: a run's id follows from what it mirrors; and
-for a sweep on a server its dashboard (bench.dashboard). Goes to the server where you are logged in;
+for a sweep on a server its dashboard (bench.mirror.dashboard). Goes to the server where you are logged in;
 `tracker.mode=offline` writes run folders to RESULTS/wandb, which `wandb sync --yes RESULTS/wandb/offline-run-*` can
 upload from a machine with a network.
 """
@@ -15,11 +15,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.config import TrackerConfig, compose_config, options_of_group
 from bench.errors import UserError, run_command, unknown
-from bench.mirror import RECIPE_FILE
+from bench.mirror.companion import publish_command
+from bench.mirror.records import RECIPE_FILE
+from bench.mirror.server import mode, require_login
+from bench.mirror.writing import Mirror, TrainingMirror, complete, one_line
+from bench.spec.compose import compose_config, options_of_group
+from bench.spec.config import TrackerConfig
 from bench.store import Store
-from bench.tracking import Mirror, TrainingMirror, complete, mode, one_line, publish_command, require_login
 
 Maker = Callable[[TrackerConfig, str], Mirror]
 
@@ -44,7 +47,7 @@ def _training(name: str, out: Path) -> Maker:
 
 def dashboard(mirror: Mirror) -> str:
     """The dashboard's line; that it cannot be made costs nothing else."""
-    from bench.dashboard import ensure
+    from bench.mirror.dashboard import ensure
 
     try:
         return ensure(mirror)

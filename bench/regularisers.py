@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.config import ModelConfig, compose_config, own_arguments
 from bench.errors import UserError, run_command
-from bench.registry import load
+from bench.spec.compose import compose_config, own_arguments
+from bench.spec.config import ModelConfig
+from bench.spec.registry import load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,8 +91,8 @@ def main(arguments: list[str]) -> int:
 
     import torch
 
-    from bench.models import build_backbone
-    from bench.train import Observer
+    from bench.cell.models import build_backbone
+    from bench.training.observer import Observer
     from methods.backbones.captions import VOCABULARIES
     from methods.injective_ode.training import InjectiveTraining
     from methods.training import Optimisation, keyed_generator

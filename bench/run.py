@@ -13,11 +13,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bench.cluster.launch import cores, launch, waits
 from bench.errors import UserError, run_command
-from bench.launch import cores, launch, waits
+from bench.mirror.companion import Companion
 from bench.plan import Outlook, look, require_assets, say_gaps, show, summary
 from bench.store import Store
-from bench.tracking import Companion
 
 LINE = 160
 """Characters of a failure's message that the terminal shows."""

@@ -23,8 +23,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bench import runs, slurm
-from bench.claims import Claim, Claims
+from bench.cluster import runs, slurm
+from bench.cluster.claims import Claim, Claims
 from bench.errors import UserError, run_command, unknown
 from bench.store import Store
 

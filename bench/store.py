@@ -19,10 +19,11 @@ import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bench.files import whole_file, whole_folder, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,29 +31,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 STALE_SECONDS = 600
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "w") as file:
-            json.dump(content, file, indent=1, sort_keys=True, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush(path.parent)
 
 
 class Store:
@@ -92,27 +70,17 @@ class Store:
 
         final = self.root / "cells" / cell_id
         _remove_stale(final)
-        temporary = final.with_name(f".{cell_id}.{uuid.uuid4().hex}")
-        temporary.mkdir(parents=True)
         try:
-            pq.write_table(pa.Table.from_pylist(rows), temporary / "rows.parquet", compression="zstd")
-            if samples is not None:
-                np.savez_compressed(temporary / "samples.npz", allow_pickle=False, **samples)
-            if features:
-                np.savez_compressed(temporary / "features.npz", allow_pickle=False, **features)
-            with open(temporary / "cell.json", "w") as file:
-                json.dump({"schema": SCHEMA, "id": cell_id, **record}, file, indent=1, sort_keys=True, allow_nan=False)
-            for path in [*temporary.iterdir(), temporary]:
-                _flush(path)
-            try:
-                os.rename(temporary, final)
-            except OSError:
-                if final.is_dir():
-                    return False
-                raise
-            _flush(final.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with whole_folder(final) as draft:
+                pq.write_table(pa.Table.from_pylist(rows), draft / "rows.parquet", compression="zstd")
+                if samples is not None:
+                    np.savez_compressed(draft / "samples.npz", allow_pickle=False, **samples)
+                if features:
+                    np.savez_compressed(draft / "features.npz", allow_pickle=False, **features)
+                content = {"schema": SCHEMA, "id": cell_id, **record}
+                (draft / "cell.json").write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False))
+        except FileExistsError:
+            return False
         (self.root / "failures" / f"{cell_id}.json").unlink(missing_ok=True)
         self.drop_partial(cell_id)
         return True
@@ -137,18 +105,9 @@ class Store:
         `seconds`: what they took, over all attempts."""
         import numpy as np
 
-        path = self.root / "partial" / f"{cell_id}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         state = np.array(json.dumps({"maker": maker, "rows": rows, "seconds": seconds}))
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, allow_pickle=False, state=state, **images)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(self.root / "partial" / f"{cell_id}.npz", "wb") as file:
+            np.savez(file, allow_pickle=False, state=state, **images)
 
     def partial(self, cell_id: str, maker: str) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], float]:
         """The rows and images of an open cell that the same maker has finished, and the seconds they took; empty if

@@ -38,9 +38,9 @@ from methods.flow_analysis import (
     singular_values,
     stretch,
 )
-from methods.flow_ode import FlowODE
 from methods.injective_ode.field import Certificate
 from methods.injective_ode.method import InjectiveODE
+from methods.inversion.flow_ode import FlowODE
 from methods.options import Guarantees
 from methods.solvers import Dopri5, Solver, data_end_times
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.mirror import CELL_FILES, FAILURE_FILE, SWEEP_FILE, Mark, offline_runs, server_runs
+from bench.mirror.records import CELL_FILES, FAILURE_FILE, SWEEP_FILE, Mark, offline_runs, server_runs
 from bench.store import Store
 
 Fetch = Callable[[str, Path], bool]

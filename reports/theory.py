@@ -41,8 +41,8 @@ STRIP = 0.2  # of a panel's height, for the methods that are exact
 EXACT = {"latent_mse": 1e-9, "mse": 1e-6}  # rms below which an error is the arithmetic's: float64, float32 images
 DASHED: dict[str, Any] = {"color": "#9A9A9A", "linewidth": 1.1, "linestyle": (0, (4, 2)), "zorder": 1.2}
 GROWTH: Mapping[str, tuple[str, str, Callable[[float], float]]] = {
-    "methods.edict.EDICT": ("p", "p⁻²ᴺ", lambda p: p**-2),
-    "methods.bdia.BDIA": ("gamma", "γ⁻ᴺ", lambda gamma: 1 / gamma),
+    "methods.inversion.edict.EDICT": ("p", "p⁻²ᴺ", lambda p: p**-2),
+    "methods.inversion.bdia.BDIA": ("gamma", "γ⁻ᴺ", lambda gamma: 1 / gamma),
 }
 """Class of a method -> (its option, the growth of its latents in words, its factor a step)."""
 

@@ -187,8 +187,11 @@ CASES: list[tuple[list[str], list[str]]] = [
     # classes
     ([SWEEP, "+method.mine.class=nopkg.mod.Cls"], ["method class 'nopkg.mod.Cls'", "no module 'nopkg'"]),
     ([SWEEP, "+method.mine.class=methods.edit.EDICT"], ["no module 'methods.edit'"]),
-    ([SWEEP, "+method.mine.class=methods.edict.EDCT"], ["unknown class 'EDCT' in methods.edict", "nearest: EDICT"]),
-    ([SWEEP, "+method.mine.class=methods.edict.DDIM"], ["unknown class 'DDIM' in methods.edict"]),
+    (
+        [SWEEP, "+method.mine.class=methods.inversion.edict.EDCT"],
+        ["unknown class 'EDCT' in methods.inversion.edict", "nearest: EDICT"],
+    ),
+    ([SWEEP, "+method.mine.class=methods.inversion.edict.DDIM"], ["unknown class 'DDIM' in methods.inversion.edict"]),
     ([SWEEP, "+method.mine.class=json.JSONDecoder"], ["json.JSONDecoder", "no Options"]),
     ([SWEEP, "+method.mine.class=edct"], ["unknown method class 'edct'", "entry point"]),
     ([SWEEP, "+method.mine.class=.edict"], ["'.edict'", "package.module.Class"]),
@@ -337,13 +340,16 @@ def test_a_store_that_cannot_be_made_is_named(folder: Path, monkeypatch: pytest.
 
 
 BROKEN_YAML = {
-    "class: [methods.edict.EDICT\ntitle: x: y": ["mine.yaml, line 3", "not YAML"],
-    "class: methods.edict.EDICT\nclass: methods.ddim.DDIM": ["mine.yaml, line 3", "duplicate key class"],
-    "class: methods.edict.EDICT\np: 2": ["method.mine.p=2", "less than or equal to 1"],
+    "class: [methods.inversion.edict.EDICT\ntitle: x: y": ["mine.yaml, line 3", "not YAML"],
+    "class: methods.inversion.edict.EDICT\nclass: methods.inversion.ddim.DDIM": [
+        "mine.yaml, line 3",
+        "duplicate key class",
+    ],
+    "class: methods.inversion.edict.EDICT\np: 2": ["method.mine.p=2", "less than or equal to 1"],
     "class: ${nothing}": ["method.mine.class", "nothing"],
     "- a": ["method.mine", "mapping with a class"],
     "title: mine": ["method.mine.class is missing"],
-    "defaults: [other]\nclass: methods.edict.EDICT": ["method/mine", "other"],
+    "defaults: [other]\nclass: methods.inversion.edict.EDICT": ["method/mine", "other"],
     "title: \xff": ["UTF-8"],
 }
 
@@ -360,7 +366,7 @@ def test_a_broken_yaml_ends_in_one_clear_line(text: str, folder: Path) -> None:
 
 
 def test_a_yaml_without_its_package_line_says_so(folder: Path) -> None:
-    _write_group(folder / "configs", "class: methods.edict.EDICT\n")
+    _write_group(folder / "configs", "class: methods.inversion.edict.EDICT\n")
     with pytest.raises(UserError, match=r"does not begin with the line `# @package method\.NAME`"):
         bench.plan.main([SWEEP, "method=mine", "config_dir=configs"])
 

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from bench import metrics
-from bench.cells import Cell, canonical, expand, reconcile
-from bench.chunks import Clock, chunk
-from bench.config import SPACINGS, RunConfig, compose_config
 from bench.errors import UserError
-from bench.registry import options_class
+from bench.spec.cells import Cell, canonical, expand
+from bench.spec.chunks import Clock, chunk
+from bench.spec.compose import compose_config
+from bench.spec.config import SPACINGS, RunConfig
+from bench.spec.reconcile import reconcile
+from bench.spec.registry import options_class
 
 METHODS = ("ddim", "edict", "rf_inversion")
 CORRUPTIONS = ("random_mask", "block_mask", "gaussian_blur", "gaussian_noise")
@@ -232,7 +234,7 @@ def test_every_option_of_a_method_is_part_of_a_cells_id(method: str, option: str
         {"model__scenes_vp__grid__spacing": "linspace"},
         {"model__scenes_vp__grid__level0": "first"},
         {"model__scenes_vp__backbone__patch": 4},
-        {"method__edict__class": "methods.ddim.DDIM"},
+        {"method__edict__class": "methods.inversion.ddim.DDIM"},
     ],
     ids=lambda part: next(iter(part)),
 )

@@ -18,15 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from bench import cancel, launch, run, runs, slurm, snapshot, status, train
-from bench.cells import Cell, expand
-from bench.chunks import Chunk
-from bench.claims import Claim, Claims
-from bench.config import LauncherConfig, compose_config
+from bench import cancel, run, status, train
+from bench.cell.guard import Guard, classify
+from bench.cell.interrupts import CellTimeout, Interrupts
+from bench.cluster import launch, runs, slurm, snapshot
+from bench.cluster.claims import Claim, Claims
+from bench.cluster.jobs import Job, _take, stop
 from bench.errors import NodeFault, StoreError, UserError
-from bench.guard import Guard, classify
-from bench.interrupts import CellTimeout, Interrupts
-from bench.jobs import Job, _take, stop
+from bench.spec.cells import Cell, expand
+from bench.spec.chunks import Chunk
+from bench.spec.compose import compose_config
+from bench.spec.config import LauncherConfig
 from bench.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,11 +165,11 @@ def test_a_snapshot_is_what_runs_after_an_edit(tmp_path: Path, monkeypatch: pyte
     plugin = tmp_path / "myplugin.py"
     plugin.write_text("class Mine: answer = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    copy = snapshot.take(tmp_path / "store", ["myplugin.Mine", "methods.ddim.DDIM", "json.JSONDecoder"])
-    assert snapshot.take(tmp_path / "store", ["myplugin.Mine", "methods.ddim.DDIM"]) == copy
+    copy = snapshot.take(tmp_path / "store", ["myplugin.Mine", "methods.inversion.ddim.DDIM", "json.JSONDecoder"])
+    assert snapshot.take(tmp_path / "store", ["myplugin.Mine", "methods.inversion.ddim.DDIM"]) == copy
     plugin.write_text("class Mine: answer = 2\n")
     assert snapshot.take(tmp_path / "store", ["myplugin.Mine"]) != copy
-    code = "import myplugin, bench.snapshot as s, json\n"
+    code = "import myplugin, bench.cluster.snapshot as s, json\n"
     code += "print(json.dumps([myplugin.Mine.answer, s.__file__, s.identity()]))"
     environment = {**os.environ, **launch.environment(LauncherConfig(), copy, 1)}
     told = subprocess.run(
@@ -233,7 +235,7 @@ def test_an_edit_during_the_copy_is_not_kept_under_the_old_hash(
 
 def test_the_code_behind_an_entry_point_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     point = SimpleNamespace(name="mine", value="plug:Mine")
-    monkeypatch.setattr("bench.registry.entry_points", lambda group: [point] if group.endswith("methods") else [])
+    monkeypatch.setattr("bench.spec.registry.entry_points", lambda group: [point] if group.endswith("methods") else [])
     assert launch._classes([Cell("c", {}, {"method": {"class": "mine"}}, 1)]) == {"plug.Mine"}
 
 
@@ -259,7 +261,7 @@ def test_the_dead_lose_their_cells_and_deaths_are_counted_unless_images_were_fin
 
 
 def test_a_killed_process_is_dead_at_once_and_a_silent_one_after_its_lease(tmp_path: Path) -> None:
-    code = "import sys, time\nfrom bench.claims import Claims\n"
+    code = "import sys, time\nfrom bench.cluster.claims import Claims\n"
     code += "with Claims(sys.argv[1]) as c: c.take('c'); print(flush=True); time.sleep(60)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, env=environment)
@@ -337,7 +339,7 @@ def test_a_card_is_there_whole_and_comes_back(tmp_path: Path, monkeypatch: pytes
             replace(source, target)
 
         monkeypatch.setattr(os, "replace", replace_after_tidying)
-        monkeypatch.setattr("bench.claims.PULSE_SECONDS", 0.005)
+        monkeypatch.setattr("bench.cluster.claims.PULSE_SECONDS", 0.005)
         with Claims(tmp_path) as owner:
             card = owner.owners / owner.name
             assert tidied == [card] and card.exists()
@@ -491,7 +493,7 @@ def test_images_of_other_code_are_not_gone_on_from(tmp_path: Path) -> None:
 
 
 def test_out_of_memory_halves_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from methods.ddim import DDIM
+    from methods.inversion.ddim import DDIM
 
     tried, plain = [], DDIM.invert
 
@@ -522,7 +524,7 @@ def test_failures_have_classes(error: Exception, kind: str) -> None:
 
 def failing(monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> list[Exception]:
     """DDIM raises these, one a call, and then works."""
-    from methods.ddim import DDIM
+    from methods.inversion.ddim import DDIM
 
     left, plain = list(errors), DDIM.invert
 
@@ -552,7 +554,7 @@ def test_a_broken_gpu_is_no_failure_of_the_cell(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_timeout_is_a_failure_and_the_images_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from methods.ddim import DDIM
+    from methods.inversion.ddim import DDIM
 
     calls, plain = [], DDIM.invert
 
@@ -576,7 +578,7 @@ def test_a_store_that_cannot_be_written_is_no_failure_of_the_cell(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bench.store._flush", full)
+    monkeypatch.setattr("bench.files.flush", full)
     with pytest.raises(StoreError, match="No space left"):
         guard(tmp_path).run(one_cell())
     assert not Store(tmp_path).failed()

@@ -17,8 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bench.cells import expand
-from bench.config import compose_config
 from bench.data import folder as folders
 from bench.data import photos
 from bench.data import scenes as drawn
@@ -27,6 +25,8 @@ from bench.data.folder import ImageFolder
 from bench.data.photos import Photos
 from bench.data.scenes import Scenes
 from bench.errors import UserError
+from bench.spec.cells import expand
+from bench.spec.compose import compose_config
 from methods.backbones.captions import VOCABULARIES
 
 REPOSITORY = Path(__file__).parents[1]

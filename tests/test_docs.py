@@ -60,7 +60,7 @@ def test_the_table_of_methods_is_complete() -> None:
     for row in rows:
         if match := re.match(r"\| `(\w+)` \| \[(\w+)\.py\]", row):
             shipped = (ROOT / "sweeps" / "method" / f"{match[1]}.yaml").read_text()
-            assert f"class: methods.{match[2]}." in shipped, row
+            assert f"class: methods.inversion.{match[2]}." in shipped, row
 
 
 @cache

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from bench import run
-from bench.cells import expand
-from bench.config import compose_config
+from bench.cell.execute import choose, execute, posed_sha256
 from bench.data.digits import Digits
 from bench.data.scenes import Scenes
 from bench.errors import UserError
-from bench.execute import choose, execute, posed_sha256
+from bench.spec.cells import expand
+from bench.spec.compose import compose_config
 from bench.store import Store
 from reports.distances import kernel
 

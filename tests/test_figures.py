@@ -153,8 +153,8 @@ def round_trips(root: Path, cells: list[dict[str, Any]]) -> Store:
 
 def test_growth_is_measured_against_its_law(tmp_path: Path) -> None:
     methods = {
-        "edict": {"class": "methods.edict.EDICT", "options": {"p": 0.9}},
-        "bdia": {"class": "methods.bdia.BDIA", "options": {"gamma": 0.8}},
+        "edict": {"class": "methods.inversion.edict.EDICT", "options": {"p": 0.9}},
+        "bdia": {"class": "methods.inversion.bdia.BDIA", "options": {"gamma": 0.8}},
     }
     factor = {"edict": 0.9**-2, "bdia": 1 / 0.8}
     store = round_trips(

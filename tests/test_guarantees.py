@@ -15,18 +15,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench import run
-from bench.config import compose_config
+from bench.cell.models import build_backbone
 from bench.errors import UserError
-from bench.models import build_backbone
 from bench.plan import look
+from bench.spec.compose import compose_config
 from bench.store import Store
 from methods.backbones.analytic import GaussianMixture
 from methods.base import Problem
 from methods.denoiser import Denoiser
-from methods.flow_ode import FlowODE
 from methods.guarantees import check, distances, in_float64
 from methods.injective_ode.field import Certificate, InjectiveField
 from methods.injective_ode.method import InjectiveODE
+from methods.inversion.flow_ode import FlowODE
 from methods.options import Guarantees
 from methods.paths import Rectified, Trigonometric
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.config import GROUPS, NAME_AXES, SWEEPS, compose_config
 from bench.data import scenes
+from bench.files import SWEEPS
+from bench.spec.compose import compose_config
+from bench.spec.config import GROUPS, NAME_AXES
 from methods.backbones import captions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,8 +27,18 @@ FORBIDDEN = {
     "reports": ("methods", "corruptions", "torch", "torchvision", "pytorch_lightning", "hydra", "submitit"),
     "bench": ("reports",),
 }
-ADMITTED = {"reports": ("bench.store", "bench.mirror")}
+ADMITTED = {"reports": ("bench.store", "bench.columns", "bench.errors", "bench.files", "bench.mirror.records")}
 """What a room may know of bench."""
+FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (("bench.errors", "bench.files", "bench.store", "bench.provenance", "bench.hub", "bench.columns"),),
+    (("bench.data",), ("bench.metrics",)),
+    (("bench.spec",),),
+    (("bench.cell",),),
+    (("bench.cluster",), ("bench.mirror",)),
+    (("bench.training",),),
+    (("bench",),),  # the commands
+)
+"""The rooms of bench/ from the ground up. A room may import from itself and from the floors below it."""
 HEAVY = ("torch", "pytorch_lightning", "torchvision", "lpips", "wandb", "sklearn", "matplotlib", "methods.base")
 
 
@@ -59,6 +71,60 @@ def test_arrows_point_down_only(room: str) -> None:
         or (room in ADMITTED and inside(name, ("bench",)) and not inside(name, ADMITTED[room]))
     ]
     assert wrong == []
+
+
+def room_of(module: str) -> tuple[int, tuple[str, ...]]:
+    """(floor, room) of a module of bench."""
+    return next((i, room) for i, floor in enumerate(FLOORS) for room in floor if inside(module, room))
+
+
+def graph() -> dict[str, set[str]]:
+    """Module -> the modules of ours that it imports, at any depth of its file."""
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for room in ROOMS
+        for file in files(room)
+    }
+    return {
+        module: {
+            known
+            for name in imported(file)
+            for known in (name, name.rpartition(".")[0])
+            if known in modules and known != module and modules[known].read_text().count("\n") > 1
+        }
+        for module, file in modules.items()
+    }
+
+
+def test_arrows_point_down_inside_bench_too() -> None:
+    wrong = []
+    for module, others in graph().items():
+        for other in others if module.startswith("bench.") else ():
+            if other.startswith("bench."):
+                (floor, room), (below, target) = room_of(module), room_of(other)
+                if room != target and below >= floor:
+                    wrong.append(f"{module} -> {other}")
+    assert wrong == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    arrows = graph()
+    state: dict[str, int] = {}
+    circles = []
+
+    def walk(module: str, path: list[str]) -> None:
+        state[module] = 1
+        for other in sorted(arrows[module]):
+            if state.get(other) == 1:
+                circles.append(" -> ".join([*path[path.index(other) :], other]))
+            elif other not in state:
+                walk(other, [*path, other])
+        state[module] = 2
+
+    for module in arrows:
+        if module not in state:
+            walk(module, [module])
+    assert circles == []
 
 
 def test_options_need_no_torch() -> None:

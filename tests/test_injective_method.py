@@ -12,24 +12,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench import posterior
-from bench.cells import expand
-from bench.config import compose_config
+from bench.cell.models import build_backbone, build_denoiser
 from bench.data.digits import Digits
 from bench.data.scenes import Scenes
 from bench.errors import UserError
-from bench.models import build_backbone, build_denoiser
-from bench.registry import check_options, load
+from bench.spec.cells import expand
+from bench.spec.compose import compose_config
+from bench.spec.registry import check_options, load
 from corruptions.base import Key, measure, stack
-from methods import options as others
 from methods.backbones.analytic import GaussianMixture
 from methods.base import Latent
 from methods.denoiser import Condition, Denoiser
-from methods.edict import EDICT
-from methods.flow_ode import FlowODE, IntegerLatent
 from methods.injective_ode.conditioner import CORRUPTIONS
 from methods.injective_ode.field import InjectiveField
 from methods.injective_ode.method import InjectiveODE, uncertainty
 from methods.injective_ode.options import InjectiveODE as Options
+from methods.inversion import options as others
+from methods.inversion.edict import EDICT
+from methods.inversion.flow_ode import FlowODE, IntegerLatent
 from methods.paths import Rectified, Trigonometric
 
 SHAPE = (1, 8, 8)

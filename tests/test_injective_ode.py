@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench import regularisers
-from bench.config import FlowTrainConfig, compose_config
+from bench.cell.models import build_backbone, build_denoiser
 from bench.errors import UserError
-from bench.models import build_backbone, build_denoiser
-from bench.train import Observer
+from bench.spec.compose import compose_config
+from bench.spec.config import FlowTrainConfig
+from bench.training.observer import Observer
 from methods.backbones.analytic import GaussianMixture
 from methods.flow_analysis import Flow, jacobian
 from methods.injective_ode import options

@@ -8,27 +8,27 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from methods import options
 from methods.backbones.analytic import GaussianMixture
 from methods.base import InversionMethod, Latent, LatentMeasurement, Problem, normal, pinned_pixels
-from methods.bdia import BDIA
-from methods.belm import OBELM
-from methods.ddim import DDIM
-from methods.ddpm_inversion import DDPMInversion
 from methods.denoiser import Condition, Denoiser
-from methods.direct_inversion import DirectInversion
-from methods.edict import EDICT
-from methods.erddci import ERDDCI
-from methods.fireflow import FireFlow
-from methods.fixed_point import FixedPoint
-from methods.flow_ode import FlowODE
-from methods.latent_optimisation import LatentOptimisation
-from methods.negative_prompt import NegativePrompt, shrink
-from methods.null_text import NullText
+from methods.inversion import options
+from methods.inversion.bdia import BDIA
+from methods.inversion.belm import OBELM
+from methods.inversion.ddim import DDIM
+from methods.inversion.ddpm_inversion import DDPMInversion
+from methods.inversion.direct_inversion import DirectInversion
+from methods.inversion.edict import EDICT
+from methods.inversion.erddci import ERDDCI
+from methods.inversion.fireflow import FireFlow
+from methods.inversion.fixed_point import FixedPoint
+from methods.inversion.flow_ode import FlowODE
+from methods.inversion.latent_optimisation import LatentOptimisation
+from methods.inversion.negative_prompt import NegativePrompt, shrink
+from methods.inversion.null_text import NullText
+from methods.inversion.rf_inversion import RFInversion
+from methods.inversion.rf_solver import RFSolver
+from methods.inversion.uni_inv import UniInv
 from methods.paths import Node, Rectified, TimeGrid, VariancePreserving, make_path
-from methods.rf_inversion import RFInversion
-from methods.rf_solver import RFSolver
-from methods.uni_inv import UniInv
 
 SHAPE = (3, 8, 8)
 METHODS = {

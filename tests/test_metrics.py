@@ -16,7 +16,6 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from bench import metrics, prefetch
-from bench.config import Metric as MetricName
 from bench.data.scenes import EDITS, Scenes
 from bench.errors import UserError
 from bench.metrics import edit
@@ -24,6 +23,7 @@ from bench.metrics.edit import FUNCTIONS as EDIT_FUNCTIONS
 from bench.metrics.edit import Edited, clip_similarity, pie_mask, region_mse, score_edits
 from bench.metrics.image import BACKBONES, FUNCTIONS, compare, l2, mse, psnr, score, ssim
 from bench.metrics.latent import normal_distance
+from bench.spec.config import Metric as MetricName
 from reports.distances import frechet, kernel
 from reports.results import METRICS
 

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from methods import options
 from methods.backbones.analytic import GaussianMixture
 from methods.base import Latent
-from methods.bdia import BDIA
-from methods.belm import OBELM
-from methods.ddim import DDIM
-from methods.ddpm_inversion import DDPMInversion
 from methods.denoiser import Condition, Denoiser
-from methods.edict import EDICT
-from methods.erddci import ERDDCI
-from methods.negative_prompt import NegativePrompt
-from methods.null_text import NullText
+from methods.inversion import options
+from methods.inversion.bdia import BDIA
+from methods.inversion.belm import OBELM
+from methods.inversion.ddim import DDIM
+from methods.inversion.ddpm_inversion import DDPMInversion
+from methods.inversion.edict import EDICT
+from methods.inversion.erddci import ERDDCI
+from methods.inversion.negative_prompt import NegativePrompt
+from methods.inversion.null_text import NullText
 from methods.paths import Node, TimeGrid, VariancePreserving
 
 GOLDEN = Path(__file__).parent / "golden"

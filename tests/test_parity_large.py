@@ -18,22 +18,23 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from bench import hub
-from bench.config import ModelConfig, PathConfig, compose_config
+from bench.cell.models import build_denoiser, build_grid
 from bench.errors import UserError
-from bench.models import build_denoiser, build_grid
 from bench.plan import missing_assets
-from methods import options
+from bench.spec.compose import compose_config
+from bench.spec.config import ModelConfig, PathConfig
 from methods.backbones.flux import Flux, pack, unpack
 from methods.backbones.pretrained import Pretrained, pack_text, unpack_text
 from methods.backbones.sd3 import StableDiffusion3
 from methods.backbones.stable_diffusion import StableDiffusion
 from methods.base import InversionMethod, LatentMeasurement, Problem
-from methods.ddim import DDIM
 from methods.denoiser import Denoiser
-from methods.edict import EDICT
+from methods.inversion import options
+from methods.inversion.ddim import DDIM
+from methods.inversion.edict import EDICT
+from methods.inversion.rf_inversion import RFInversion
+from methods.inversion.sampling import sample
 from methods.paths import Node, VariancePreserving
-from methods.rf_inversion import RFInversion
-from methods.sampling import sample
 
 TINY = Path(__file__).parent / "golden" / "tiny"
 SD, FLUX = str(TINY / "tiny_sd"), str(TINY / "tiny_flux")

@@ -8,16 +8,16 @@ import math
 import pytest
 import torch
 
-from methods import options
 from methods.backbones.analytic import GaussianMixture
 from methods.base import InversionMethod, Latent, Problem, normal
 from methods.denoiser import Denoiser
-from methods.fireflow import FireFlow
-from methods.flowedit import FlowEdit
+from methods.inversion import options
+from methods.inversion.fireflow import FireFlow
+from methods.inversion.flowedit import FlowEdit
+from methods.inversion.rf_inversion import RFInversion
+from methods.inversion.rf_solver import RFSolver
+from methods.inversion.uni_inv import UniInv
 from methods.paths import Rectified, TimeGrid, VariancePreserving
-from methods.rf_inversion import RFInversion
-from methods.rf_solver import RFSolver
-from methods.uni_inv import UniInv
 
 SHAPE = (3, 8, 8)
 PATHS = {"vp": VariancePreserving(), "cosine": VariancePreserving("cosine"), "rectified": Rectified()}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.cells import expand
-from bench.config import compose_config
-from bench.execute import execute
+from bench.cell.execute import execute
+from bench.spec.cells import expand
+from bench.spec.compose import compose_config
 
 MARGIN = {"random_mask": 6.0, "block_mask": 2.0, "gaussian_blur": 2.0, "gaussian_noise": 2.0}
 """dB that a restoration gains on its input at severity 3, at the least."""

@@ -18,14 +18,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import execute, run
-from bench.cells import Cell, expand
-from bench.config import compose_config
+from bench import run
+from bench.cell import execute
 from bench.plan import look
+from bench.spec.cells import Cell, expand
+from bench.spec.compose import compose_config
 from bench.store import Store
 from corruptions.base import Measurement, content_hash
 from methods.base import Cost, Latent, Solution
-from methods.ddim import DDIM
+from methods.inversion.ddim import DDIM
 from methods.solvers import Step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -244,7 +245,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
     (plugin / "method").mkdir(parents=True)
     (plugin / "method" / "broken.yaml").write_text("# @package method.broken\nclass: brokenplugin.Broken\n")
     (plugin / "brokenplugin.py").write_text(
-        "from methods.ddim import DDIM\n"
+        "from methods.inversion.ddim import DDIM\n"
         "class Broken(DDIM):\n"
         "    def decode(self, latent, cond, constrain=None):\n"
         "        raise MemoryError('no room\\n' + 'at [all] ' * 99)\n"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import bench.store
+import bench.files
 from bench.store import Store
 
 ROWS = [{"cell_id": "c", "image_id": f"i{i}", "psnr": float(i), "y_sha256": "x"} for i in range(5)]
@@ -93,7 +93,7 @@ def test_nothing_half_stays_after_an_error(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bench.store, "_flush", full)
+    monkeypatch.setattr(bench.files, "flush", full)
     with pytest.raises(OSError, match="No space"):
         store.write("c", ROWS, {})
     with pytest.raises(OSError, match="No space"):

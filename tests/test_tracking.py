@@ -19,11 +19,11 @@ import pytest
 from wandb_server import KEY, Server, serve
 
 from bench import publish
-from bench.config import TrackerConfig
 from bench.errors import UserError
-from bench.mirror import Mark, offline_runs
+from bench.mirror.companion import Companion
+from bench.mirror.records import Mark, offline_runs
+from bench.spec.config import TrackerConfig
 from bench.store import Store
-from bench.tracking import Companion
 from reports import build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -353,7 +353,7 @@ def test_a_sweep_does_not_notice_that_its_mirror_died(tmp_path: Path) -> None:
     )
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
     mirror = int(wait_for(lambda: children.read_text().split(), "the mirror's process")[0])
-    wait_for(lambda: processes(mirror, "bench.tracking"), "the mirror's session")
+    wait_for(lambda: processes(mirror, "bench.mirror.companion"), "the mirror's session")
     os.killpg(mirror, signal.SIGKILL)
     printed = running.communicate(timeout=240)[0]
     assert running.returncode == 0, printed

@@ -18,15 +18,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench import cards, train
-from bench.config import compose_config
+from bench import train
+from bench.cell.models import build_backbone, build_denoiser, build_grid
 from bench.errors import UserError
-from bench.mirror import curves
-from bench.models import build_backbone, build_denoiser, build_grid
+from bench.mirror.records import curves
+from bench.spec.compose import compose_config
+from bench.training import cards
 from methods.backbones.attributes import HEADS, attributes
 from methods.backbones.captions import VOCABULARIES
 from methods.injective_ode.training import InjectiveTraining
-from methods.sampling import sample
+from methods.inversion.sampling import sample
 from methods.training import Optimisation, keyed_generator
 
 ZOO = Path(__file__).resolve().parent.parent / "methods" / "zoo"
@@ -266,7 +267,8 @@ CARDS = sorted({file.stem for file in ZOO.iterdir()} - {"README"})
 def test_the_zoo_is_what_its_cards_say(name: str) -> None:
     facts = json.loads((ZOO / f"{name}.json").read_text())
     weights = ZOO / f"{name}.safetensors"
-    from bench.models import described, sha256
+    from bench.cell.models import described
+    from bench.files import sha256
 
     assert facts["network"] == described(compose_config([f"model={name}"], sweep_required=False).model[name])
     assert facts["sha256"] == sha256(weights) and weights.stat().st_size < 8e6

@@ -8,7 +8,6 @@ A metric whose weights are not on disk is unavailable, with the reason; no other
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from collections.abc import Iterable, Sequence
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import hub
-from bench.config import SWEEPS
 from bench.errors import UserError
+from bench.files import ZOO, sha256
 
 TASKS = ("reconstruct", "restore", "edit", "guarantee")
 
@@ -62,7 +61,7 @@ class Shipped:
     """The attribute classifier in methods/zoo, which sees 3x32x32 scenes."""
 
     what: str = "weights of scenes_judge"
-    path: Path = SWEEPS.parent / "methods" / "zoo" / "scenes_judge.safetensors"
+    path: Path = ZOO / "scenes_judge.safetensors"
     shape: tuple[int, int, int] = (3, 32, 32)
 
     @property
@@ -167,6 +166,4 @@ def extractors(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(CATALOGUE[name].extractor for name in names if CATALOGUE[name].extractor))
 
 
-@cache
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+_sha256 = cache(sha256)

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from methods.base import Constrain, Generators, Latent, Measurement, normal, pinned_pixels
 from methods.denoiser import Condition, Denoiser
-from methods.flow_ode import Chart, FlowODE
 from methods.injective_ode import options
 from methods.injective_ode.conditioner import CORRUPTIONS
 from methods.injective_ode.field import Features, InjectiveField
+from methods.inversion.flow_ode import Chart, FlowODE
 from methods.options import MethodOptions
 from methods.paths import Node, TimeGrid, Trigonometric
 from methods.solvers import Field

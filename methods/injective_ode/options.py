@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from methods.backbones.options import Arguments, Grouped, known_vocabulary
-from methods.options import FlowODE, SolverName, Spacing
+from methods.inversion.options import FlowODE, SolverName, Spacing
 
 Halved = Annotated[int, Field(ge=2)]
 """Channels of which the modulus bends one half."""

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from trivial_cells import number
 
-from bench.claims import Claim, Claims
+from bench.cluster.claims import Claim, Claims
 from bench.store import Store
 
 pytestmark = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import runs
+from bench.cluster import runs
 from bench.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent.parent

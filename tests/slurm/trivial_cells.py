@@ -19,13 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import launch, provenance
-from bench.cells import Cell
-from bench.chunks import chunk
-from bench.config import RunConfig, compose_config
+from bench import provenance
+from bench.cell.interrupts import Interrupts
+from bench.cluster import launch
+from bench.cluster.jobs import Job
 from bench.errors import NodeFault, run_command, writing
-from bench.interrupts import Interrupts
-from bench.jobs import Job
+from bench.spec.cells import Cell
+from bench.spec.chunks import chunk
+from bench.spec.compose import compose_config
+from bench.spec.config import RunConfig
 from bench.store import Store
 
 
@@ -35,7 +37,7 @@ def number(cell_id: str, image: int) -> float:
 
 @dataclass(frozen=True)
 class TrivialGuard:
-    """Does what `bench.guard.Guard` does, around next to nothing."""
+    """Does what `bench.cell.guard.Guard` does, around next to nothing."""
 
     store: Store
     interrupts: Interrupts

@@ -1,0 +1,1 @@
+"""One cell: measurement, method, rows; and the guard around it."""

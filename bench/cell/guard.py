@@ -1,0 +1,121 @@
+"""The guard around a cell: an exception becomes a failure record with its class, and the next cell can come.
+
+It never swallows KeyboardInterrupt, SystemExit or submitit's UncompletedJobError, which is how a scheduler says stop.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bench import provenance
+from bench.cell.execute import Rows, execute
+from bench.cell.interrupts import CellTimeout, Interrupts
+from bench.errors import NodeFault, StoreError, UserError, writing
+from bench.spec.cells import Cell
+from bench.spec.config import LauncherConfig
+from bench.store import Store
+
+NODE_FAULTS = (
+    "cuda error",
+    "cublas_status",
+    "cudnn_status_internal",
+    "nccl",
+    "uncorrectable ecc",
+    "device-side assert",
+)
+"""What errors say after which a process gets nothing more out of its GPU."""
+
+
+def classify(error: BaseException) -> str:
+    """The class of a failure: oom | timeout | node | asset-missing | numerical | bug."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower():
+        return "oom"
+    if isinstance(error, (CellTimeout, TimeoutError)):
+        return "timeout"
+    if isinstance(error, RuntimeError) and any(fault in str(error).lower() for fault in NODE_FAULTS):
+        return "node"
+    if isinstance(error, (FileNotFoundError, UserError)):
+        return "asset-missing"
+    if isinstance(error, (ArithmeticError, np.linalg.LinAlgError)):
+        return "numerical"
+    return "bug"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Runs cells into a store; an exception becomes a failure record with its class, and the next cell can come."""
+
+    store: Store
+    batch_size: int
+    samples: int
+    launcher: LauncherConfig
+    interrupts: Interrupts
+    device: str = "cpu"
+
+    def run(self, cell: Cell) -> str:
+        """`done` or the class of the failure. Raises StoreError if the outcome cannot be written, NodeFault if this
+        process is of no more use, and what schedulers and users interrupt with."""
+        from submitit.core.utils import UncompletedJobError
+
+        batch_size, left = self.batch_size, dict(self.launcher.retries)
+        while True:
+            try:
+                return self._attempt(cell, batch_size)
+            except (KeyboardInterrupt, SystemExit, UncompletedJobError, StoreError):
+                raise
+            except Exception as error:
+                kind = classify(error)
+                if kind == "node":
+                    raise NodeFault(f"{type(error).__name__}: {error}") from error
+                if kind == "oom" and batch_size > 1:
+                    batch_size = (min(batch_size, cell.spec["images"]) + 1) // 2
+                elif left.get(kind, 0) > 0:  # type: ignore[call-overload]
+                    left[kind] -= 1  # type: ignore[index]
+                else:
+                    message, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+                    self.fail(cell, kind, message, trace)
+                    return kind
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+
+    def _seconds(self) -> float | None:
+        minutes = self.launcher.cell_timeout_min
+        return None if minutes is None else minutes * 60
+
+    def _attempt(self, cell: Cell, batch_size: int) -> str:
+        kept = start = time.perf_counter()
+        # Where one of these differs, images of an earlier attempt cannot stand beside ours.
+        maker = f"{provenance.static()['code']}, samples={self.samples}, {self.device}"
+        finished, arrays, worked = self.store.partial(cell.id, maker)
+
+        def keep(collector: Rows) -> None:
+            nonlocal kept
+            if len(collector.rows) == cell.spec["images"]:
+                return
+            if self.interrupts.asked or time.perf_counter() - kept >= self.launcher.partial_s:
+                with writing():
+                    seconds = worked + time.perf_counter() - start
+                    self.store.write_partial(cell.id, maker, collector.rows, collector.unfinished(), seconds)
+                kept = time.perf_counter()
+            self.interrupts.safe_point()
+
+        with self.interrupts.limit(self._seconds()):
+            rows, record, images, features = execute(
+                cell, batch_size, self.samples, self.device, (finished, arrays), keep
+            )
+        # Seconds are of all attempts whose images are here; `resumed` says how many images the earlier ones finished.
+        record["provenance"] |= {"seconds": worked + time.perf_counter() - start, "resumed": len(finished)}
+        with writing():
+            self.store.write(cell.id, rows, record, images, features)
+        return "done"
+
+    def fail(self, cell: Cell, kind: str, message: str, trace: str = "") -> None:
+        """Record that a cell failed."""
+        about = {"class": kind, "message": message, "traceback": trace, "axes": cell.axes}
+        with writing():
+            self.store.write_failure(cell.id, {**about, "provenance": provenance.static()})

@@ -1,0 +1,1 @@
+"""Where cells run: local processes, SLURM through submitit, claims, the copy of the code."""

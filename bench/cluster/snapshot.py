@@ -1,0 +1,101 @@
+"""The code that jobs run: a copy of the tree, taken when they are submitted and named by its hash. No torch.
+
+A queued job must not run what was edited meanwhile. ROOT/code/HASH holds the packages, the YAMLs and the shipped
+weights, and modules of third parties that the sweep names and that no package manager guards, with what these import
+from their own folder. It is made once a hash.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.util
+import json
+import shutil
+import sysconfig
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from bench.files import ROOT, whole_folder
+from bench.provenance import CARD, ROOMS, identity, members, tree_hash
+
+
+def foreign(class_paths: Iterable[str]) -> list[Path]:
+    """Packages and modules that classes come from, where they are neither ours nor installed for good, and what these
+    import from beside themselves."""
+    found: list[Path] = []
+    todo = [part for top in sorted({path.partition(".")[0] for path in class_paths}) for part in _source(top)]
+    while todo:
+        part = todo.pop(0)
+        if part not in found:
+            found.append(part)
+            beside = (other for name in sorted(_imports(part)) for other in _source(name))
+            todo += [other for other in beside if other.parent == part.parent]
+    return found
+
+
+def _source(top: str) -> list[Path]:
+    """A module's file, a package's folder, or the folders of one without __init__.py; none of ours or installed."""
+    spec = None if top in ROOMS else importlib.util.find_spec(top)
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is not None:
+        places = [Path(place) for place in spec.submodule_search_locations]
+    else:
+        places = [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []
+    return [place for place in places if place.exists() and not _installed(place.resolve())]
+
+
+def _installed(place: Path) -> bool:
+    """By a package manager: of this Python, or of one whose folder is on the path."""
+    folders = [Path(sysconfig.get_paths()[kind]).resolve() for kind in ("stdlib", "platlib", "purelib")]
+    return any(map(place.is_relative_to, folders)) or not {"site-packages", "dist-packages"}.isdisjoint(place.parts)
+
+
+def _imports(part: Path) -> set[str]:
+    """The top-level names that a module or the modules of a package import."""
+    names = set()
+    for file in members([part]).values():
+        if file.suffix == ".py":
+            with contextlib.suppress(SyntaxError, ValueError):  # who runs it will say so
+                for node in ast.walk(ast.parse(file.read_bytes())):
+                    if isinstance(node, ast.Import):
+                        names |= {alias.name.partition(".")[0] for alias in node.names}
+                    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                        names.add(node.module.partition(".")[0])
+    return names
+
+
+def _code(class_paths: Iterable[str]) -> dict[str, Path]:
+    return members([*(ROOT / room for room in ROOMS), *foreign(class_paths)])
+
+
+def place(store: Path, class_paths: Iterable[str]) -> Path:
+    """Where the copy of the code as it is now belongs."""
+    return store / "code" / tree_hash(_code(class_paths))
+
+
+def take(store: Path, class_paths: Collection[str]) -> Path:
+    """Make the copy if it is not there. Returns its folder, which goes in front of a job's PYTHONPATH."""
+    tree = _code(class_paths)
+    final = store / "code" / tree_hash(tree)
+    if final.is_dir():
+        return final
+    try:
+        with whole_folder(final) as draft:
+            for name, file in tree.items():
+                copy = draft / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+            if tree_hash({name: draft / name for name in tree}) != final.name:
+                raise _Edited
+            (draft / CARD).write_text(json.dumps({**identity(), "code": final.name}))
+    except _Edited:
+        return take(store, class_paths)
+    except FileExistsError:
+        pass  # another driver has made the same copy
+    return final
+
+
+class _Edited(Exception):
+    """The tree was edited while it was copied."""

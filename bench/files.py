@@ -1,0 +1,87 @@
+"""The project's folders, and how files are written here: whole or not at all. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+PROJECT = "inversion-bench"
+ROOT = Path(__file__).resolve().parent.parent
+SWEEPS = ROOT / "sweeps"
+ZOO = ROOT / "methods" / "zoo"
+
+
+def sha256(file: Path) -> str:
+    """The sha256 of a file's content, hex."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file or a folder as it is now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def draft_of(path: Path) -> Path:
+    """A new hidden name beside a path: `.NAME.RANDOM`."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that appears under its name when the block ends, with all that was written; after an exception, not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = draft_of(path)
+    try:
+        with open(draft, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    flush(path.parent)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    with whole_file(path) as file:
+        json.dump(content, file, indent=1, sort_keys=True, allow_nan=False)
+
+
+@contextlib.contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A draft folder that gets its name `final` when the block ends; after an exception it is removed. If another
+    process has made `final` meanwhile, that one stays and the draft is removed: FileExistsError."""
+    draft = draft_of(final)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        for path in [*draft.rglob("*"), draft]:
+            flush(path)
+        try:
+            os.rename(draft, final)
+        except OSError as error:
+            if final.is_dir():
+                raise FileExistsError(final) from error
+            raise
+        flush(final.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def child_environment() -> dict[str, str]:
+    """The environment for a Python process of ours: it imports this code, from whatever folder it starts in."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    return {**os.environ, "PYTHONPATH": path}

@@ -1,0 +1,183 @@
+"""A sweep's dashboard in Weights & Biases, as code: a saved view of its runs and a report, made once and then the
+user's own: what is there already is left as it is. Needs the extra `dashboard` (wandb-workspaces).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.mirror.writing import Mirror, solver_history
+
+if TYPE_CHECKING:
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+COSTS = ("nfe", "nfe_grad", "seconds", "peak_mib")
+LATENTS = ("latent_std", "latent_kurtosis", "latent_mse", "state_bytes")
+NOT_SHOWN = ("sigma01", "snr_db", "seed", *COSTS, *LATENTS)
+LINKS = ("view_url", "report_url")
+"""Where the sweep's run keeps, in its summary, what has been made."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What there is to show of a sweep."""
+
+    entity: str
+    project: str
+    sweep: str
+    title: str
+    description: str
+    axis: str
+    quality: tuple[str, ...]
+    costs: tuple[str, ...]
+    latents: tuple[str, ...]
+    solver: tuple[str, ...]
+    """Curves over the steps of an adaptive solver."""
+
+
+def shown(mirror: Mirror, entity: str) -> Shown:
+    """From the store: columns that finished cells have; severity is the axis where there is one, else steps."""
+    manifest = mirror.store.manifest(mirror.sweep)
+    done = mirror.store.done()
+    first = {cell["axes"]["method"]: cell["id"] for cell in reversed(manifest["cells"]) if cell["id"] in done}
+    rows = mirror.store.rows(first.values())
+    walks = rows["solver_steps"].dropna() if "solver_steps" in rows else ()
+    numbers = [str(name) for name in rows.select_dtypes("number")]
+    axes = manifest["cells"][0]["axes"]
+    quality = [n for n in numbers if n not in NOT_SHOWN and n not in axes and not n.startswith("input_")]
+    return Shown(
+        entity,
+        mirror.tracker.project,
+        mirror.sweep,
+        str(manifest.get("title") or mirror.sweep),
+        str(manifest.get("description") or ""),
+        "severity" if axes.get("severity") is not None else "steps",
+        tuple(quality),
+        tuple(n for n in COSTS if n in numbers),
+        tuple(n for n in LATENTS if n in numbers),
+        tuple(dict.fromkeys(name for line in solver_history(walks) for name in line)),
+    )
+
+
+def _bars(names: Sequence[str]) -> list[Any]:
+    import wandb_workspaces.reports.v2 as wr
+
+    return [
+        wr.BarPlot(
+            title=f"{name}: mean over the runs shown",
+            metrics=[wr.SummaryMetric(name)],
+            groupby=wr.Config("method"),
+            groupby_aggfunc="mean",
+            groupby_rangefunc="minmax",
+        )
+        for name in names
+    ]
+
+
+def _clouds(names: Sequence[str], across: Sequence[wr.SummaryMetric | wr.Config]) -> list[Any]:
+    import wandb_workspaces.reports.v2 as wr
+
+    return [
+        wr.ScatterPlot(title=f"{name} against {x.name}", x=x, y=wr.SummaryMetric(name))
+        for name in names
+        for x in across
+    ]
+
+
+def _curves(names: Sequence[str]) -> list[Any]:
+    import wandb_workspaces.reports.v2 as wr
+
+    return [wr.LinePlot(title=name, x="Step", y=[name]) for name in names]
+
+
+def view(what: Shown) -> ws.Workspace:
+    """The saved view: the sweep's cells grouped by method; filter by any axis in the runs table."""
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    costs: list[Any] = [*_clouds(what.quality[:1], [wr.SummaryMetric(name) for name in what.costs]), *_bars(what.costs)]
+    sections = [
+        ws.Section(
+            "Quality",
+            [*_bars(what.quality), *_clouds(what.quality, [wr.Config(what.axis)])],
+            is_open=True,
+        ),
+        ws.Section("Cost", costs, is_open=True),
+        ws.Section("Latents", _bars(what.latents)),
+        ws.Section("Steps of adaptive solvers", _curves(what.solver)),
+        ws.Section("Images", [wr.MediaBrowser(title="truth, input, output", media_keys=["images"], num_columns=3)]),
+    ]
+    return ws.Workspace(
+        entity=what.entity,
+        project=what.project,
+        name=f"{what.sweep}: {what.title}",
+        sections=[section for section in sections if section.panels],
+        runset_settings=ws.RunsetSettings(
+            filters=[ws.Metric("Group") == what.sweep, ws.Config("kind") == "cell"],
+            groupby=[ws.Config("method")],
+            order=[ws.Ordering(ws.Config("method")), ws.Ordering(ws.Config(what.axis))],
+            pinned_columns=[f"summary:{name}" for name in (*what.quality, *what.costs)],
+        ),
+    )
+
+
+def report(what: Shown) -> wr.Report:
+    """The report: the sweep's own tables and page, quality, cost, images, and the cells that failed."""
+    import wandb_workspaces.reports.v2 as wr
+
+    def runs(name: str, kind: str) -> wr.Runset:
+        filters = f"Metric('Group') == '{what.sweep}' and Config('kind') == '{kind}'"
+        return wr.Runset(entity=what.entity, project=what.project, name=name, filters=filters)
+
+    def grid(runset: wr.Runset, panels: Sequence[Any]) -> wr.PanelGrid:
+        return wr.PanelGrid(runsets=[runset], panels=list(panels))
+
+    cells, whole = runs("cells", "cell"), runs("the sweep", "sweep")
+    costs = [wr.SummaryMetric(name) for name in what.costs]
+    return wr.Report(
+        entity=what.entity,
+        project=what.project,
+        title=what.title[:128],
+        description=what.description,
+        width="fluid",
+        blocks=[
+            wr.TableOfContents(),
+            wr.H1("Tables"),
+            wr.P("Computed from the rows of all images; intervals and marks as in the page below."),
+            grid(whole, [wr.WeavePanelSummaryTable(table_name=name) for name in ("table", "costs")]),
+            wr.H1("Quality"),
+            grid(cells, [*_bars(what.quality), *_clouds(what.quality, [wr.Config(what.axis)])]),
+            wr.H1("Cost"),
+            grid(cells, _clouds(what.quality[:1], costs)),
+            wr.H1("Images"),
+            grid(cells, [wr.MediaBrowser(media_keys=["images"], num_columns=3)]),
+            wr.H1("The whole report"),
+            grid(whole, [wr.MediaBrowser(media_keys=["report"], num_columns=1)]),
+            wr.H1("Cells that failed"),
+            grid(runs("failed", "failure"), [wr.RunComparer(diff_only=True)]),
+        ],
+    )
+
+
+def ensure(mirror: Mirror) -> str:
+    """Make view and report where the sweep's run names none; returns one line with their addresses."""
+    try:
+        import wandb_workspaces  # noqa: F401
+    except ImportError:
+        return "dashboard: not made; pip install 'inversion-bench[dashboard]' and publish again"
+    import wandb
+
+    api = wandb.Api(timeout=30)
+    entity = str(mirror.tracker.entity or api.default_entity)
+    run = api.run(f"{entity}/{mirror.tracker.project}/{mirror.wanted()[-1].run_id}")
+    known = {name: run.summary.get(name) for name in LINKS}
+    what = shown(mirror, entity)
+    makers: tuple[Callable[[Shown], Any], ...] = (view, report)
+    for name, make in zip(LINKS, makers, strict=True):
+        if not known[name]:
+            run.summary[name] = known[name] = make(what).save().url
+            run.summary.update()
+    return f"dashboard: {known['view_url']} and {known['report_url']}"

@@ -1,0 +1,391 @@
+"""Writes the Weights & Biases mirror of the store: one run for each cell, and one for the sweep (bench.mirror.records).
+
+Offline unless the user is logged in and the server answers (`tracker.mode=online|offline` decides otherwise).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.mirror.records import (
+    CELL_FILES,
+    FAILURE_FILE,
+    HISTORY_FILE,
+    MARK,
+    RECIPE_FILE,
+    SWEEP_FILE,
+    TRAINING,
+    Mark,
+    curves,
+    digest,
+    offline_runs,
+    server_runs,
+)
+from bench.mirror.server import answers, server
+from bench.spec.config import TrackerConfig
+from bench.store import Store
+
+QUIET = {
+    "WANDB_ERROR_REPORTING": "false",  # no telemetry; else a node without a network waits for it at its exit
+    "WANDB_SILENT": "true",
+    "WANDB_CONSOLE": "off",
+}
+FINISH_SECONDS = 60
+STALL_SECONDS = 180
+POLL_SECONDS = 1.0
+COMPLETE_NOW = "complete\n"
+GIVE_UP_AFTER = 3
+"""Runs that fail one after the other."""
+SOLVER_CURVES = {"t": "time", "h": "step_size", "tried": "steps_tried", "evaluations": "evaluations"}
+"""Of each step in the column `solver_steps`: key -> curve."""
+
+Line = Callable[[str], None]
+
+
+class Mirror:
+    """The mirror of one sweep: what it should hold, what it holds, and how a run is written."""
+
+    def __init__(self, store: Store, sweep: str, tracker: TrackerConfig, mode: str) -> None:
+        os.environ.update(QUIET)
+        self.store, self.sweep, self.tracker, self.mode = store, sweep, tracker, mode
+        self.folder = store.root.resolve() / "wandb"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        os.environ["WANDB_DATA_DIR"] = str(self.folder / ".data")  # tables wait there until an offline run is synced
+        self.url = ""
+        self.known: set[str] = set()  # runs that the server has, complete or not
+
+    def wanted(self) -> list[Mark]:
+        """Every record that should have a run now: cells in the manifest's order, then the sweep."""
+        done, failed = self.store.done(), self.store.failed()
+        ids = [cell["id"] for cell in self.store.manifest(self.sweep)["cells"]]
+        marks = [self.mark(cell_id, cell_id in done) for cell_id in ids if cell_id in done or cell_id in failed]
+        content = [(self.store.root / "sweeps" / f"{self.sweep}.json").read_bytes()]
+        content += [path.read_bytes() for path in self.report_files().values()]
+        content += [mark.digest.encode() for mark in marks]
+        return [*marks, Mark(self.sweep, "sweep", self.sweep, digest(*content))]
+
+    def mark(self, cell_id: str, done: bool) -> Mark:
+        path = self.store.root / ("cells" if done else "failures")
+        file = path / cell_id / "rows.parquet" if done else path / f"{cell_id}.json"
+        return Mark(self.sweep, "cell" if done else "failure", cell_id, digest(file.read_bytes()))
+
+    def present(self) -> set[Mark]:
+        """The marks of complete runs."""
+        if self.mode == "offline":
+            latest = {mark.run_id: mark for mark, _ in offline_runs(self.folder)}
+            return set(latest.values())
+        import wandb
+
+        api = wandb.Api(timeout=30)
+        entity = self.tracker.entity or api.default_entity
+        found = list(server_runs(api, f"{entity}/{self.tracker.project}", self.sweep))
+        self.known |= {run.id for _, run in found}
+        return {mark for mark, _ in found if mark is not None}
+
+    def write(self, mark: Mark) -> None:
+        """Make the run of a record, whole. Raises whatever wandb raises."""
+        if self.mode == "online" and not answers(server()):
+            raise ConnectionError(f"{server()} does not answer")
+        {"cell": self._cell, "failure": self._failure, "sweep": self._sweep}[mark.kind](mark)
+        self.known.add(mark.run_id)
+
+    def _cell(self, mark: Mark) -> None:
+        record, rows = self.store.record(mark.record), self.store.rows([mark.record])
+        numbers = rows.select_dtypes(["number", "bool"]).drop(columns=list(record["axes"]), errors="ignore")
+        means = {name: float(value) for name, value in numbers.mean().items() if value == value}
+        config = {
+            **_axes(record["axes"]),
+            "options": record["config"].get("method", {}).get("options", {}),
+            "provenance": record["provenance"],
+        }
+        summary = {**means, "count": len(rows), "outcome": "done", "numerical": int((rows["outcome"] != "ok").sum())}
+        files = {name: self.store.root / "cells" / mark.record / name for name in CELL_FILES}
+        with self._run(mark, mark.record, record["axes"], config, files) as run:
+            if images := _images(self.store.samples(mark.record), rows):
+                run.log({"images": images}, step=0)
+            for step, line in enumerate(solver_history(rows["solver_steps"]) if "solver_steps" in rows else ()):
+                run.log(line, step=step)
+            run.summary.update(summary)
+
+    def _failure(self, mark: Mark) -> None:
+        failure = self.store.failure(mark.record)
+        config = {**_axes(failure["axes"]), "provenance": failure["provenance"]}
+        files = {FAILURE_FILE: self.store.root / "failures" / f"{mark.record}.json"}
+        with self._run(mark, mark.record, failure["axes"], config, files, exit_code=1) as run:
+            run.summary.update({"outcome": failure["class"], "message": failure["message"]})
+
+    def report_files(self) -> dict[str, Path]:
+        """The report's tables, where it has been built: they change whenever anything else in it does."""
+        folder = self.store.root / "reports" / self.sweep
+        found = {name: folder / name for name in ("table.csv", "costs.csv", "table.md", "index.html")}
+        return {name: path for name, path in found.items() if path.is_file()}
+
+    def _sweep(self, mark: Mark) -> None:
+        import pandas as pd
+        import wandb
+
+        manifest, files = self.store.manifest(self.sweep), self.report_files()
+        axes = {"task": "sweep"}
+        config = {key: manifest.get(key) for key in ("title", "description", "task", "profile", "images")}
+        done, failed = self.store.done(), self.store.failed()
+        ids = {cell["id"] for cell in manifest["cells"]}
+        own = {SWEEP_FILE: self.store.root / "sweeps" / f"{self.sweep}.json"}
+        with self._run(mark, f"{self.sweep}: the sweep", axes, config, own | files) as run:
+            shown: dict[str, Any] = {}
+            for name in ("table", "costs"):
+                if f"{name}.csv" in files:
+                    frame = pd.read_csv(files[f"{name}.csv"])
+                    shown[name] = wandb.Table(
+                        columns=[str(column) for column in frame],
+                        data=frame.astype(object).where(frame.notna(), None).values.tolist(),
+                        allow_mixed_types=True,
+                    )
+            if "index.html" in files:
+                shown["report"] = wandb.Html(files["index.html"].read_text(), inject=False)
+            figures = sorted((self.store.root / "reports" / self.sweep / "figures").glob("*.png"))
+            shown |= {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
+            if shown:
+                run.log(shown)
+            run.summary.update({"cells": len(ids), "done": len(ids & done), "failed": len(ids & failed)})
+
+    @contextlib.contextmanager
+    def _run(
+        self,
+        mark: Mark,
+        name: str,
+        axes: Mapping[str, Any],
+        config: Mapping[str, Any],
+        files: Mapping[str, Path],
+        exit_code: int = 0,
+        final: Callable[[], Mark] | None = None,
+    ) -> Iterator[Any]:
+        """A run that holds what the block logs, the files, and at its end the mark (`final`, if it changes)."""
+        import wandb
+
+        tags = [str(axes[key]) for key in ("task", "model", "dataset") if axes.get(key)]
+        run = wandb.init(
+            project=self.tracker.project,
+            entity=self.tracker.entity,
+            group=self.sweep,
+            job_type=str(axes["task"]),
+            name=name,
+            id=mark.run_id,
+            tags=[tag[:64] for tag in dict.fromkeys([self.sweep, *tags])],
+            config={"kind": mark.kind, "sweep": self.sweep, "record": mark.record, **config},
+            dir=self.folder.parent,
+            mode=self.mode,  # type: ignore[arg-type]
+            reinit="create_new",
+            resume="allow" if mark.run_id in self.known else None,
+            settings=settings(),
+        )
+        place = Path(run.settings.sync_dir).resolve()
+        try:
+            if self.folder not in place.parents:  # wandb goes elsewhere, with a warning, where it cannot write
+                raise OSError(f"wandb does not write into {self.folder} but into {place}")
+            yield run
+            mark = final() if final else mark
+            for file_name, source in files.items():
+                if source.is_file():
+                    target = Path(run.dir, file_name)
+                    _link(source, target)
+                    run.save(str(target), base_path=run.dir, policy="now")
+            run.summary[MARK] = mark.digest
+        except BaseException:
+            with contextlib.suppress(Exception):
+                run.finish(exit_code=255)
+            raise
+        started = time.monotonic()
+        run.finish(exit_code=exit_code)
+        if time.monotonic() - started >= FINISH_SECONDS:
+            raise TimeoutError(f"{server()} did not take the run within {FINISH_SECONDS} s")
+        self.url = run.url or ""
+        _mark_complete(place, mark)
+
+
+class TrainingMirror(Mirror):
+    """The mirror of one training: OUT/NAME holds its curves and its recipe."""
+
+    def __init__(self, out: Path, name: str, tracker: TrackerConfig, mode: str) -> None:
+        super().__init__(Store(out), TRAINING, tracker, mode)
+        self.name = name
+
+    def wanted(self) -> list[Mark]:
+        return [self._now()]
+
+    def _now(self) -> Mark:
+        recipe, history = (self.store.root / self.name / file for file in (RECIPE_FILE, HISTORY_FILE))
+        fixed = {key: value for key, value in json.loads(recipe.read_text()).items() if key != "steps"}
+        record = f"{self.name}-{digest(json.dumps(fixed, sort_keys=True).encode())[:8]}"
+        return Mark(TRAINING, TRAINING, record, digest(history.read_bytes() if history.is_file() else b""))
+
+    def write(self, mark: Mark, ended: Callable[[], bool] = lambda: True) -> None:
+        """Log the curves, and go on as they grow until `ended`. An update is logged when a later one is there: it may
+        have been written in two lines, the loss and the held-out loss."""
+        folder = self.store.root / self.name
+        recipe = json.loads((folder / RECIPE_FILE).read_text())
+        axes = {"task": "train", "model": self.name, "dataset": recipe.get("dataset")}
+        files = {HISTORY_FILE: folder / HISTORY_FILE, RECIPE_FILE: folder / RECIPE_FILE}
+        with self._run(mark, f"train {self.name}", axes, {**axes, **recipe}, files, final=self._now) as run:
+            logged = run.starting_step - 1  # what a run that is resumed has already
+            while True:
+                last = ended()
+                steps = curves(folder / HISTORY_FILE)
+                for step in list(steps) if last else list(steps)[:-1]:
+                    if step > logged:
+                        run.log(steps[step], step=step)
+                        logged = step
+                if last:
+                    break
+        self.known.add(mark.run_id)
+
+
+def solver_history(walks: Iterable[Sequence[Mapping[str, Any]]]) -> list[dict[str, float]]:
+    """What to log at each step of an adaptive solver, from the steps of every image: means over the images that take
+    that many, apart for the way to the noise (`invert`) and the way to the image (`decode`)."""
+    history: list[dict[str, float]] = []
+    ways = {f"solver/{name}": sign for name, sign in (("invert", 1), ("decode", -1))}
+    for way, sign in ways.items():
+        walked = [[step for step in walk if step["h"] * sign > 0] for walk in walks]
+        for k in range(max(map(len, walked), default=0)):
+            here = [walk[k] for walk in walked if len(walk) > k]
+            line = {f"{way}/{name}": sum(step[key] for step in here) / len(here) for key, name in SOLVER_CURVES.items()}
+            line |= {f"{way}/step_size": abs(line[f"{way}/step_size"]), f"{way}/images": float(len(here))}
+            history += [{}] * (k + 1 - len(history))
+            history[k] = history[k] | line
+    return history
+
+
+def settings() -> Any:
+    """Nothing of the machine, the console or the code is recorded by wandb: the store has it. Settings that this
+    version of wandb does not know are left out."""
+    import wandb
+
+    wanted: dict[str, Any] = {
+        "silent": True,
+        "console": "off",
+        "disable_git": True,
+        "disable_code": True,
+        "symlink": False,
+        "init_timeout": 30,
+        "finish_timeout": FINISH_SECONDS,
+        "x_disable_stats": True,
+        "x_disable_meta": True,
+        "x_disable_machine_info": True,
+        "x_save_requirements": False,
+        "x_transaction_log_flush_interval": 2,
+    }
+    return wandb.Settings(**{key: value for key, value in wanted.items() if key in wandb.Settings.model_fields})
+
+
+def _axes(axes: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in axes.items() if not key.endswith("_title")}
+
+
+def _link(source: Path, target: Path) -> None:
+    """The store's files never change, so a second name for them is a copy that costs nothing."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _images(samples: Mapping[str, Any], rows: Any) -> list[Any]:
+    """Truth, input and output side by side, with the scores of each."""
+    import numpy as np
+    import wandb
+
+    if not samples:
+        return []
+    by_image = rows.set_index("image_id")
+    shown = []
+    for index, image_id in enumerate(samples["ids"].tolist()):
+        strip = np.concatenate([samples[name][index] for name in ("truth", "input", "output")], axis=1)
+        row = by_image.loc[image_id]
+        scores = ", ".join(f"{name} {row[name]:.4g}" for name in ("psnr", "ssim", "lpips") if row.get(name) is not None)
+        shown.append(wandb.Image(strip.squeeze(), caption=f"{image_id}: truth, input, output; {scores}"))
+    return shown
+
+
+def _mark_complete(place: Path, mark: Mark) -> None:
+    """Write the mark, and drop older offline folders of the same run: `wandb sync` would append one to the other."""
+    content = {"time": time.time_ns(), MARK: mark.as_dict()}
+    temporary = place / f".{MARK}.json"
+    temporary.write_text(json.dumps(content))
+    os.replace(temporary, place / f"{MARK}.json")
+    older = place.parent.glob(f"offline-run-*-{mark.run_id}") if place.name.startswith("offline-") else ()
+    for folder in older:
+        if folder != place and folder.name.split("-", 3)[3] == mark.run_id:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- all runs of a sweep ---
+
+
+@dataclass
+class Outcome:
+    """What a pass over the mirror did."""
+
+    wanted: int
+    made: int
+    left: int
+    where: str
+    error: str = ""
+
+    def line(self, publish: str) -> str:
+        """What a user should know; `publish` is the command that makes what is left."""
+        if self.left:
+            return (
+                f"wandb: {self.left} of {self.wanted} runs are not mirrored ({self.error or 'reason unknown'}); "
+                f"{publish} completes it"
+            )
+        return f"wandb: {self.wanted} runs {self.where}, {self.made} of them new"
+
+
+def one_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def complete(mirror: Mirror, progress: Line = lambda text: None) -> Outcome:
+    """Make every run that is missing; what cannot be made is counted, and never raises."""
+    error, made, in_a_row = "", 0, 0
+    wanted, there = mirror.wanted(), set()
+    try:
+        there = mirror.present()
+        for mark in wanted:
+            if mark in there:
+                continue
+            for _ in range(2):  # a service that has died is found out by the first run that it drops
+                try:
+                    mirror.write(mark)
+                    made, in_a_row = made + 1, 0
+                    break
+                except Exception as caught:
+                    error, in_a_row = one_line(caught), in_a_row + 1
+                    restart()
+            if in_a_row >= GIVE_UP_AFTER:
+                break
+            progress(mark.run_id)
+        if made:
+            there = mirror.present()
+    except Exception as caught:
+        error = one_line(caught)
+    where = f"in {mirror.folder}, offline" if mirror.mode == "offline" else f"at {mirror.url or server()}"
+    return Outcome(len(wanted), made, len(set(wanted) - there), where, error)
+
+
+def restart() -> None:
+    """Forget wandb's service, which may be dead: the next run starts another."""
+    import wandb
+
+    with contextlib.suppress(Exception):
+        wandb.teardown(exit_code=1)

@@ -1,0 +1,288 @@
+"""A configuration -> its cells. Pure: the same configuration gives the same cells, in the same order, anywhere.
+
+A cell is method x model x dataset x task x corruption x severity x steps x guidance x seed with everything resolved.
+Its id is readable words and a hash of all that can change its numbers: resolved options with their declared versions,
+the model and its weights' sha256, the data set, the metrics. Titles, launchers and batch sizes are not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench import hub, metrics
+from bench.errors import UserError, unknown
+from bench.files import sha256
+from bench.spec.axes import _fields, points
+from bench.spec.config import EDIT_AXIS, MEASURING, ModelConfig, RunConfig
+from bench.spec.datasets import dataset_spec, open_dataset
+from bench.spec.registry import check_model, check_options, check_weights, identity, resolve
+
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of work. `axes` are what tables are made of, `spec` is everything that running it needs."""
+
+    id: str
+    axes: dict[str, Any]
+    spec: dict[str, Any]
+    evaluations: int
+    """Predicted network evaluations, over all images."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A combination that is not meaningful, with the reason."""
+
+    axes: dict[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Expansion:
+    cells: tuple[Cell, ...]
+    skipped: tuple[Skip, ...]
+    unavailable: dict[str, str]
+    """metric -> why it cannot be computed here."""
+
+
+# --- cells -----------------------------------------------------------------------------------------------------
+
+
+def expand(config: RunConfig) -> Expansion:
+    """All cells of a configuration. Raises UserError for anything that a user got wrong."""
+    _check_task(config)
+    usable, unavailable = metrics.available(config.metrics, config.task)
+    if not usable:
+        raise UserError(f"no metric can be computed: {'; '.join(unavailable.values())}")
+    models = {name: _model_spec(name, model) for name, model in config.models.items()}
+    cells: dict[str, Cell] = {}
+    skipped: dict[str, Skip] = {}
+    for point in points(config):
+        point = _on_its_model(config, point)
+        shape = config.models[point["model"]].shape
+        unsuited = {name: why for name in usable if (why := metrics.unsuited(name, shape))}
+        unavailable |= unsuited
+        suited = tuple(name for name in usable if name not in unsuited)
+        if not suited:
+            raise UserError(f"no metric can be computed: {'; '.join(unavailable.values())}")
+        made = _cell(config, point, suited, models[point["model"]])
+        if isinstance(made, Skip):
+            skipped.setdefault(json.dumps(made.axes, sort_keys=True), made)
+        else:
+            cells.setdefault(made.id, made)
+    for reference in config.reference:
+        _check_reference(reference, cells.values())
+    if not cells:
+        why = next((skip.reason for skip in skipped.values()), "exclude leaves nothing")
+        raise UserError(f"the sweep has no cells: {why}")
+    return Expansion(tuple(cells.values()), tuple(skipped.values()), unavailable)
+
+
+def _check_reference(reference: Mapping[str, Any], cells: Collection[Cell]) -> None:
+    known = {axis for cell in cells for axis in cell.axes}
+    for axis in reference:
+        if cells and axis not in known:
+            raise unknown("axis", axis, known, "in reference")
+
+
+_MEASURE = f"{' and '.join(f'task={task}' for task in MEASURING)} measure"
+
+
+def _check_task(config: RunConfig) -> None:
+    for axis in ("method", "model", "dataset"):
+        if not getattr(config, axis):
+            raise UserError(f"the sweep names no {axis}; write {axis}=NAME")
+    measures = config.task in MEASURING
+    if measures and not config.corruption:
+        raise UserError(f"task={config.task} needs a corruption; write corruption=NAME")
+    if not measures and config.corruption:
+        raise UserError(f"corruption has no meaning for task={config.task}; only {_MEASURE}")
+    axes = {axis for part in (config.matrix, *config.zip, *config.include) for axis in part}
+    if measures and "severity" not in axes:
+        raise UserError(f"task={config.task} needs severities; write severity=1,2,3,4,5")
+    if not measures and "severity" in axes:
+        raise UserError(f"severity has no meaning for task={config.task}; only {_MEASURE}")
+    if (config.task == "edit") != (EDIT_AXIS in axes):
+        if config.task == "edit":
+            raise UserError("task=edit needs kinds of edit; write edit=recolour,remove")
+        raise UserError(f"edit has no meaning for task={config.task}; only task=edit edits")
+    places = {f"method.{name}.models": method.models for name, method in config.method.items()}
+    for place, models in {**places, "model": config.model}.items():
+        for name, model in models.items():
+            if model.kind == "judge":
+                raise UserError(f"model {name} is a classifier, not a denoiser; it cannot run a method")
+            check_model(model, f"{place}.{name}")
+            check_weights(model, f"{place}.{name}")
+
+
+def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_spec: dict[str, Any]) -> Cell | Skip:
+    method, model = config.method[point["method"]], config.models[point["model"]]
+    data = config.dataset[point["dataset"]]
+    changes = {axis.removeprefix("method."): value for axis, value in point.items() if axis.startswith("method.")}
+    changes = {option: value for option, value in changes.items() if option in _fields(method.class_path)}
+    changes |= {axis: point[axis] for axis in ("steps", "guidance") if axis in point}
+    given = {**method.options, **changes}
+    options, recorded = _options(method.class_path, "method", given, f"method.{point['method']}")
+    spec: dict[str, Any] = {
+        "task": config.task,
+        "images": config.images,
+        "seed": point.get("seed", 0),
+        "metrics": metrics.identity(metric_names),
+        "method": {"class": identity(method.class_path, "method"), "options": recorded},
+        "model": model_spec,
+        "dataset": dataset_spec(point["dataset"], data),
+    }
+    corruption_axes: dict[str, Any] = {"corruption": None, "severity": None}
+    if config.task in MEASURING:
+        corruption = config.corruption[point["corruption"]]
+        severity = point["severity"]
+        if severity not in corruption.severities:
+            raise unknown("severity", str(severity), map(str, corruption.severities), f"of {point['corruption']}")
+        merged = {**corruption.options, **corruption.severities[severity]}
+        where = f"corruption.{point['corruption']}.severities.{severity}"
+        _, recorded = _options(corruption.class_path, "corruption", merged, where)
+        spec["corruption"] = {
+            "name": point["corruption"],
+            "severity": severity,
+            "class": identity(corruption.class_path, "corruption"),
+            "options": recorded,
+        }
+        corruption_axes = {"corruption": point["corruption"], "severity": severity}
+    evaluations = _evaluations(options)
+    if config.task == "guarantee":
+        spec["guarantee"] = config.guarantee.model_dump(mode="json")
+        evaluations += config.guarantee.evaluations
+    dataset = _data(config, point)
+    if config.task == "edit":
+        if point[EDIT_AXIS] not in dataset.edits:
+            raise unknown("edit", point[EDIT_AXIS], dataset.edits, f"of dataset {point['dataset']}")
+        spec[EDIT_AXIS] = point[EDIT_AXIS]
+    axes = {
+        "method": point["method"],
+        "method_title": method.title or point["method"],
+        "model": point["model"],
+        "dataset": point["dataset"],
+        "task": config.task,
+        **corruption_axes,
+        **({EDIT_AXIS: point[EDIT_AXIS]} if config.task == "edit" else {}),
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "seed": spec["seed"],
+        **{f"method.{option}": value for option, value in changes.items() if option not in ("steps", "guidance")},
+    }
+    if corruption_axes["corruption"]:
+        axes["corruption_title"] = config.corruption[point["corruption"]].title or point["corruption"]
+    reason = (
+        _mismatch(point, model, dataset, config.images, data.split)
+        or _stranger(point, model, getattr(options, "runs_on", ()))
+        or (_unmade(point, model) if point["model"] not in config.model else None)
+        or getattr(options, "refuses", {}).get(config.task)
+    )
+    if reason:
+        return Skip(axes, reason)
+    return Cell(_identify(axes, spec), axes, spec, evaluations * config.images)
+
+
+def _on_its_model(config: RunConfig, point: Point) -> Point:
+    """The point, on the method's own model where it brings one that takes the data and the run's is of another kind."""
+    own, chosen = config.method[point["method"]].models, config.model[point["model"]]
+    if not own or _class(chosen) in {_class(model) for model in own.values()}:
+        return point
+    shape = tuple(_data(config, point).shape)
+    if tuple(chosen.shape) != shape:  # the run's mistake: as for every method
+        return point
+    return point | {"model": next((name for name, m in own.items() if tuple(m.shape) == shape), point["model"])}
+
+
+def _data(config: RunConfig, point: Point) -> Any:
+    return open_dataset(dataset_spec(point["dataset"], config.dataset[point["dataset"]]))
+
+
+def _class(model: ModelConfig) -> str:
+    return resolve(model.class_path, "model")
+
+
+def _stranger(point: Point, model: ModelConfig, runs_on: Sequence[str]) -> str | None:
+    """Why a method cannot run on a model, if it is made for others."""
+    if not runs_on or _class(model) in {resolve(path, "model") for path in runs_on}:
+        return None
+    kinds = " or ".join(path.rpartition(".")[2] for path in runs_on)
+    return f"{point['method']} runs on models of class {kinds} alone; {point['model']} is none"
+
+
+def _unmade(point: Point, model: ModelConfig) -> str | None:
+    """Why a model that nobody named, since the method brought it, cannot run: its weights are not made."""
+    if model.weights_file is None or model.weights_file.is_file():
+        return None
+    return (
+        f"weights of {point['model']}, which {point['method']} runs on, are not on disk "
+        f"(python -m bench.train model={point['model']} makes them)"
+    )
+
+
+def _options(class_path: str, kind: str, options: dict[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
+    """The checked options, and what a cell records of them. Thousands of cells share a few."""
+    key = (class_path, kind, where, repr(options))
+    if key not in _CHECKED:
+        checked = check_options(class_path, kind, json.loads(json.dumps(options, default=list)), where)
+        _CHECKED[key] = checked, checked.model_dump(mode="json")
+    return _CHECKED[key]
+
+
+_CHECKED: dict[tuple[str, str, str, str], tuple[Any, dict[str, Any]]] = {}
+
+
+def _mismatch(point: Point, model: ModelConfig, dataset: Any, images: int, split: str) -> str | None:
+    """Why a model cannot see a data set, if it cannot."""
+    if images > len(dataset):
+        name = point["dataset"]
+        more = split != "all" and "all" in getattr(dataset, "splits", ())
+        hint = f"; dataset.{name}.split=all takes those of every split" if more else ""
+        raise UserError(f"images={images}: dataset {name} has {len(dataset)} images in split {split}{hint}")
+    if tuple(dataset.shape) != tuple(model.shape):
+        wants, has = "x".join(map(str, model.shape)), "x".join(map(str, dataset.shape))
+        return f"model {point['model']} takes {wants} images, dataset {point['dataset']} has {has}"
+    return None
+
+
+def _evaluations(options: Any) -> int:
+    """Network evaluations of one image, by the options' declared calls a step."""
+    steps = max(1, int(round(options.steps * options.strength, 9)))
+    guided = 1 if options.guidance in (0.0, 1.0) else 2
+    return steps * getattr(options, "calls_per_step", 1) * (1 + guided)
+
+
+def _model_spec(name: str, model: ModelConfig) -> dict[str, Any]:
+    content = model.model_dump(mode="json", by_alias=True, exclude={"title", "train", "guidance", "dataset"})
+    content["class"] = identity(model.class_path, "model")
+    return {"name": name, **content, "weights_sha256": weights_sha256(model)}
+
+
+def weights_sha256(model: ModelConfig) -> str | None:
+    """The sha256 of the weights on disk, or the commit of a hub's snapshot; None while they are missing."""
+    if model.pretrained is not None:
+        return hub.commit(model.pretrained, model.revision)
+    file = model.weights_file
+    return sha256(file) if file is not None and file.is_file() else None
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def canonical(content: Any) -> str:
+    """One text for one meaning: sorted keys, no spaces, no NaN."""
+    return _ENCODER.encode(content)
+
+
+def _identify(axes: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+    words = [str(axes["method"]), axes["corruption"] or axes.get(EDIT_AXIS) or axes["task"]]
+    words += [f"s{axes['severity']}"] * (axes["severity"] is not None)
+    words += [axes["model"], axes["dataset"], f"n{axes['steps']}", f"g{axes['guidance']:g}", f"seed{axes['seed']}"]
+    digest = hashlib.blake2b(canonical(spec).encode(), digest_size=6).hexdigest()
+    return "-".join([*words, digest])

@@ -1,0 +1,186 @@
+"""From a class's name in a YAML to the class and its options.
+
+A name is a dotted path (`mypkg.mymethod.MyMethod`) or an entry point of the groups `inversion_bench.methods`,
+`.corruptions`, `.datasets` and `.models`. Options are checked without importing torch where the package follows our
+own convention: the options of `pkg.module.Name` are `pkg.options.Name`. Otherwise the class says `Options`. Arguments
+of a model's class are checked where they are declared by that convention, and otherwise seen when it is made.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from bench.errors import UserError, unknown
+from bench.spec.config import ModelConfig
+from bench.spec.validation import validate
+
+MOVED: dict[str, str] = {}
+"""Old class path -> new one. A class that moves gets a line here: the ids of its cells keep the old path, so that a
+store stays done, and YAMLs that name the old path still work. A class may move again: add a line, keep the others."""
+BEFORE_IDS = {
+    f"methods.{module}": f"methods.inversion.{module}"
+    for module in (
+        "bdia", "belm", "ddim", "ddpm_inversion", "direct_inversion", "edict", "erddci", "fireflow", "fixed_point",
+        "flow_ode", "flowedit", "latent_optimisation", "negative_prompt", "null_text", "rf_inversion", "rf_solver",
+        "uni_inv",
+    )
+}  # fmt: skip
+"""Modules that moved before ids kept old paths: such a path still works in a YAML, and ids hold the new one."""
+
+
+def _current(path: str) -> str:
+    """Where the class of an old or new path is now."""
+    module, _, name = path.rpartition(".")
+    path = f"{BEFORE_IDS.get(module, module)}.{name}"
+    while path in MOVED:
+        path = MOVED[path]
+    return path
+
+
+def identity(path: str, kind: str) -> str:
+    """The name of a class in the ids of cells: the first path that it had. That of an entry point is its own name."""
+    if "." not in path:
+        resolve(path, kind)  # it must exist
+        return path
+    first = {new: old for old, new in MOVED.items()}
+    path = resolve(path, kind)
+    while path in first:
+        path = first[path]
+    return path
+
+
+def resolve(path: str, kind: str) -> str:
+    """The dotted path that a name stands for: itself, where its class has moved to, or that of an entry point."""
+    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", path):
+        return _current(path)
+    if "." in path:
+        raise UserError(f"{kind} class {path!r} is not a dotted path such as package.module.Class")
+    found = {point.name: point.value for point in entry_points(group=f"inversion_bench.{kind}s")}
+    if path not in found:
+        raise unknown(f"{kind} class", path, found, "(neither a dotted path nor an entry point)")
+    return found[path].replace(":", ".")
+
+
+@cache
+def locate(path: str, kind: str) -> tuple[str, str]:
+    """(module, class) of a path, or a UserError if there is none. The source is read, not run: it may need torch."""
+    module_name, _, name = resolve(path, kind).rpartition(".")
+    with _import_errors(path, kind, module_name):
+        spec = importlib.util.find_spec(module_name)
+    if spec is None:
+        raise UserError(f"{kind} class {path!r}: there is no module {module_name!r}")
+    if spec.origin and spec.origin.endswith(".py"):
+        try:
+            nodes = list(ast.walk(ast.parse(Path(spec.origin).read_bytes())))
+        except SyntaxError as error:
+            raise UserError(f"{kind} class {path!r}: {spec.origin}, line {error.lineno}: {error.msg}") from error
+        if not {word for node in nodes for word in _bound(node)} & {name, "*", "__getattr__"}:
+            raise unknown("class", name, {n.name for n in nodes if isinstance(n, ast.ClassDef)}, f"in {module_name}")
+    return module_name, name
+
+
+def _bound(node: ast.AST) -> list[str]:
+    """The names that a statement makes."""
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+        return [node.name]
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return [alias.asname or alias.name for alias in node.names]
+    return [node.id] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else []
+
+
+@contextmanager
+def _import_errors(path: str, kind: str, module_name: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = error.name or str(error)
+        if f"{module_name}.".startswith(f"{missing}."):
+            raise UserError(f"{kind} class {path!r}: there is no module {missing!r}") from error
+        raise UserError(f"{kind} class {path!r} needs {missing!r}, which is not installed") from error
+
+
+def load(path: str, kind: str) -> Any:
+    """The class itself. Raises UserError if its module or name does not exist, or needs what is not installed."""
+    module_name, name = locate(path, kind)
+    with _import_errors(path, kind, module_name):
+        module = importlib.import_module(module_name)
+    if not hasattr(module, name):
+        raise UserError(f"{kind} class {path!r}: {module_name} has no {name}")
+    return getattr(module, name)
+
+
+@cache
+def options_class(path: str, kind: str) -> Any:
+    """The pydantic model of a class's options."""
+    if (declared := _declared(path, kind)) is not None:
+        return declared
+    loaded = load(path, kind)
+    if not hasattr(loaded, "Options"):
+        raise UserError(f"{kind} class {path!r} declares no Options")
+    return loaded.Options
+
+
+def _declared(path: str, kind: str) -> type[BaseModel] | None:
+    """What the package's `options` says under the class's name."""
+    module_name, name = locate(path, kind)
+    package = module_name.rpartition(".")[0]
+    if not package or not importlib.util.find_spec(f"{package}.options"):
+        return None
+    declared = getattr(importlib.import_module(f"{package}.options"), name, None)
+    return declared if isinstance(declared, type) and issubclass(declared, BaseModel) else None
+
+
+def check_model(model: ModelConfig, where: str) -> None:
+    """Raises UserError for a class that does not exist, and for what its declared arguments refuse: one of them, or a
+    key of the model that says something else. `where` names the model in an error."""
+    declared = _declared(model.class_path, "model")
+    if declared is None:
+        return
+    made = validate(declared, model.backbone, f"{where}.backbone")
+    told = {"shape": model.shape, "channels": model.shape[0], "vocabulary": model.vocabulary}
+    for key, value in (told | {"prediction": model.prediction, "path": model.path.kind}).items():
+        known = getattr(made, key, value)
+        if known != value:
+            raise UserError(f"{where}: {key} {value} does not fit its backbone, of {key} {known}")
+
+
+def check_weights(model: ModelConfig, where: str) -> None:
+    """Raises UserError for a model that can be trained and has no weights, and where the model differs from what the
+    card beside its weights says they were trained as."""
+    if model.train is not None and model.weights is None:
+        raise UserError(f"{where}.weights: it would run untrained; name weights, or train some (python -m bench.train)")
+    card = model.weights_file.with_suffix(".json") if model.weights_file else None
+    if card is None or not card.is_file():
+        return
+    trained, told = json.loads(card.read_text()).get("network", {}), model.network
+    for part in ("path", "backbone"):
+        kept = trained.pop(part, {})
+        trained |= {f"{part}.{key}": value for key, value in kept.items()}
+        told |= {f"{part}.{key}": value for key, value in told.pop(part, {}).items()}
+    for key, value in told.items():
+        if key in trained and value != trained[key]:
+            raise UserError(
+                f"{where}: {key}={_shown(value)} does not fit its weights {model.weights}, trained with {key}="
+                f"{_shown(trained[key])}; name other weights ({where}.weights), or train some (python -m bench.train)"
+            )
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def check_options(path: str, kind: str, options: Mapping[str, Any], where: str) -> Any:
+    """Options as the frozen model of their class; `where` names them in an error."""
+    return validate(options_class(path, kind), dict(options), where)

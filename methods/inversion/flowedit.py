@@ -1,0 +1,99 @@
+"""FlowEdit: inversion-free editing with pre-trained flow models (Kulikov et al. 2024, arXiv 2412.08629, Alg. 1).
+
+Z starts at the image x0 and follows the difference of the target's and the source's velocity, each at its own noisy
+image made with the same fresh noise: from level n_max down to n_min, s -> s-, and averaged over n_avg draws,
+
+    eps ~ N(0, I)    S = (1 - s) x0 + s eps    T = Z + S - x0    Z += (s- - s) (v(T, s; target) - v(S, s; source))
+
+With n_min > 0, T at level n_min is sampled to the end by Euler's step under the target alone.
+
+There is no inversion and no x_T: `invert`, `decode` and `reconstruct` are refused (with target = source the difference
+is 0 and the image comes back unchanged whatever the model). A restoration moves y by caption minus null condition. The
+latent that is reported is the image that was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from methods.base import Constrain, Generators, Latent, Measurement, normal
+from methods.denoiser import Condition, Denoiser
+from methods.inversion import options
+from methods.inversion.rectified import RectifiedMethod
+from methods.paths import TimeGrid
+
+Hold = Callable[[Tensor, float, Tensor | float], Tensor]
+"""(X, s, eps) -> X with its known pixels at (1 - s) y + s eps."""
+
+
+class FlowEdit(RectifiedMethod):
+    Options = options.FlowEdit
+
+    def __init__(self, denoiser: Denoiser, options: options.FlowEdit, grid: TimeGrid) -> None:
+        super().__init__(denoiser, options, grid)
+        if options.n_max is not None:
+            self.grid = TimeGrid(grid.nodes[: options.n_max + 1])
+
+    def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
+        raise ValueError("FlowEdit does not invert: it edits, and restores, without a latent")
+
+    def decode(self, latent: Latent, cond: Condition, constrain: Constrain | None = None) -> Tensor:
+        raise ValueError("FlowEdit does not decode: it edits, and restores, without a latent")
+
+    def reconstruct(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> tuple[Tensor, Latent]:
+        raise ValueError("FlowEdit does not reconstruct: with target = source nothing moves, whatever the model")
+
+    def edit(
+        self, x0: Tensor, source: Condition, target: Condition, mask: Tensor | None = None, generators: Generators = ()
+    ) -> tuple[Tensor, Latent]:
+        edited = self.move(x0, self._inverting(source), target, generators)
+        return (edited if mask is None else torch.where(mask, edited, x0)), Latent({"x_0": x0})
+
+    def restore(self, measurement: Measurement, cond: Condition, generators: Generators = ()) -> tuple[Tensor, Latent]:
+        """Moves y from the null condition to the caption; known pixels may be held, as `project` says."""
+        y, known = measurement.y.to(self.latent_dtype), measurement.known
+        project = self.options.project if known is not None else "none"
+
+        def hold(x: Tensor, s: float, eps: Tensor | float) -> Tensor:
+            return torch.where(known, (1 - s) * y + s * eps, x)  # type: ignore[arg-type]
+
+        x_hat = self.move(y, cond.unconditional, cond, generators, hold if project == "each_step" else None)
+        return (torch.where(known, y, x_hat) if known is not None and project != "none" else x_hat), Latent({"x_0": y})
+
+    def move(
+        self, x0: Tensor, source: Condition, target: Condition, generators: Generators, hold: Hold | None = None
+    ) -> Tensor:
+        """x0 [B, C, H, W] carried from the source to the target condition."""
+        z, n_min = x0, self.options.n_min
+        for k in range(self.grid.steps, n_min, -1):
+            draws = [self.difference(z, x0, k, source, target, generators) for _ in range(self.options.n_avg)]
+            z = z + (self.grid[k - 1].s - self.grid[k].s) * torch.stack(draws).mean(0)
+            z = hold(z, 0.0, 0.0) if hold else z  # z lives at the clean end at every level
+        return self.sample(z, x0, target, generators, hold) if n_min else z
+
+    def difference(
+        self, z: Tensor, x0: Tensor, level: int, source: Condition, target: Condition, generators: Generators
+    ) -> Tensor:
+        """v(T; target) - v(S; source) at one draw of the noise."""
+        node = self.grid[level]
+        noisy = (1 - node.s) * x0 + node.s * normal(x0, generators)
+        return self.velocity(z + noisy - x0, node, target) - self.velocity(noisy, node, source)
+
+    def sample(self, z: Tensor, x0: Tensor, target: Condition, generators: Generators, hold: Hold | None) -> Tensor:
+        """The last n_min steps: plain sampling from T, of one draw."""
+        eps = normal(x0, generators)
+        x = z + self.grid[self.options.n_min].s * (eps - x0)
+        for k in range(self.options.n_min, 0, -1):
+            node, earlier = self.grid[k], self.grid[k - 1]
+            x = x + (earlier.s - node.s) * self.velocity(x, node, target)
+            x = hold(x, earlier.s, eps) if hold else x
+        return x * self.grid[0].scale
+
+    def expected_nfe(self, inverting: Condition, decoding: Condition) -> int:
+        """`inverting` is the source's condition, `decoding` the target's."""
+        n_min = self.options.n_min
+        moved = (self.grid.steps - n_min) * self.options.n_avg * (inverting.evaluations + decoding.evaluations)
+        return moved + n_min * decoding.evaluations
