@@ -1,7 +1,7 @@
-"""Gaussian blur: y = A_h x A_w^T with A the 1-D convolution and its reflect padding in one matrix.
+"""Gaussian blur: y = A_h x A_w^T, where the matrix A is the 1-D convolution with its reflect padding.
 
-A dense [side, side] matrix costs little up to 1024 px, its transpose is the exact adjoint (of the padding too), and
-the norm is exact. At the borders A is not symmetric, so its norm lies a little above the DC gain of 1.
+A dense [side, side] matrix is cheap up to 1024 px. Its transpose is the exact adjoint, padding included, and its norm
+is exact. At the borders A is not symmetric, so its norm is a little above the DC gain of 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from corruptions.base import Corruption, Operator, Shape
 
 
 def gaussian_kernel(sigma: float, taps: int) -> list[float]:
-    """exp(-j^2 / 2 sigma^2) for j = -(taps // 2) .. taps // 2, scaled to sum 1. sigma in pixels."""
+    """Return exp(-j^2 / 2 sigma^2) for j = -(taps // 2) .. taps // 2, scaled to sum 1; sigma in pixels."""
     offsets = [j / sigma for j in range(-(taps // 2), taps // 2 + 1)]
     weights = [math.exp(-0.5 * (u * u)) for u in offsets]
     total = math.fsum(weights)
@@ -27,17 +27,17 @@ def gaussian_kernel(sigma: float, taps: int) -> list[float]:
 
 
 def reflect_index(side: int, radius: int) -> Tensor:
-    """int64 [side + 2 radius]: the pixel each padded position reads; the edge is not repeated, radius < side."""
+    """Return int64 [side + 2 radius]: the pixel of each padded position. The edge is not repeated; radius < side."""
     position = torch.arange(-radius, side + radius).abs()
     return (side - 1) - (side - 1 - position).abs()
 
 
-# Methods call the operator at every step: the matrix is built once, and moved to a device once.
-# Outside inference mode, since a tensor made inside could not take part in a backward pass later.
+# Methods call the operator at every step, so the matrix is built once and moved to a device once.
+# It is built outside inference mode: a tensor made inside cannot take part in a later backward pass.
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def blur_matrix(side: int, sigma: float, taps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A, [side, side], rows sum to 1. Built in float64 on the CPU, then cast. Shared: not to be written to."""
+    """Return A [side, side], whose rows sum to 1, computed in float64 on the CPU. It is shared: do not write to it."""
     windows = reflect_index(side, taps // 2).unfold(0, taps, 1)
     kernel = torch.tensor(gaussian_kernel(sigma, taps), dtype=torch.float64)
     matrix = torch.zeros(side, side, dtype=torch.float64).scatter_add_(1, windows, kernel.expand(side, taps))
@@ -47,14 +47,14 @@ def blur_matrix(side: int, sigma: float, taps: int, dtype: torch.dtype, device: 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def blur_norm(side: int, sigma: float, taps: int) -> float:
-    """The largest singular value of A."""
+    """Return the largest singular value of A."""
     matrix = blur_matrix(side, sigma, taps, torch.float64, torch.device("cpu"))
     return float(torch.linalg.matrix_norm(matrix, 2))
 
 
 @dataclass(frozen=True)
 class Blur(Operator):
-    """A_h x A_w^T for images of one size; equal fields mean the same operator."""
+    """The operator A_h x A_w^T for images of one size. Equal fields mean the same operator."""
 
     height: int
     width: int
@@ -73,8 +73,10 @@ class Blur(Operator):
         return self._apply(y, transposed=True)
 
     def observe(self, x: Tensor) -> Tensor:
-        """The convolution as a plain sum over taps: products and sums of float64 in a fixed order round alike on
-        every machine, which a matrix product does not."""
+        """Compute the convolution as a plain sum over taps, in float64.
+
+        Products and sums in a fixed order round in the same way on every machine; a matrix product does not.
+        """
         kernel = gaussian_kernel(self.sigma_px, self.taps)
         for axis in (-2, -1):
             side = x.shape[axis]
@@ -95,19 +97,19 @@ class Blur(Operator):
         )
         if transposed:
             rows, columns = rows.T, columns.T
-        # Autocast would quietly turn the operator into half precision (a backward pass belongs outside it anyway).
+        # Autocast would silently turn the operator into half precision.
         with torch.autocast(x.device.type, enabled=False):
             return (rows @ x.to(work) @ columns.T).to(x.dtype)
 
 
 class GaussianBlur(Corruption[options.GaussianBlur]):
-    """The kernel of the options, scaled from the reference side to the image's height. Nothing is random."""
+    """Gaussian blur with a kernel scaled from the reference side to the image's height. Nothing is random."""
 
     kind = "gaussian_blur"
 
     def draw(self, shape: Shape, rng: np.random.Generator) -> Blur:
         _, height, width = shape
         reference = self.options.reference_side
-        wanted = max(3, -(-self.options.taps * height // reference))  # a ceiling, in integers
+        wanted = max(3, -(-self.options.taps * height // reference))  # rounded up, in integers
         radius = min(wanted // 2, min(height, width) - 1)
         return Blur(height, width, self.options.sigma * height / reference, 2 * radius + 1)

@@ -1,4 +1,4 @@
-"""Masks: y = M x with M a 0/1 diagonal, the same for all channels. Holes are 0, which is mid-gray in [-1, 1]."""
+"""Masks: y = M x, where M is a diagonal of 0 and 1, the same for all channels. Hidden pixels are 0 (mid-gray)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from corruptions.base import Corruption, Operator, Shape
 
 
 class Mask(Operator):
-    """M x: keeps the known pixels. A projection, so it is its own adjoint."""
+    """The operator M x, which keeps the known pixels. It is a projection, so it is its own adjoint."""
 
     def __init__(self, known: Tensor, details: dict[str, float] | None = None) -> None:
-        """known: bool [1, H, W], True where a pixel is observed. details: more numbers for the result rows."""
+        """Take `known`, bool [1, H, W], True where a pixel is observed, and `details`, numbers for the result rows."""
         self._known = known
         self._details = details or {}
 
@@ -27,7 +27,7 @@ class Mask(Operator):
         return float(self._known.any())
 
     def forward(self, x: Tensor) -> Tensor:
-        # where, not a product: -1 * 0 is -0.0, and y is hashed byte by byte.
+        # Not a product: -1 * 0 is -0.0, and the bytes of y are hashed.
         return torch.where(self._known.to(x.device), x, torch.zeros((), dtype=x.dtype, device=x.device))
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -41,14 +41,14 @@ class Mask(Operator):
 
 
 class RandomMask(Corruption[options.RandomMask]):
-    """Exactly round(missing * H * W) pixels hidden, uniformly without replacement."""
+    """A mask that hides exactly round(missing * H * W) pixels, drawn uniformly without replacement."""
 
     kind = "random_mask"
 
     def draw(self, shape: Shape, rng: np.random.Generator) -> Mask:
         _, height, width = shape
         count = round(self.options.missing * height * width)
-        # Ranks of uniform numbers: of all of NumPy's streams, the plain floats are the least likely to change.
+        # Ranks of uniform numbers: NumPy is least likely to change its stream of plain floats.
         hidden = np.argsort(rng.random(height * width), kind="stable")[:count]
         known = np.ones(height * width, dtype=bool)
         known[hidden] = False
@@ -56,7 +56,7 @@ class RandomMask(Corruption[options.RandomMask]):
 
 
 class BlockMask(Corruption[options.BlockMask]):
-    """One hidden square, centred or anywhere fully inside the image."""
+    """A mask that hides one square, in the centre or at a random position fully inside the image."""
 
     kind = "block_mask"
 

@@ -1,4 +1,4 @@
-"""White Gaussian noise: the operator is the identity, the noise itself belongs to the measurement."""
+"""White Gaussian noise. The operator is the identity; the measurement adds the noise."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from corruptions.base import Corruption, Operator, Shape
 
 @dataclass(frozen=True)
 class Identity(Operator):
-    """A x = x."""
+    """The identity operator: A x = x."""
 
     @property
     def norm(self) -> float:
         return 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        # A copy, as every other operator gives: writing into the result must not reach the input.
+        # A copy, as in every other operator: writing to the result must not change the input.
         return x.clone()
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ class Identity(Operator):
 
 
 class GaussianNoise(Corruption[options.GaussianNoise]):
-    """y = x + n with std 2 sigma01 in model range, not clipped."""
+    """Additive noise: y = x + n, where n has the std 2 sigma01 in model range. y is not clipped."""
 
     kind = "gaussian_noise"
 

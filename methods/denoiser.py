@@ -1,8 +1,8 @@
 """A network with its path: three linear views of one output, batched guidance, and the only NFE counter.
 
-With `x = alpha x0 + sigma eps` and any one of eps, x0, v = alpha eps - sigma x0 (Salimans & Ho 2022) or
-velocity = eps - x0 known, the others follow linearly. A method asks for the view that its paper is written in, so
-every DDIM-type method runs on flow models and every flow method on diffusion models.
+With `x = alpha x0 + sigma eps`, each of eps, x0, v = alpha eps - sigma x0 (Salimans & Ho 2022) and velocity = eps - x0
+gives the others by a linear map. A method uses the view of its paper. So every DDIM-type method runs on flow models,
+and every flow method on diffusion models.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ Prediction = Literal["eps", "x0", "v", "velocity"]
 class Backbone(Protocol):
     """A network: noisy images [B, C, H, W], times [B] (the path's own), embeddings [B, L, D] -> [B, C, H, W].
 
-    Where it works in latents it also has `to_latent(image)` and `to_image(latent)`; where guidance was distilled into
-    it, `distilled = True` and a fourth argument `guidance`; where it knows them, `path` and `prediction`.
+    A backbone that works in latents also has `to_latent(image)` and `to_image(latent)`. One with distilled guidance has
+    `distilled = True` and a fourth argument `guidance`. One that knows its `path` and `prediction` has these too.
     """
 
     def __call__(self, x: Tensor, t: Tensor, embedding: Tensor) -> Tensor: ...
 
     def encode(self, captions: list[str]) -> Tensor:
-        """Captions -> embeddings [B, L, D]; the empty caption is the null condition."""
+        """Return embeddings [B, L, D] of captions; the empty caption is the null condition."""
         ...
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Classifier-free guidance (Ho & Salimans 2022): null + guidance * (caption - null).
+    """Embeddings with classifier-free guidance (Ho & Salimans 2022): null + guidance * (caption - null).
 
-    guidance 1 is the caption alone and 0 the null condition alone; both cost one evaluation, anything else two.
-    `distilled`: the network was taught to guide itself (Meng et al. 2023; Flux); guidance is an input, one evaluation.
+    Guidance 1 is the caption alone and guidance 0 the null condition alone. Both cost one evaluation, any other value
+    two. `distilled`: guidance is an input of the network (Meng et al. 2023; Flux) and costs one evaluation.
     """
 
     embedding: Tensor
@@ -46,16 +46,17 @@ class Condition:
     guidance: float = 1.0
     distilled: bool = False
     captions: tuple[str, ...] = ()
-    """What the embedding says, an image each, for a model whose condition holds more than a caption."""
+    """The captions of the embedding, one per image, for models whose condition holds more than a caption."""
 
     def at(self, guidance: float) -> Condition:
+        """Return the same condition at another guidance."""
         return replace(self, guidance=float(guidance))
 
     def to(self, device: torch.device | str) -> Condition:
         return replace(self, embedding=self.embedding.to(device), null=self.null.to(device))
 
     def image(self, i: int) -> Condition:
-        """That of one image of the batch."""
+        """Return the condition of one image of the batch."""
         return replace(
             self,
             embedding=self.embedding[i : i + 1],
@@ -70,17 +71,17 @@ class Condition:
 
     @property
     def evaluations(self) -> int:
+        """The number of network evaluations of one guided call, 1 or 2."""
         return 1 if self.distilled or self.guidance in (0.0, 1.0) else 2
 
 
 class Denoiser(nn.Module):
     """A backbone on its path.
 
-    Latents come in the dtype that the method computes in; the network sees `network_dtype` and its answer is cast
-    back, so a coupling in float64 is not rounded by a float32 network (EDICT's reason for double precision).
+    Latents have the dtype of the method. They are cast to `network_dtype` for the network, and its output is cast back.
+    So a float32 network does not round a method that computes in float64, as EDICT needs.
 
-    `nfe` counts network evaluations per image (a guided call counts two), `nfe_grad` those of them that a backward
-    pass will go through.
+    `nfe` counts network evaluations per image (a guided call counts two). `nfe_grad` counts those with a backward pass.
     """
 
     def __init__(self, backbone: nn.Module, path: Path, prediction: Prediction) -> None:
@@ -92,12 +93,12 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.distilled: bool = getattr(backbone, "distilled", False)
         self.latent: bool = hasattr(backbone, "to_latent")
-        """Whether methods work in an autoencoder's latents."""
+        """True if methods work in the latents of an autoencoder."""
         self.reset_counters()
 
     @property
     def network_dtype(self) -> torch.dtype:
-        """Of the backbone's weights as they are now; float64 where it has none."""
+        """The current dtype of the backbone's weights; float64 if it has none."""
         return next((p.dtype for p in self.backbone.parameters()), torch.float64)
 
     def reset_counters(self) -> None:
@@ -105,9 +106,9 @@ class Denoiser(nn.Module):
         self.nfe_grad = 0
 
     def one_by_one(self, solve: Callable[[int], Tensor], images: int) -> Tensor:
-        """solve(0) .. solve(images - 1), each [1, ...], as a batch; counted as what the costliest image took.
+        """Return solve(0) .. solve(images - 1), each [1, ...], as one batch; count the NFE of the most expensive image.
 
-        For solvers whose evaluations depend on what they are given: together, images would share their steps.
+        Adaptive solvers need this: in a batch, images would share their steps.
         """
         before, most, solved = (self.nfe, self.nfe_grad), (0, 0), []
         for i in range(images):
@@ -118,14 +119,14 @@ class Denoiser(nn.Module):
         return torch.cat(solved)
 
     def condition(self, captions: list[str], guidance: float = 1.0) -> Condition:
-        """Embed captions (one an image) beside the null condition."""
+        """Return the condition of captions, one per image, with the null condition beside them."""
         with torch.no_grad():
             encode = cast(Backbone, self.backbone).encode
             null = encode([""] * len(captions))
             return Condition(encode(captions), null, guidance, self.distilled, tuple(captions))
 
     def output(self, x: Tensor, t: float, cond: Condition) -> Tensor:
-        """The network's own prediction at x [B, C, H, W] and time t, guided, in x's dtype."""
+        """Return the network's own prediction at x [B, C, H, W] and time t, with guidance, in the dtype of x."""
         if cond.distilled:
             return self._evaluate(x, t, cond.embedding, guidance=cond.guidance)
         if cond.evaluations == 1:
@@ -141,14 +142,14 @@ class Denoiser(nn.Module):
         self.nfe += evaluations
         if torch.is_grad_enabled() and (x.requires_grad or embedding.requires_grad):
             self.nfe_grad += evaluations
-        # Never half precision: bfloat16 knows one timestep in four. A network that rounds them does so itself.
+        # Never half precision: bfloat16 can represent one timestep in four. Some networks round them by themselves.
         precision = torch.promote_types(self.network_dtype, torch.float32)
         times = torch.full((len(x),), float(t), dtype=precision, device=x.device)
-        told = {} if guidance is None else {"guidance": guidance}
-        return self.backbone(x.to(self.network_dtype), times, embedding, **told).to(x.dtype)
+        extra = {} if guidance is None else {"guidance": guidance}
+        return self.backbone(x.to(self.network_dtype), times, embedding, **extra).to(x.dtype)
 
     def views(self, x: Tensor, node: Node, cond: Condition) -> tuple[Tensor, Tensor]:
-        """(x0, eps) at a level of the grid, from one (guided) evaluation."""
+        """Return (x0, eps) at a level of the grid, from one guided evaluation; each has the shape of x."""
         a, s = node.alpha, node.sigma
         out = self.output(x, node.time, cond)
         if self.prediction == "eps":
@@ -161,20 +162,20 @@ class Denoiser(nn.Module):
         return (x - s * out) / (a + s), (x + a * out) / (a + s)
 
     def eps(self, x: Tensor, node: Node, cond: Condition) -> Tensor:
-        """Predicted noise."""
+        """Return the predicted noise."""
         return self.views(x, node, cond)[1]
 
     def x0(self, x: Tensor, node: Node, cond: Condition) -> Tensor:
-        """Predicted image (posterior mean)."""
+        """Return the predicted image (the posterior mean)."""
         return self.views(x, node, cond)[0]
 
     def velocity(self, x: Tensor, node: Node, cond: Condition) -> Tensor:
-        """eps - x0: the rectified velocity, towards noise (the sign of Flux and Stable Diffusion 3)."""
+        """Return eps - x0, the rectified velocity towards noise (the sign of Flux and Stable Diffusion 3)."""
         x0, eps = self.views(x, node, cond)
         return eps - x0
 
     def direction(self, x: Tensor, node: Node, cond: Condition) -> Tensor:
-        """The view in which this path's steps are affine (`Path.step`): eps or velocity."""
+        """Return the view in which steps on this path are affine (`Path.step`): eps or velocity."""
         if self.prediction == self.path.direction:
             return self.output(x, node.time, cond)
         return getattr(self, self.path.direction)(x, node, cond)

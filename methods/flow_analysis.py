@@ -1,16 +1,18 @@
-"""What a flow does to distances and volumes, measured matrix-free on a plain velocity field; knows no model.
+"""Measures how a flow changes distances and volumes, matrix-free, on a plain velocity field. It knows no model.
 
-For the flow Phi of dz/dt = f(t, z) with Jacobian J at a point: the ends of J's singular values (Golub & Kahan 1965, on
-products J v and J^T u through the solver), log |det J| (of the whole Jacobian, or as the integral of div f, by
-Hutchinson's estimator as in FFJORD, Grathwohl et al. 2019), ratios |Phi(a) - Phi(b)| / |a - b| of pairs drawn at random
-or sought by gradient ascent, round trips, local errors by step doubling, and how much a restoration amplifies noise in
-what it is given.
+For the flow Phi of dz/dt = f(t, z) with Jacobian J at a point it computes
 
-Every singular value and ratio reported here is attained by some perturbation, so each is an inner bound: a value
-outside a certificate's constants disproves the certificate, whether or not the search has converged.
+- the largest and smallest singular value of J (Golub & Kahan 1965), from products J v and J^T u through the solver;
+- log |det J|, from the whole Jacobian, or as the integral of div f by Hutchinson's estimator (FFJORD, Grathwohl et al.
+  2019);
+- ratios |Phi(a) - Phi(b)| / |a - b| of pairs, at random or by gradient ascent;
+- round trips, local errors by step doubling, and the amplification of noise in a measurement by a restoration.
 
-Points are [B, ...] and results [B]; the field must treat images of a batch independently. Use float64. Not to be called
-in inference mode, since it differentiates.
+Every reported singular value and ratio is attained by some perturbation, so it is an inner bound. A value outside the
+constants of a certificate disproves the certificate, even if the search has not converged.
+
+Points are [B, ...] and results [B]. The field must treat the images of a batch independently. Use float64. Do not call
+it in inference mode, since it differentiates.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ CLASSIC = RK4()
 
 @dataclass(frozen=True)
 class Flow:
-    """Phi: z at times[0] -> z at times[-1], by a solver with floating-point numbers."""
+    """The flow Phi: z at times[0] -> z at times[-1], by a solver with floating-point numbers."""
 
     field: Field
     times: Sequence[float]
@@ -58,15 +60,16 @@ class SingularValues(NamedTuple):
     largest_residual: Tensor
     smallest_residual: Tensor
     stretched: Tensor
-    """[B, ...], the v of the largest: |v| = 1 and |J v| = largest."""
+    """[B, ...], the right singular vector v of the largest: |v| = 1 and |J v| = largest."""
 
 
 def singular_values(flow: Callable[[Tensor], Tensor], z: Tensor, iterations: int = 20, seed: int = 0) -> SingularValues:
-    """Both ends of the spectrum of J at z [B, ...], by `iterations` products with J and as many with J^T.
+    """Return the largest and smallest singular value of J at z [B, ...], by Lanczos bidiagonalisation.
 
-    Lanczos bidiagonalisation with full reorthogonalisation; after as many iterations as z has dimensions it is exact.
-    `largest` never exceeds the largest singular value, `smallest` is never below the smallest. The small end converges
-    slowly where it is crowded: 1 / singular_values(flow.inverse, flow(z)).largest looks at it from the other side.
+    It takes `iterations` products with J and as many with J^T, and reorthogonalises fully. It is exact after as many
+    iterations as z has dimensions. `largest` never exceeds the largest singular value, and `smallest` is never below
+    the smallest. If many singular values are close to the smallest, `smallest` converges slowly. Then 1 /
+    singular_values(flow.inverse, flow(z)).largest is the better estimate.
     """
     steps = min(iterations, z[0].numel())
     if steps < 1:
@@ -91,7 +94,7 @@ def singular_values(flow: Callable[[Tensor], Tensor], z: Tensor, iterations: int
 
 
 def stretch(flow: Callable[[Tensor], Tensor], z: Tensor, direction: Tensor) -> Tensor:
-    """|J d| / |d| [B] at z, for d of its shape."""
+    """Return |J d| / |d| [B] at z, for a direction d of the shape of z."""
     with sdpa_kernel(SDPBackend.MATH):
         pushed = jvp(flow, (z,), (direction,))[1]
     return pushed.flatten(1).norm(dim=1) / direction.flatten(1).norm(dim=1)
@@ -102,10 +105,10 @@ def _draw(like: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _orthonormal(x: Tensor, basis: list[Tensor], rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(norm [B], direction [B, D]) of what x [B, D] has outside of an orthonormal basis.
+    """Return (norm [B], direction [B, D]) of the part of x [B, D] outside of an orthonormal basis.
 
-    Where that is nothing (the basis spans an invariant subspace) the norm is 0 and the direction a random one, so that
-    the search goes on in the rest of the space.
+    If this part is zero (the basis spans an invariant subspace), the norm is 0 and the direction is random, so the
+    search continues in the rest of the space.
     """
     outside = _without(x, basis)
     norm = outside.norm(dim=1)
@@ -117,7 +120,7 @@ def _orthonormal(x: Tensor, basis: list[Tensor], rng: torch.Generator) -> tuple[
 
 
 def _without(x: Tensor, basis: list[Tensor]) -> Tensor:
-    """Twice is enough (Kahan and Parlett)."""
+    """Return x without its part in an orthonormal basis; two passes are enough (Kahan and Parlett)."""
     for _ in range(2 if basis else 0):
         q = torch.stack(basis, dim=1)
         x = x - ((q @ x[:, :, None]).mT @ q)[:, 0]
@@ -128,35 +131,35 @@ def _without(x: Tensor, basis: list[Tensor]) -> Tensor:
 
 
 def jacobian(flow: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """J [B, D, D] at z [B, ...], a column a product: for small D."""
+    """Return J [B, D, D] at z [B, ...], with one product per column: for small D."""
     with sdpa_kernel(SDPBackend.MATH):
         columns = [jvp(flow, (z,), (axis,))[1].flatten(1) for axis in _axes(z)]
     return torch.stack(columns, dim=2)
 
 
 def _axes(z: Tensor) -> list[Tensor]:
-    """The D unit vectors, each for every image."""
+    """Return the D unit vectors, each in the shape of z."""
     unit = torch.eye(z[0].numel(), dtype=z.dtype, device=z.device)
     return [axis.view(1, *z.shape[1:]).expand_as(z) for axis in unit]
 
 
 def log_determinant(flow: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """log |det J| [B] at z, of the whole Jacobian."""
+    """Return log |det J| [B] at z, from the whole Jacobian."""
     return torch.linalg.slogdet(jacobian(flow, z))[1]
 
 
 class Estimate(NamedTuple):
-    """Mean and standard error over probes, [B] each; the error is 0 where nothing is drawn."""
+    """Mean and standard error over probes, [B] each; the error is 0 if nothing is random."""
 
     mean: Tensor
     standard_error: Tensor
 
 
 def divergence_integral(flow: Flow, z: Tensor, probes: int | None = None, seed: int = 0) -> Estimate:
-    """log |det J| = integral of div f along the path from z, integrated beside it by the flow's own solver.
+    """Return log |det J| = the integral of div f along the path from z, integrated with it by the flow's own solver.
 
-    `probes` (2 or more) signs e drawn once a path estimate div f = E[e^T (df/dz) e], a product each an evaluation; None
-    takes the trace itself, D products.
+    `probes` (2 or more) vectors e of random signs, drawn once per path, estimate div f = E[e^T (df/dz) e] with one
+    product per probe and evaluation. None computes the trace exactly, with D products.
     """
     if probes is not None and probes < 2:
         raise ValueError(f"probes must be 2 or more for a standard error, got {probes}")
@@ -184,14 +187,14 @@ def divergence_integral(flow: Flow, z: Tensor, probes: int | None = None, seed: 
 
 
 def pair_ratios(flow: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
-    """|Phi(a) - Phi(b)| / |a - b| [B]."""
+    """Return |Phi(a) - Phi(b)| / |a - b| [B]."""
     return (flow(a) - flow(b)).flatten(1).norm(dim=1) / (a - b).flatten(1).norm(dim=1)
 
 
 def random_pair_ratios(
     flow: Callable[[Tensor], Tensor], z: Tensor, size: float, pairs: int = 8, seed: int = 0
 ) -> Tensor:
-    """Ratios [B, pairs] of z and z + d, with d of length `size` in random directions."""
+    """Return the ratios [B, pairs] of z and z + d, with d of length `size` in random directions."""
     rng = torch.Generator().manual_seed(seed)
     apart = [_of_length(_draw(z, rng), size) for _ in range(pairs)]
     ended = flow(z)
@@ -199,7 +202,7 @@ def random_pair_ratios(
 
 
 class Pairs(NamedTuple):
-    """The smallest and largest ratio met in the search, [B] each, and the two points [B, ...] that have it."""
+    """The smallest and largest ratio found in the search, [B] each, and the pairs of points [B, ...] that have them."""
 
     smallest: Tensor
     largest: Tensor
@@ -210,24 +213,28 @@ class Pairs(NamedTuple):
 def adversarial_pair_ratios(
     flow: Callable[[Tensor], Tensor], z: Tensor, size: float, updates: int = 50, rate: float = 0.05, seed: int = 0
 ) -> Pairs:
-    """Pairs at a distance of `size` whose ratio Adam drives down, and up, moving both the point and the direction.
+    """Search by Adam for pairs at a distance of `size` with a small and with a large ratio.
 
-    It starts at z and wanders by up to about `rate` a coordinate and update; the ratios hold wherever it ends.
+    The search starts at z and moves both the point and the direction, by about `rate` per coordinate and update at
+    most. Every ratio is valid, wherever the search ends.
     """
     ratios, ends = [], []
     for sign in (1.0, -1.0):
         point = z.detach().clone().requires_grad_()
-        towards = _draw(z, torch.Generator().manual_seed(seed)).requires_grad_()
-        adam = torch.optim.Adam([point, towards], lr=rate)
+        direction = _draw(z, torch.Generator().manual_seed(seed)).requires_grad_()
+        adam = torch.optim.Adam([point, direction], lr=rate)
         best = torch.full((len(z),), sign * torch.inf, dtype=z.dtype, device=z.device)
         pair = (z, z)
         for _ in range(updates):
-            met = (point, point + _of_length(towards, size))
-            ratio = pair_ratios(flow, *met)
+            points = (point, point + _of_length(direction, size))
+            ratio = pair_ratios(flow, *points)
             better = (sign * ratio.detach() < sign * best).view(-1, *[1] * (z.dim() - 1))
-            pair = (torch.where(better, met[0].detach(), pair[0]), torch.where(better, met[1].detach(), pair[1]))
+            pair = (
+                torch.where(better, points[0].detach(), pair[0]),
+                torch.where(better, points[1].detach(), pair[1]),
+            )
             best = sign * torch.minimum(sign * best, sign * ratio.detach())
-            point.grad, towards.grad = torch.autograd.grad(sign * ratio.log().sum(), [point, towards])
+            point.grad, direction.grad = torch.autograd.grad(sign * ratio.log().sum(), [point, direction])
             adam.step()
         ratios.append(best)
         ends.append(pair)
@@ -242,17 +249,16 @@ def _of_length(d: Tensor, size: float) -> Tensor:
 
 
 class RoundTrip(NamedTuple):
-    """|z_back - z| of an encoding and its decoding, and their evaluations of the field."""
+    """The errors |z_back - z| of an encoding and its decoding, and their evaluations of the field."""
 
     rms: Tensor
-    """[B], from the solver's whole state."""
+    """[B], RMS error of decoding from the solver's whole state."""
     largest: Tensor
-    """[B], of any number of an image; 0 for a bit-exact solver."""
+    """[B], largest error of any number of an image; 0 for a bit-exact solver."""
     alone: Tensor
-    """[B], rms of decoding from the solution alone, without the rest of the state."""
+    """[B], RMS error of decoding from the solution alone, without the rest of the state."""
     unequal: Tensor
-    """[B] int, the numbers of z, as the solver holds them (integers where they are fixed-point), that do not come back
-    the same."""
+    """[B] int, how many numbers of z, in the solver's own format, do not return as the same number."""
     encoded: Tensor
     """[B, ...], the solution at times[-1]."""
     encoding: int
@@ -266,9 +272,9 @@ def round_trip(
     solver: Solver,
     leave: Callable[[Tensor], Tensor] = lambda z: z,
 ) -> RoundTrip:
-    """There and back from z [B, ...] as the solver holds it (a fixed-point number is a multiple of its unit).
+    """Encode z [B, ...], rounded to the solver's own format, and decode it again.
 
-    Errors are between leave(z): the space that they are told in, where the solver walks in another.
+    Errors are differences of leave(z). `leave` maps from the solver's coordinates to those of the errors.
     """
     calls = 0
 
@@ -294,22 +300,21 @@ def round_trip(
 
 
 class ReverseSolve(NamedTuple):
-    """Of rk4's way back to a known point, [B] each, L2."""
+    """The errors of rk4's way back to a known point, [B] each, L2."""
 
     error: Tensor
     local: Tensor
-    """The sum of local errors, estimated."""
+    """An estimate of the sum of local errors."""
 
 
 def reverse_solve(field: Field, z: Tensor, times: Sequence[float]) -> ReverseSolve:
-    """How far from z rk4 comes back on these steps, from where it arrived on steps half as long; and the local errors
-    that this is made of, of the way there and of the way back.
+    """Integrate from z with half steps of rk4, return with whole steps, and measure the error and its local errors.
 
-    Where the exact flow stretches no distance by more than G on its way to times[0], each local error becomes at most
-    G times itself there: error <= G * local in exact arithmetic (Gronwall).
+    Suppose that the exact flow to times[0] stretches no distance by more than G. Then each local error grows at most by
+    G on the way there: error <= G * local in exact arithmetic (Gronwall).
 
     `local` is an estimate, not a bound: |one step - two half steps| is 15 times the error of the two half steps and
-    15/16 of the error of the one, up to higher orders in the step (Hairer, Norsett & Wanner, Solving Ordinary
+    15/16 of the error of the one step, up to higher orders in the step (Hairer, Norsett & Wanner, Solving Ordinary
     Differential Equations I, II.4).
     """
     with torch.no_grad():
@@ -325,7 +330,7 @@ def reverse_solve(field: Field, z: Tensor, times: Sequence[float]) -> ReverseSol
 
 
 def _once_and_in_halves(field: Field, t: float, u: float, z: Tensor) -> tuple[Tensor, Tensor]:
-    """A step of rk4, and two half steps."""
+    """Return z after one step of rk4 and after two half steps."""
     m = (t + u) / 2
     half = z + rk4_increment(field, t, m, z)
     return z + rk4_increment(field, t, u, z), half + rk4_increment(field, m, u, half)
@@ -343,10 +348,10 @@ def noise_amplification(
     seed: int = 0,
     measured: Tensor | None = None,
 ) -> Tensor:
-    """|R(y + n) - R(y)| / |n| [B, draws] of a restoration R for noise n ~ N(0, sigma^2) in its measurement.
+    """Return |R(y + n) - R(y)| / |n| [B, draws] of a restoration R for noise n ~ N(0, sigma^2) in its measurement.
 
-    R must be the same function at every call: fix its own draws. `measured`: bool, broadcast to y; there is noise only
-    where it holds.
+    R must be the same function at every call, so fix its own random draws. `measured`: bool, broadcast to y; noise is
+    added only where it is True.
     """
     rng = torch.Generator().manual_seed(seed)
     seen = torch.ones_like(y) if measured is None else measured.to(y)

@@ -1,9 +1,9 @@
-"""Noising paths `x_t = alpha(t) x0 + sigma(t) eps`, and time grids that are walked in both directions.
+"""Noising paths `x_t = alpha(t) x0 + sigma(t) eps`, and time grids for both directions.
 
-Two families are enough for the field: variance preserving (Ho et al. 2020; the schedules of Stable Diffusion and of
-Nichol & Dhariwal 2021; told as an angle, Salimans & Ho 2022) and rectified (Liu et al. 2023; Esser et al. 2024).
-`alpha`, `sigma` and times are Python floats in float64: a grid has a few dozen nodes, and exact inversion needs the
-same coefficient in both directions.
+There are two families. Variance-preserving paths are those of Ho et al. 2020, with the schedules of Stable Diffusion
+and of Nichol & Dhariwal 2021, and also in terms of an angle (Salimans & Ho 2022). The rectified path is that of Liu et
+al. 2023 and Esser et al. 2024. `alpha`, `sigma` and times are Python floats (float64): a grid has a few dozen levels,
+and exact inversion needs the same coefficient in both directions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Direction = Literal["eps", "velocity"]
 
 @dataclass(frozen=True)
 class Node:
-    """One level of a grid: the time that the network is told, and the path's coefficients there."""
+    """One level of a grid: the time for the network, and the path's coefficients at this time."""
 
     time: float
     alpha: float
@@ -44,14 +44,16 @@ class Node:
 
 @dataclass(frozen=True)
 class TimeGrid:
-    """Levels 0 (clean) .. N (noisiest). Inversion walks it upwards, decoding downwards; there is no second grid."""
+    """Levels 0 (clean) .. N (noisiest). Inversion goes up and decoding goes down the same grid."""
 
     nodes: tuple[Node, ...]
 
     def __post_init__(self) -> None:
         sigmas = [node.sigma / max(node.alpha, 1e-300) for node in self.nodes]
         if len(self.nodes) < 2 or any(b < a for a, b in pairwise(sigmas)):
-            raise ValueError("a time grid needs two or more levels of rising noise")
+            raise ValueError(
+                "a time grid needs two or more levels, and sigma / alpha must not fall from one to the next"
+            )
 
     @property
     def steps(self) -> int:
@@ -61,7 +63,7 @@ class TimeGrid:
         return self.nodes[level]
 
     def truncate(self, strength: float) -> TimeGrid:
-        """The int(N * strength) least noisy steps, at least one (EDICT's and SDEdit's reading of strength)."""
+        """Return the grid of the int(N * strength) least noisy steps, at least one (as in EDICT and SDEdit)."""
         if not 0 < strength <= 1:
             raise ValueError(f"strength must lie in (0, 1], got {strength}")
         kept = max(1, int(round(self.steps * strength, 9)))
@@ -69,10 +71,10 @@ class TimeGrid:
 
 
 class Path(Protocol):
-    """What a denoiser needs to know of its path.
+    """The interface of a path, as a denoiser uses it.
 
-    `direction` is the network view in which a step is affine without a singularity: eps on a variance-preserving
-    path, velocity (eps - x0) on the rectified one.
+    `direction` is the view of the network in which a step is affine without a singularity: eps on a variance-preserving
+    path, velocity (eps - x0) on the rectified path.
     """
 
     @property
@@ -84,25 +86,25 @@ class Path(Protocol):
         ...
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) at times t, float64, the shape of t."""
+        """Return (alpha, sigma) at times t, in float64 and the shape of t."""
         ...
 
     def grid(self, steps: int, spacing: str = ..., level0: str = ..., mu: float | None = ...) -> TimeGrid:
-        """A grid of N = steps steps over the whole path."""
+        """Return a grid of N = `steps` steps over the whole path."""
         ...
 
     def node_at(self, s: float) -> Node:
-        """The level of rectified time s in [0, 1], for methods that look between two levels of a grid."""
+        """Return the level at rectified time s in [0, 1], for methods that evaluate between two levels of a grid."""
         ...
 
     def step(self, source: Node, target: Node) -> tuple[float, float]:
-        """(a, b) with x_target = a x_source + b direction: the DDIM map (Song et al. 2021, eq. 12) of this path."""
+        """Return (a, b) with x_target = a x_source + b direction: the DDIM map (Song et al. 2021, eq. 12)."""
         ...
 
 
 @dataclass(frozen=True)
 class VariancePreserving:
-    """alpha^2 = alpha_bar(t), sigma^2 = 1 - alpha_bar(t), with t in 0 .. timesteps - 1.
+    """A variance-preserving path: alpha^2 = alpha_bar(t), sigma^2 = 1 - alpha_bar(t), t in 0 .. timesteps - 1.
 
     `scaled_linear`: beta = linspace(sqrt(.00085), sqrt(.012), T)^2 (Stable Diffusion).
     `cosine`: alpha_bar = cos^2(pi/2 (t/T + .008)/1.008) / its value at 0, beta at most .999 (Nichol & Dhariwal 2021).
@@ -114,7 +116,7 @@ class VariancePreserving:
 
     @cached_property
     def alpha_bar(self) -> np.ndarray:
-        """float64 [timesteps], falling."""
+        """alpha_bar at every timestep, float64 [timesteps], falling."""
         if self.schedule == "scaled_linear":
             betas = np.linspace(0.00085**0.5, 0.012**0.5, self.timesteps, dtype=np.float64) ** 2
         elif self.schedule == "cosine":
@@ -130,7 +132,7 @@ class VariancePreserving:
         return float(self.timesteps - 1)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Between two timesteps log(alpha_bar) is interpolated linearly."""
+        """Return (alpha, sigma) at times t; between two timesteps log(alpha_bar) is linear."""
         table = torch.as_tensor(np.log(self.alpha_bar), device=t.device)
         position = t.to(torch.float64).clamp(0, self.t_max)
         low = position.floor().long().clamp(max=self.timesteps - 2)
@@ -142,9 +144,9 @@ class VariancePreserving:
         return Node(float(timestep), math.sqrt(abar), math.sqrt(1 - abar))
 
     def node_at(self, s: float) -> Node:
-        """The continuous timestep t with sigma / (alpha + sigma) = s, by inverting `coefficients` in float64.
+        """Return the level with sigma / (alpha + sigma) = s; its time is the inverse of `coefficients`, in float64.
 
-        alpha and sigma are exact for s; only the time told to the network is held within 0 .. t_max.
+        alpha and sigma are exact for s. Only the time for the network is limited to 0 .. t_max.
         """
         s = _rectified_time(s)
         norm = math.hypot(1 - s, s)
@@ -154,16 +156,22 @@ class VariancePreserving:
         return Node(float(time), alpha, sigma)
 
     def from_timesteps(self, timesteps: Sequence[int], level0: str = "first") -> TimeGrid:
-        """A grid over the given rising timesteps; `level0` = first (alpha_bar[0], as Stable Diffusion's
-        set_alpha_to_one=False) or one (alpha_bar = 1: no noise at all)."""
+        """Return a grid over the given rising timesteps.
+
+        `level0` is first (alpha_bar[0], as in Stable Diffusion's set_alpha_to_one=False) or one (alpha_bar = 1: no
+        noise).
+        """
         if level0 not in ("first", "one"):
             raise ValueError(f"level0 must be first or one, got {level0!r}")
         clean = self.node(0, None if level0 == "first" else 1.0)
         return TimeGrid((clean, *(self.node(t) for t in timesteps)))
 
     def grid(self, steps: int, spacing: str = "trailing", level0: str = "one", mu: float | None = None) -> TimeGrid:
-        """spacing = leading (0, T/N, ...; EDICT, BDIA) | leading1 (1, 1 + T/N, ...; diffusers' steps_offset=1) |
-        trailing (..., T - 1; Lin et al. 2024) | linspace (0 .. T - 1 rounded; BELM)."""
+        """Return a grid of N = `steps` steps.
+
+        `spacing` is leading (0, T/N, ...; EDICT, BDIA), leading1 (1, 1 + T/N, ...; diffusers' steps_offset=1),
+        trailing (..., T - 1; Lin et al. 2024) or linspace (0 .. T - 1, rounded; BELM).
+        """
         T = self.timesteps
         if not 1 <= steps <= T:
             raise ValueError(f"steps must lie in 1 .. {T}, got {steps}")
@@ -176,7 +184,7 @@ class VariancePreserving:
         else:
             raise ValueError(f"spacing on this path must be leading, leading1, trailing or linspace, got {spacing!r}")
         if times[-1] >= T:
-            raise ValueError(f"spacing={spacing} with {steps} steps passes the last timestep, {T - 1}")
+            raise ValueError(f"spacing={spacing} with {steps} steps goes beyond the last timestep {T - 1}")
         return self.from_timesteps([int(t) for t in times], level0)
 
     def step(self, source: Node, target: Node) -> tuple[float, float]:
@@ -186,7 +194,7 @@ class VariancePreserving:
 
 @dataclass(frozen=True)
 class Rectified:
-    """alpha = 1 - s, sigma = s with s in [0, 1]: straight lines from image (0) to noise (1)."""
+    """The rectified path: alpha = 1 - s, sigma = s with s in [0, 1], a straight line from image (0) to noise (1)."""
 
     direction: Direction = "velocity"
 
@@ -203,12 +211,15 @@ class Rectified:
         return Node(s, 1 - s, s)
 
     def from_sigmas(self, sigmas: Sequence[float]) -> TimeGrid:
-        """A grid over rising sigmas, the clean end included."""
+        """Return a grid over rising sigmas; the first is the clean end."""
         return TimeGrid(tuple(Node(float(s), 1 - float(s), float(s)) for s in sigmas))
 
     def grid(self, steps: int, spacing: str = "linspace", level0: str = "one", mu: float | None = None) -> TimeGrid:
-        """spacing = linspace (uniform) | flux_shift (s' = e^mu / (e^mu + 1/s - 1); Flux's dynamic shift, mu = 0 is
-        uniform). `level0` has no meaning here: level 0 is the image."""
+        """Return a grid of N = `steps` steps. Level 0 is the image, whatever `level0` says.
+
+        `spacing` is linspace (uniform) or flux_shift: s' = e^mu / (e^mu + 1/s - 1), Flux's dynamic shift. mu = 0 is
+        uniform.
+        """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         s = np.arange(1, steps + 1, dtype=np.float64) / steps
@@ -226,9 +237,9 @@ class Rectified:
 
 @dataclass(frozen=True)
 class Trigonometric:
-    """alpha = cos t, sigma = sin t with angles t: variance preserving, told as its angle (the path of v-prediction).
+    """The trigonometric path: alpha = cos t, sigma = sin t with angles t, variance preserving (that of v-prediction).
 
-    Its noisiest level has the alpha of Stable Diffusion's, 0.07: at pi / 2 the eps view would divide by zero.
+    At the noisiest level alpha is 0.07, as in Stable Diffusion: at pi / 2 the eps view would divide by zero.
     """
 
     direction: Direction = "eps"
@@ -246,7 +257,7 @@ class Trigonometric:
         return self.node(math.atan2(s, 1 - s))
 
     def grid(self, steps: int, spacing: str = "linspace", level0: str = "one", mu: float | None = None) -> TimeGrid:
-        """spacing = linspace: angles k t_max / N. `level0` has no meaning here: level 0 is the image."""
+        """Return the grid of the angles k t_max / N. Level 0 is the image, whatever `level0` says."""
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         if spacing != "linspace":
@@ -265,7 +276,7 @@ def _rectified_time(s: float) -> float:
 
 
 def make_path(kind: str, schedule: Schedule = "scaled_linear") -> VariancePreserving | Rectified | Trigonometric:
-    """The path named by a model's YAML: vp | rectified | trig."""
+    """Return the path that a model's YAML names: vp | rectified | trig."""
     if kind == "vp":
         return VariancePreserving(schedule)
     if kind == "rectified":

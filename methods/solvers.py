@@ -1,10 +1,10 @@
-"""Solvers of dz/dt = f(t, z) that keep all that undoing them needs: one call for every flow.
+"""Solvers of dz/dt = f(t, z) whose state holds all that is needed to undo them: one interface for every flow.
 
     state = integrate(field, z, times, solver)          z(times[0]) -> the solver's state at times[-1]
-    state = reverse(field, state, times, solver)        the same levels, walked back
+    state = reverse(field, state, times, solver)        the same levels in the opposite order
     z = solver.solution(state)
 
-Three solvers are algebraically reversible: their state is more than z, and from the whole state `reverse` returns to
+Three solvers are algebraically reversible. Their state is more than z, and from the whole state `reverse` returns to
 z(times[0]) up to rounding. With h = u - t for a step t -> u:
 
     Leapfrog          asynchronous leapfrog (MALI, Zhuang et al., ICLR 2021; its eta = 1); state (z, v)
@@ -14,12 +14,12 @@ z(times[0]) up to rounding. With h = u - t for a step t -> u:
     McCallumFoster    McCallum & Foster 2024 (arXiv 2410.11648); state (y, z), Psi a Runge-Kutta increment
                       y' = c y + (1 - c) z + Psi(t -> u, z)      z' = z - Psi(u -> t, y')         2 |Psi| evaluations
 
-The first two are their own inverse with -h. `RK4` and `Dopri5` keep z alone and their way back is another integration:
-its error is that of the steps or of the tolerance.
+The first two are their own inverse with -h. `RK4` and `Dopri5` keep z alone. Their way back is another integration,
+with an error of the size of the steps or of the tolerance.
 
-With `FixedPoint` numbers positions are int64 and every increment is rounded before it is added, so each step is made of
-shears and reflections of integers, and a round trip returns the same integers: bit for bit, as long as the field
-answers the same question with the same bits (same batch, device and deterministic kernels both ways).
+With `FixedPoint` numbers, positions are int64 and every increment is rounded before it is added. Each step then
+consists of shears and reflections of integers, so a round trip returns the same integers. The condition is that the
+field returns the same bits for the same input: the same batch, device and deterministic kernels in both directions.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ Field = Callable[[float, Tensor], Tensor]
 """f(t, z) with z [B, ...]; returns dz/dt in z's shape and dtype."""
 
 State = tuple[Tensor, ...]
-"""What a solver carries, the solution first."""
+"""The state of a solver; its first tensor is the solution."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step t -> t + h that an adaptive solver chose, how many it tried for it, and the field's evaluations.
+    """A step t -> t + h of an adaptive solver, the number of steps it tried for this one, and their evaluations.
 
-    The evaluations of an integration's steps are all that it took: the first one's count what it started with.
+    The sum of `evaluations` over all steps is the total of an integration: the first step includes the start.
     """
 
     t: float
@@ -54,19 +54,19 @@ class Step:
 
 
 def data_end_times(start: float, end: float, steps: int) -> list[float]:
-    """steps + 1 times start + (end - start) (0.2 s + 0.8 s^2), s = 0 .. 1: denser at the start, where the data are."""
+    """Return steps + 1 times start + (end - start) (0.2 s + 0.8 s^2), s = 0 .. 1: denser at the start, the data end."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     fractions = [k / steps for k in range(steps + 1)]
     return [start + (end - start) * (0.2 * s + 0.8 * s * s) for s in fractions]
 
 
-# --- the numbers that a solver adds in ---------------------------------------------------------------------------
+# --- number formats of a solver ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Floating:
-    """Floating-point numbers: additions round."""
+    """Floating-point numbers: additions are rounded."""
 
     def keep(self, x: Tensor) -> Tensor:
         return x
@@ -80,11 +80,11 @@ FLOATING = Floating()
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """int64 multiples of 2^-bits: additions are exact. The field sees, and answers in, `dtype`.
+    """Fixed-point numbers, int64 multiples of 2^-bits: additions are exact. The field takes and returns `dtype`.
 
-    40 bits for a float64 field, 20 for a float32 one leave its own precision to decide. Every number that is kept or
-    read must lie below 2^(52 - bits), or ArithmeticError is raised: a sum of such numbers is far from int64's end, and
-    what a field or a caller sees of it has not been rounded.
+    40 bits for a float64 field and 20 for a float32 field are finer than the precision of the field itself. Every
+    number must lie within +-2^(52 - bits), else ArithmeticError is raised. Sums of such numbers do not overflow int64,
+    and they are exact as float64.
     """
 
     dtype: torch.dtype = torch.float64
@@ -99,25 +99,27 @@ class FixedPoint:
         return scaled.to(torch.int64)
 
     def value(self, kept: Tensor) -> Tensor:
-        self._check(kept)  # a sum of increments may have left the range that each of them keeps
+        self._check(kept)  # a sum of increments can leave the range
         return (kept.double() * 2.0**-self.bits).to(self.dtype)
 
     def _check(self, scaled: Tensor) -> None:
         if not bool((scaled.abs() < 2**52).all()):
-            raise ArithmeticError(f"a fixed-point number must lie within +-2^{52 - self.bits}; the solution left it")
+            raise ArithmeticError(
+                f"a fixed-point number must lie within +-2^{52 - self.bits}, and the solution left this range"
+            )
 
 
 # --- Runge-Kutta increments ---------------------------------------------------------------------------------------
 
 
 def midpoint_increment(field: Field, t: float, u: float, z: Tensor) -> Tensor:
-    """The explicit midpoint rule's z(u) - z(t): second order, 2 evaluations."""
+    """Return z(u) - z(t) by the explicit midpoint rule: second order, 2 evaluations."""
     h = u - t
     return h * field((t + u) / 2, z + h / 2 * field(t, z))
 
 
 def rk4_increment(field: Field, t: float, u: float, z: Tensor) -> Tensor:
-    """The classic rule's z(u) - z(t): fourth order, 4 evaluations."""
+    """Return z(u) - z(t) by the classic Runge-Kutta rule: fourth order, 4 evaluations."""
     h, m = u - t, (t + u) / 2
     k1 = field(t, z)
     k2 = field(m, z + h / 2 * k1)
@@ -130,7 +132,7 @@ INCREMENTS: dict[str, tuple[Callable[[Field, float, float, Tensor], Tensor], int
     "midpoint": (midpoint_increment, 2),
     "rk4": (rk4_increment, 4),
 }
-"""name -> (increment, its evaluations)"""
+"""The Runge-Kutta increments: name -> (increment, number of evaluations)."""
 
 
 # --- solvers ------------------------------------------------------------------------------------------------------
@@ -138,23 +140,23 @@ INCREMENTS: dict[str, tuple[Callable[[Field, float, float, Tensor], Tensor], int
 
 @dataclass(frozen=True)
 class Solver:
-    """A one-step method on a state. `step` goes t -> u; `back` undoes `step(t, u)`, for many of them step(u, t)."""
+    """A one-step method on a state. `step` goes t -> u, and `back` undoes it; for many solvers it is step(u, t)."""
 
     names: ClassVar[tuple[str, ...]] = ("z",)
-    """Of the tensors of a state."""
+    """The names of the tensors of a state."""
     positions: ClassVar[int] = 1
-    """How many of them, from the first, stand in the space of z: a projection acts on these."""
+    """The number of tensors, from the first, that are points in the space of z; a projection acts on these."""
     reversible: ClassVar[bool] = False
-    """Whether `back` undoes `step` up to rounding, given the whole state."""
+    """True if `back` undoes `step` up to rounding, given the whole state."""
     adaptive: ClassVar[bool] = False
-    """Whether steps are chosen by the batch, so that images have to be solved one by one."""
+    """True if the steps depend on the whole batch, so images must be solved one by one."""
 
     _: KW_ONLY
     numbers: Floating | FixedPoint = FLOATING
 
     @property
     def evaluations(self) -> tuple[int, int] | None:
-        """(of `begin`, of one step); None where they depend on the field."""
+        """Evaluations (of `begin`, of one step); None if they depend on the field."""
         raise NotImplementedError
 
     def begin(self, field: Field, t: float, z: Tensor) -> State:
@@ -170,7 +172,7 @@ class Solver:
         return self.numbers.value(state[0])
 
     def project(self, state: State, onto: Callable[[Tensor], Tensor]) -> State:
-        """Each position moved by `onto`."""
+        """Return the state with `onto` applied to each position."""
         moved = [self.numbers.keep(onto(self.numbers.value(q))) for q in state[: self.positions]]
         return (*moved, *state[self.positions :])
 
@@ -219,8 +221,11 @@ class ReversibleHeun(Solver):
 
 @dataclass(frozen=True)
 class McCallumFoster(Solver):
-    """`coupling` in (0, 1], the paper's lambda: below 1 it damps y - z going forth and grows it by 1/coupling a step
-    going back. Fixed-point numbers need 1."""
+    """The solver of McCallum & Foster. `coupling` in (0, 1] is the paper's lambda.
+
+    Below 1, it multiplies y - z by `coupling` per step forward and by 1/coupling per step back. Fixed-point numbers
+    need coupling = 1.
+    """
 
     names = ("y", "z")
     positions = 2
@@ -263,7 +268,7 @@ class McCallumFoster(Solver):
 
 @dataclass(frozen=True)
 class RK4(Solver):
-    """The classic Runge-Kutta method; its way back is the method with -h, which is not its inverse."""
+    """The classic Runge-Kutta method. `back` is the method with -h, which is not an exact inverse."""
 
     @property
     def evaluations(self) -> tuple[int, int]:
@@ -276,11 +281,11 @@ class RK4(Solver):
 
 @dataclass(frozen=True)
 class Dopri5(Solver):
-    """Dormand & Prince's 5(4) by torchdiffeq, from t to u as one adaptive integration that never looks beyond u.
+    """Dormand & Prince's 5(4) by torchdiffeq: one adaptive integration from t to u, with no evaluation beyond u.
 
-    `rtol` and `atol` bound the local error's root mean square over the batch, so give it one image at a time.
-    `on_step` is told of every step that is taken. Raises ArithmeticError where `max_steps` tried steps, of 6
-    evaluations each after a first one, do not suffice.
+    `rtol` and `atol` bound the root mean square of the local error over the batch, so pass one image at a time.
+    `on_step` is called with every accepted step. A step takes 6 evaluations, after a first one at the start. Raises
+    ArithmeticError if `max_steps` tried steps are not enough.
     """
 
     adaptive = True
@@ -296,7 +301,7 @@ class Dopri5(Solver):
 
     def step(self, field: Field, t: float, u: float, state: State) -> State:
         times = torch.tensor([t, u], dtype=torch.float64, device=state[0].device)
-        # A stop at u: torchdiffeq would pass it, where the field may not be defined, and interpolate.
+        # Without step_t, torchdiffeq goes beyond u, where the field may be undefined, and interpolates.
         how = {"step_t": times[1:], "first_step": abs(u - t) / 20, "max_num_steps": self.max_steps}
         try:
             watched = _Watched(field, self.on_step, falling=u < t)
@@ -307,7 +312,7 @@ class Dopri5(Solver):
 
 
 class _Watched:
-    """A field as torchdiffeq calls it, and what torchdiffeq says of its steps, whose size it gives without a sign."""
+    """A field in torchdiffeq's interface that records the steps; torchdiffeq reports their size without a sign."""
 
     def __init__(self, field: Field, on_step: Callable[[Step], None], falling: bool) -> None:
         self.field, self.on_step, self.falling = field, on_step, falling
@@ -329,7 +334,7 @@ class _Watched:
 
 
 def integrate(field: Field, z: Tensor, times: Sequence[float], solver: Solver) -> State:
-    """The state at times[-1] from z [B, ...] at times[0], one step between neighbouring times (rising or falling)."""
+    """Return the state at times[-1] from z [B, ...] at times[0], one step per pair of times (rising or falling)."""
     state = solver.begin(field, times[0], z)
     for t, u in pairwise(times):
         state = solver.step(field, t, u, state)
@@ -337,9 +342,9 @@ def integrate(field: Field, z: Tensor, times: Sequence[float], solver: Solver) -
 
 
 def reverse(field: Field, state: State, times: Sequence[float], solver: Solver) -> State:
-    """The state at times[0] from one at times[-1], by undoing the steps of `integrate` over the same times.
+    """Return the state at times[0] from a state at times[-1], by undoing the steps of `integrate` over these times.
 
-    A state that does not come from `integrate` is made by `solver.begin(field, times[-1], z)`.
+    To start from z alone, make its state with `solver.begin(field, times[-1], z)`.
     """
     for t, u in reversed(list(pairwise(times))):
         state = solver.back(field, t, u, state)

@@ -1,11 +1,12 @@
 """Training of a conditional denoiser: regression on the network's own view, with condition dropout and EMA weights.
 
-Loss: E |F(x_t, t, c) - target|^2 where the target is the declared prediction (v of Salimans & Ho 2022 on the
-variance-preserving path, velocity of Liu et al. 2023 on the rectified one). Nine in ten times are logit-normal in the
-rectified time s = sigma / (alpha + sigma) (Esser et al. 2024, section 3.1) with mean `time_mean` and deviation 1: what
-stands where is decided at high noise, so captions of several objects ask for a mean above 0. The rest are uniform in
-s, so that both ends of the path, where inversion starts and stops, are seen too. A caption is dropped with probability
-`caption_dropout`.
+Loss: E |F(x_t, t, c) - target|^2, where the target is the declared prediction: v of Salimans & Ho 2022 on the
+variance-preserving path, velocity of Liu et al. 2023 on the rectified path.
+
+Of all times, 90 % are logit-normal in the rectified time s = sigma / (alpha + sigma) (Esser et al. 2024, section 3.1)
+with mean `time_mean` and standard deviation 1. The network decides at high noise where objects stand, so captions of
+several objects need a mean above 0. The other 10 % are uniform in s, so that training covers both ends of the path,
+where inversion starts and ends. A caption is dropped with probability `caption_dropout`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from methods.paths import Rectified
 
 @dataclass(frozen=True)
 class Optimisation:
-    """AdamW with linear warm-up and a cosine to zero over `steps` updates."""
+    """The optimiser: AdamW with a linear warm-up and a cosine schedule to zero over `steps` updates."""
 
     steps: int
     learning_rate: float = 1.5e-3
@@ -34,7 +35,7 @@ class Optimisation:
     warmup: int = 200
 
     def factor(self, step: int) -> float:
-        """The learning rate's factor at an update."""
+        """Return the factor of the learning rate at an update."""
         rise = min(1.0, (step + 1) / max(self.warmup, 1))
         return rise * 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
 
@@ -47,7 +48,7 @@ class Optimisation:
 
 
 def keyed_generator(device: torch.device, *key: int) -> torch.Generator:
-    """A generator for one update: a resumed run draws what an undisturbed one would."""
+    """Return the generator of one update. A resumed run then draws the same numbers as one without interruption."""
     seed = 0
     for part in key:
         seed = (seed * 1_000_003 + part + 1) % (2**63)
@@ -55,14 +56,14 @@ def keyed_generator(device: torch.device, *key: int) -> torch.Generator:
 
 
 def rectified_times(count: int, rng: torch.Generator, device: torch.device, mean: float = 0.0) -> Tensor:
-    """Rectified times s [count]: nine in ten logit-normal of a mean and deviation 1, the rest uniform in [0, 1]."""
+    """Return rectified times s [count]: 90 % logit-normal with the given mean and std 1, 10 % uniform in [0, 1]."""
     uniform = torch.rand(count, generator=rng, device=device)
     normal = (mean + torch.randn(count, generator=rng, device=device)).sigmoid()
     return torch.where(torch.rand(count, generator=rng, device=device) < 0.1, uniform, normal)
 
 
 class Training(pl.LightningModule):
-    """What every training here shares: the optimiser, keyed draws, and the held-out loss curve in the checkpoint."""
+    """The base class of all trainings: optimiser, keyed draws, and the held-out loss curve in the checkpoint."""
 
     network: Any
 
@@ -71,12 +72,12 @@ class Training(pl.LightningModule):
         self.optimisation = optimisation
         self.seed = seed
         self.curve: list[tuple[int, float]] = []
-        """(update, held-out loss of the averaged weights)"""
+        """The held-out loss curve: (update, loss of the averaged weights)."""
         self.history: list[tuple[int, int]] = []
-        """(first update, length of the schedule) of every start: a resumed run may lengthen its schedule"""
+        """(first update, length of the schedule) of every start; a resumed run may have a longer schedule."""
 
     def loss(self, images: Tensor, targets: Tensor, rng: torch.Generator, training: bool) -> Tensor:
-        """Mean loss of a batch of images in [-1, 1]."""
+        """Return the mean loss, a scalar, of a batch of images [B, C, H, W] in [-1, 1]."""
         raise NotImplementedError
 
     def configure_optimizers(self) -> Any:
@@ -95,7 +96,7 @@ class Training(pl.LightningModule):
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.global_step >= self.optimisation.steps:
-            self.trainer.should_stop = True  # so that the curve ends with the last update, wherever the interval falls
+            self.trainer.should_stop = True  # the curve then ends with the last update
 
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
@@ -119,7 +120,7 @@ def _to_model_range(images: Tensor) -> Tensor:
 
 
 class DenoiserTraining(Training):
-    """Batches are (images uint8 [B, C, H, W], caption tokens [B, slots])."""
+    """Training of a denoiser. Batches are (images uint8 [B, C, H, W], caption tokens [B, slots])."""
 
     def __init__(
         self,
@@ -136,7 +137,7 @@ class DenoiserTraining(Training):
         self.time_mean = time_mean
 
     def times(self, count: int, rng: torch.Generator, mean: float) -> Tensor:
-        """Nine in ten logit-normal in the rectified time s, the rest uniform, as times of the model's own path."""
+        """Return `rectified_times` as times [count] of the model's own path."""
         s = rectified_times(count, rng, self.device, mean)
         path = self.denoiser.path
         if isinstance(path, Rectified):
@@ -147,7 +148,8 @@ class DenoiserTraining(Training):
         return (above - torch.rand(count, generator=rng, device=self.device)).clamp(min=0)
 
     def loss(self, images: Tensor, targets: Tensor, rng: torch.Generator, training: bool) -> Tensor:
-        t = self.times(len(images), rng, self.time_mean if training else 0.0)  # every held-out loss has one measure
+        # The held-out loss always has mean 0, so that runs of different `time_mean` can be compared.
+        t = self.times(len(images), rng, self.time_mean if training else 0.0)
         noise = torch.randn(images.shape, generator=rng, device=self.device)
         alpha, sigma = (c.to(images.dtype)[:, None, None, None] for c in self.denoiser.path.coefficients(t))
         answer = {
@@ -163,7 +165,7 @@ class DenoiserTraining(Training):
 
 
 class JudgeTraining(Training):
-    """The attribute classifier, on images with random noise, blur and contrast. Targets are its heads side by side."""
+    """Training of the attribute classifier, with random noise, blur and contrast. Targets are its heads in one row."""
 
     def __init__(self, network: AttributeClassifier, optimisation: Optimisation, seed: int = 0):
         super().__init__(optimisation, seed)
@@ -171,10 +173,10 @@ class JudgeTraining(Training):
 
     def loss(self, images: Tensor, targets: Tensor, rng: torch.Generator, training: bool) -> Tensor:
         truth = dict(zip(HEADS, targets.split([len(classes) for classes in HEADS.values()], dim=1), strict=True))
-        return self.network.loss(self._worn(images, rng) if training else images, truth)
+        return self.network.loss(self._degraded(images, rng) if training else images, truth)
 
-    def _worn(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Each image with noise of std 0 .. 0.2, contrast 0.8 .. 1.2, and half of them softly blurred."""
+    def _degraded(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the images with noise of std 0 .. 0.2 and contrast 0.8 .. 1.2; half are also blurred."""
         shape = (len(images), 1, 1, 1)
 
         def uniform(low: float, high: float) -> Tensor:

@@ -116,9 +116,9 @@ def page(sweeps: int = SWEEPS) -> str:
     lines.append(_shares("3 seeds nested in each image", nested))
     lines += [
         "",
-        "Where images fall into two groups far apart, such as masks that hit the object or miss it, few of them say "
-        "too little about the groups' shares. The interval is then too wide, or too narrow where the smaller group may "
-        "have no image at all; take 100 images.",
+        "Sometimes the images form two groups that are far apart, for example if a mask covers the object or not. Few "
+        "images then say too little about the shares of the groups. The interval is too wide, or too narrow if there "
+        "may be no image of the smaller group. Take 100 images.",
         "",
         *head,
     ]
@@ -126,8 +126,8 @@ def page(sweeps: int = SWEEPS) -> str:
         lines.append(_shares(name, (coverage(draw, mean, n, sweeps, seed=n) for n in SIZES)))
     lines += [
         "",
-        "A share of the images, by Wilson's interval: few outcomes are possible, so its coverage lies above or below "
-        "95 % by which of them fall inside.",
+        "The next table is for a share of the images, with Wilson's interval. Only few outcomes are possible, so its "
+        "coverage is above or below 95 %, depending on which outcomes lie inside.",
         "",
         head[0].replace("scores of the images", "share of the images"),
         head[1],
@@ -135,10 +135,10 @@ def page(sweeps: int = SWEEPS) -> str:
         "",
         "## Methods that are the same",
         "",
-        f"Share of {sweeps // 4:,} simulated sweeps of identical methods in which any is marked (bold or underlined) "
-        "as different. The mark is the call that a table makes; beside it, how often the Holm-adjusted p-value of any "
-        "method against the one that happens to lead is below .05. The leader was chosen by the same data, so that "
-        "p-value says how far a method is behind it, not whether two methods named beforehand differ.",
+        f"Share of {sweeps // 4:,} simulated sweeps of identical methods in which a method is marked (bold or "
+        "underlined) as different. Tables use only the mark. The last column says how often the Holm-adjusted p-value "
+        "of any method against the leading method is below .05. The same data choose the leader, so this p-value says "
+        "how far a method is behind the leader. It does not test two methods that were named in advance.",
         "",
         "| methods | images | marked | p below .05 against the leader |",
         "|---:|---:|---:|---:|",

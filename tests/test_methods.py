@@ -419,9 +419,9 @@ def test_ddpm_steps_are_the_forward_process_reversed() -> None:
     for k in range(2, 11):
         node, clean = method.grid[k], method.grid[k - 1]
         alpha, beta = (node.alpha / clean.alpha) ** 2, 1 - (node.alpha / clean.alpha) ** 2
-        assert math.isclose(method.spread(k) ** 2, clean.sigma**2 / node.sigma**2 * beta, rel_tol=1e-9)
+        assert math.isclose(method.noise_std(k) ** 2, clean.sigma**2 / node.sigma**2 * beta, rel_tol=1e-9)
         on_x0, on_xk = clean.alpha * beta / node.sigma**2, math.sqrt(alpha) * clean.sigma**2 / node.sigma**2
-        ours = math.sqrt(clean.sigma**2 - method.spread(k) ** 2) / node.sigma
+        ours = math.sqrt(clean.sigma**2 - method.noise_std(k) ** 2) / node.sigma
         assert math.isclose(ours, on_xk, rel_tol=1e-9)
         assert math.isclose(clean.alpha - ours * node.alpha, on_x0, rel_tol=1e-9)
 

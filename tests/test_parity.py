@@ -158,7 +158,7 @@ def test_ddpm_inversion(oracle: tuple[Denoiser, torch.Tensor]) -> None:
     whole = DDPMInversion(denoiser, options.DDPMInversion(steps=meta["steps"], dtype="float64"), grid)
     maps = whole.noise_maps([x[None] for x in xs], source)
     for k in range(2, meta["steps"] + 1):
-        agree(maps.tensors[f"sz_{k}"] / whole.spread(k), golden["zs"][k - 1][None])
+        agree(maps.tensors[f"sz_{k}"] / whole.noise_std(k), golden["zs"][k - 1][None])
     chosen = options.DDPMInversion(
         steps=meta["steps"], strength=1 - meta["skip"] / meta["steps"], dtype="float64", zero_last_noise=True
     )

@@ -144,7 +144,7 @@ def test_rf_inversion_on_flux(case: int) -> None:
     inverting = RFInversion(model, asked, model.path.grid(N, "flux_shift", mu=mu))
     source = model.condition([meta["source_prompt"]], meta["source_guidance_scale"])
     model.reset_counters()
-    y = inverting.towards(y0, y1, source)
+    y = inverting.forward_ode(y0, y1, source)
     assert model.nfe == N, "distilled guidance is one evaluation"
     assert relative(pack(y), arrays["inverted_packed"]) < 1e-5
 

@@ -253,7 +253,7 @@ def test_the_diffusers_grid_is_reproduced() -> None:
         u = denoiser.velocity(y, path.node_at(t), cond)
         y = y + (sigmas[i] - sigmas[i + 1]) * (u + 0.5 * ((y1 - y) / (1 - t) - u))
     method = RFInversion(denoiser, options.RFInversion(steps=N, dtype="float64", grid="diffusers"), grid)
-    close(method.towards(images(), y1, cond), y)
+    close(method.forward_ode(images(), y1, cond), y)
     close(method.invert(images(), cond, generators()).x_T, y)
     with pytest.raises(ValueError, match="rectified"):
         build(RFInversion, "vp", grid="diffusers")
@@ -304,7 +304,7 @@ def test_forward_marginals(gamma: float, ode: float, agree: bool) -> None:
     method = gaussian([END * i / 1000 for i in range(1001)], gamma=gamma)
     cond = method.denoiser.condition(["", ""], 1.0)
     x0 = torch.tensor([MEAN, MEAN + 1.0], dtype=torch.float64).reshape(2, 1, 1, 1)
-    y = method.towards(x0, torch.full_like(x0, 0.3), cond)
+    y = method.forward_ode(x0, torch.full_like(x0, 0.3), cond)
     slope = (y[1] - y[0]).item()  # the flow of a Gaussian is affine, so its slope is its standard deviation
     assert abs(slope**2 * DATA - ode) < 0.01 * ode + 1e-4
 
@@ -314,7 +314,7 @@ def test_forward_marginals(gamma: float, ode: float, agree: bool) -> None:
         1, 1, 200, 200, generator=torch.Generator().manual_seed(3), dtype=torch.float64
     )
     target = torch.full_like(draws, 0.3)
-    noisy = sde.noised(draws, target, generators(1))
+    noisy = sde.forward_sde(draws, target, generators(1))
     expected = (1 - END) ** 2 * DATA + (1 - gamma) * END**2  # 0.415 at gamma = 1/2
     assert abs(noisy.var().item() / expected - 1) < 0.03
     assert abs(noisy.mean().item() - ((1 - END) * MEAN + END * gamma * 0.3)) < 0.02

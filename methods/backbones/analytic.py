@@ -1,11 +1,11 @@
-"""A Gaussian mixture whose noise prediction is known exactly on any path: the oracle of the theory checks.
+"""A Gaussian mixture whose noise prediction is known exactly on any path: the exact denoiser of the theory checks.
 
 x0 ~ sum_k pi_k(c) N(mu_k, var I). At x = alpha x0 + sigma eps, with v = alpha^2 var + sigma^2 and d_k = x - alpha mu_k:
 
     w_k = softmax_k(-|d_k|^2 / 2v + 3 c linspace(-1, 1, K)_k)         E[eps | x] = sigma sum_k w_k d_k / v
 
-The condition is one number c: +1 for the caption `src`, -1 for `tgt`, 0 for the empty one. `wiggle` adds
-wiggle sin(3 x + t / 100), which makes the field as rough as a network's.
+The condition is one number c: +1 for the caption `src`, -1 for `tgt`, 0 for the empty caption. `wiggle` adds
+wiggle sin(3 x + t / 100), which makes the field as rough as that of a network.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ CAPTIONS = {"": 0.0, "src": 1.0, "tgt": -1.0}
 
 
 class GaussianMixture(nn.Module):
-    """mu [K, D] float64, D = C * H * W; predicts its path's own direction: eps, or velocity = eps - x0.
+    """The exact denoiser of a mixture with means mu [K, D] float64, D = C * H * W.
 
-    E[x0 | x] = sum_k w_k (mu_k + alpha var d_k / v) is finite at alpha = 0, where it does not follow from eps.
+    It predicts the direction of its path: eps, or velocity = eps - x0. The velocity takes
+    E[x0 | x] = sum_k w_k (mu_k + alpha var d_k / v), which is finite at alpha = 0, where x0 does not follow from eps.
     """
 
     mu: Tensor
@@ -37,7 +38,7 @@ class GaussianMixture(nn.Module):
         return self.path.direction
 
     def encode(self, captions: list[str]) -> Tensor:
-        """[B, 1, 1] float64. Raises ValueError for a caption other than src, tgt and the empty one."""
+        """Return c, float64 [B, 1, 1]. Raises ValueError for a caption other than src, tgt and the empty one."""
         for caption in captions:
             if caption not in CAPTIONS:
                 raise ValueError(f"caption must be src, tgt or empty, got {caption!r}")

@@ -1,7 +1,7 @@
-"""An attribute classifier for scenes: the judge of generated images and edits, and a feature extractor.
+"""An attribute classifier for scenes. It judges generated images and edits, and extracts features.
 
-It answers for every colour, shape, (colour, shape) pair, pattern, tone and letter whether the image carries it. It is
-trained on clean renderings with noise, blur and colour jitter, so that it judges imperfect images as a person would.
+For every colour, shape, (colour, shape) pair, pattern, tone and letter it predicts if the image has it. It is trained
+on clean renderings with noise, blur and contrast changes, so that it also works on imperfect images.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ HEADS: dict[str, tuple[object, ...]] = {
 
 
 def attributes(caption: str) -> dict[str, Tensor]:
-    """The truth that a caption states: head -> float [classes] of zeros and ones."""
+    """Return the attributes in a caption: head -> float [classes] of zeros and ones."""
     match = VOCABULARIES["scenes"].pattern.fullmatch(caption)
     if match is None:
-        raise ValueError(f"not a scene's caption: {caption!r}")
+        raise ValueError(f"not a caption of a scene: {caption!r}")
     color1, shape1, color2, shape2, pattern, tone, letter = match.groups()
     stated: dict[str, set[object]] = {
         "color": {color1, color2},
@@ -41,7 +41,7 @@ def attributes(caption: str) -> dict[str, Tensor]:
 
 
 class AttributeClassifier(nn.Module):
-    """Images [B, 3, 32, 32] in [-1, 1] -> logits of every attribute; sigmoid above one half means present."""
+    """The classifier: images [B, 3, 32, 32] in [-1, 1] -> logits of every attribute; a positive logit means present."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
@@ -57,31 +57,33 @@ class AttributeClassifier(nn.Module):
         self.logits = nn.Linear(128, sum(len(classes) for classes in HEADS.values()))
 
     def features(self, x: Tensor) -> Tensor:
-        """[B, 128]: the features before the logits."""
+        """Return the features before the logits, [B, 128]."""
         maps = self.body(x).flatten(2)
         return self.head(torch.cat([maps.mean(2), maps.amax(2)], dim=1))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Head -> logits [B, classes]."""
+        """Return the logits: head -> [B, classes]."""
         parts = self.logits(self.features(x)).split([len(classes) for classes in HEADS.values()], dim=1)
         return dict(zip(HEADS, parts, strict=True))
 
     def loss(self, x: Tensor, truth: dict[str, Tensor]) -> Tensor:
-        """Mean binary cross-entropy over all attributes, each head weighing the same."""
+        """Return the mean binary cross-entropy; every head has the same weight."""
         logits = self(x)
         return torch.stack([F.binary_cross_entropy_with_logits(logits[h], truth[h]) for h in HEADS]).mean()
 
 
 @torch.no_grad()
 def agreement(judge: AttributeClassifier, images: Tensor, captions: list[str]) -> dict[str, float]:
-    """Share of images [B, 3, 32, 32] that carry all that their captions ask, by head; without extra attributes for
-    pattern, tone and letter, where only one can be."""
+    """Return for each head the share of images [B, 3, 32, 32] that have all attributes in their captions.
+
+    For pattern, tone and letter, where only one can be right, the image must also have no other.
+    """
     logits = judge(images)
     truth = [attributes(caption) for caption in captions]
     result = {}
     for head in HEADS:
-        asked = torch.stack([t[head] for t in truth]).bool()
+        stated = torch.stack([t[head] for t in truth]).bool()
         present = logits[head] > 0
-        right = (present | ~asked).all(1) if head in ("color", "shape", "pair") else (present == asked).all(1)
+        right = (present | ~stated).all(1) if head in ("color", "shape", "pair") else (present == stated).all(1)
         result[head] = right.float().mean().item()
     return result

@@ -1,7 +1,7 @@
-"""The caption grammars of the embedded data sets, as tokenizers: caption -> one symbol a slot. No torch.
+"""The caption grammars of the embedded data sets, as tokenizers: caption -> one symbol per slot. No torch.
 
-A general text encoder would be larger than the networks it feeds; these captions follow one sentence pattern, so a
-slot for each of its words is lossless. Symbol 0 of every slot is "absent"; the null condition is absent everywhere.
+A general text encoder would be larger than the networks that use it. These captions follow one sentence pattern, so one
+slot for each of its words loses nothing. Symbol 0 of every slot means "absent". In the null condition all are absent.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass
 
 GLUE = frozenset(["a", "and", "on", "with", "the", "letter", "background", "digit"])
-"""Words that every caption may hold and that say nothing."""
+"""Words that may stand in every caption and carry no information."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`words[i]` are the symbols that slot i can hold (besides absent); `pattern` has one named group a slot."""
+    """A caption grammar: `words[i]` are the symbols of slot i (besides absent); `pattern` has one group per slot."""
 
     pattern: re.Pattern[str]
     words: tuple[tuple[str, ...], ...]
@@ -27,11 +27,11 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Symbols over all slots; every slot has its own range, starting with its "absent"."""
+        """The number of symbols of all slots. Each slot has its own range, which begins with its "absent"."""
         return sum(len(options) + 1 for options in self.words)
 
     def tokens(self, caption: str) -> list[int]:
-        """One symbol a slot. Raises ValueError, with the nearest known word, for a caption outside the grammar."""
+        """Return one symbol per slot. Raises ValueError for a caption outside the grammar, with the nearest word."""
         values: tuple[str | None, ...] = (None,) * self.slots
         if caption:
             match = self.pattern.fullmatch(caption)

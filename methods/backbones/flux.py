@@ -1,8 +1,9 @@
 """Flux.1 (Black Forest Labs 2024): a transformer over 2x2 patches of latents on the rectified path.
 
-It is told s in [0, 1], T5's token embeddings, CLIP's pooled one, and (dev) the guidance that it was distilled with,
-which then is an input and not a second evaluation. Its output is eps - x0. Methods see latents [B, C, h, w]; patches
-and their positions stay in here. In bfloat16 the network rounds s to 8 bits, in both directions alike.
+Its inputs are s in [0, 1], T5's token embeddings, CLIP's pooled embedding and, for dev, the guidance scale. Guidance
+was distilled into dev, so it is an input and needs no second evaluation. The output is eps - x0. Methods see latents
+[B, C, h, w]; patches and their positions are internal. In bfloat16 the network rounds s to 8 bits, in the same way in
+both directions.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from methods.paths import Rectified
 
 
 def pack(z: Tensor) -> Tensor:
-    """Latents [B, C, h, w] -> tokens [B, hw/4, 4C], channels in the order (C, row, column) of each patch."""
+    """Return tokens [B, hw/4, 4C] of latents [B, C, h, w]; channels are ordered (C, row, column) within a patch."""
     return F.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2)
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The inverse, for latents of height x width."""
+    """Return latents [B, C, height, width] of tokens: the inverse of `pack`."""
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)
 
 
 def positions(height: int, width: int, device: torch.device) -> Tensor:
-    """(0, row, column) of every token of a height x width latent: float32 [hw/4, 3]."""
+    """Return (0, row, column) of every token of a height x width latent: float32 [hw/4, 3]."""
     rows, columns = torch.meshgrid(
         torch.arange(height // 2, device=device), torch.arange(width // 2, device=device), indexing="ij"
     )
@@ -35,7 +36,7 @@ def positions(height: int, width: int, device: torch.device) -> Tensor:
 
 
 class Flux(Pretrained):
-    """`tokens` is the length to which T5's captions are padded: 512 for dev, 256 for schnell."""
+    """The Flux adapter. `tokens` is the length to which T5's captions are padded: 512 for dev, 256 for schnell."""
 
     pipeline_class = "FluxPipeline"
     absent = ("feature_extractor", "image_encoder")
@@ -59,7 +60,7 @@ class Flux(Pretrained):
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> Tensor:
-        """[B, 1 + tokens, D]: CLIP's pooled embedding, then T5's sequence (`pack_text`)."""
+        """Return [B, 1 + tokens, D]: CLIP's pooled embedding, then T5's sequence (`pack_text`)."""
         sequence, pooled, _ = self.pipeline.encode_prompt(
             captions, None, device=self.device, max_sequence_length=self.tokens
         )

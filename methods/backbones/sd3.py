@@ -1,7 +1,7 @@
 """Stable Diffusion 3 and 3.5 (Esser et al. 2024): a transformer over latents on the rectified path.
 
-It is told 1000 s, the joined token embeddings of two CLIPs and T5, and the CLIPs' pooled ones. Its output is eps - x0.
-Guidance is classifier-free.
+Its inputs are the time 1000 s, the joined token embeddings of two CLIPs and T5, and the pooled embeddings of the CLIPs.
+The output is eps - x0. Guidance is classifier-free.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from methods.paths import Rectified
 
 
 class StableDiffusion3(Pretrained):
-    """`tokens` is the length to which T5's captions are padded."""
+    """The Stable Diffusion 3 adapter. `tokens` is the length to which T5's captions are padded."""
 
     pipeline_class = "StableDiffusion3Pipeline"
     absent = ("feature_extractor", "image_encoder")
@@ -38,7 +38,7 @@ class StableDiffusion3(Pretrained):
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> Tensor:
-        """[B, 1 + 77 + tokens, D]: the pooled embedding, then the sequence (`pack_text`)."""
+        """Return [B, 1 + 77 + tokens, D]: the pooled embedding, then the sequence (`pack_text`)."""
         sequence, _, pooled, _ = self.pipeline.encode_prompt(
             captions, None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=self.tokens
         )

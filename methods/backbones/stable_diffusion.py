@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x (Rombach et al. 2022): a U-Net over latents on the variance-preserving path.
 
-Betas are scaled-linear; the network predicts eps or v, as its scheduler's configuration says. The null condition is
-the empty caption, padded like any other.
+The betas are scaled-linear. The network predicts eps or v, as the configuration of its scheduler says. The null
+condition is the empty caption, padded like any other caption.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sa
 
 
 def scheduled_path(scheduler: Mapping[str, Any]) -> VariancePreserving:
-    """The path of a scheduler's configuration. Raises ValueError for a schedule that is not ours to the last digit."""
+    """Return the path of a scheduler's configuration. Raises ValueError if its betas are not exactly ours."""
     path = VariancePreserving("scaled_linear", scheduler["num_train_timesteps"])
     ends = np.array([scheduler["beta_start"], scheduler["beta_end"]])
     plain = scheduler.get("trained_betas") is None and not scheduler.get("rescale_betas_zero_snr")
@@ -49,14 +49,15 @@ class StableDiffusion(Pretrained):
         self.prediction = PREDICTIONS[scheduler["prediction_type"]]
         if unet.in_channels != self.vae.config.latent_channels:
             raise ValueError(
-                f"the U-Net takes {unet.in_channels} channels: inpainting and depth models do not fit here"
+                f"the U-Net takes {unet.in_channels} channels, but the latents have {self.vae.config.latent_channels}: "
+                "inpainting and depth models are not supported"
             )
         if unet.addition_embed_type or unet.time_cond_proj_dim or unet.class_embed_type:
-            raise ValueError("the U-Net wants more than a time and a caption (SDXL, LCM): not this adapter's model")
+            raise ValueError("the U-Net needs more inputs than a time and a caption: SDXL and LCM are not supported")
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> Tensor:
-        """CLIP's token embeddings [B, 77, D]; longer captions are cut."""
+        """Return CLIP's token embeddings [B, 77, D]; longer captions are cut."""
         embeddings, _ = self.pipeline.encode_prompt(captions, self.device, 1, do_classifier_free_guidance=False)
         return embeddings
 

@@ -1,9 +1,9 @@
-"""A small conditional U-Net with attention (after Ho et al. 2020 and Dhariwal & Nichol 2021), made to be fast on one
-CPU thread: it works on 2x2 patches, so its widest maps are half the image's side.
+"""A small conditional U-Net with attention (after Ho et al. 2020 and Dhariwal & Nichol 2021), fast on one CPU thread.
 
-Time and caption modulate every residual block (scale and shift); the caption is a short list of slots, each a symbol
-of a fixed vocabulary. With `caption_attention` the coarse maps also attend to the slots (as in Rombach et al. 2022):
-which of two objects is the square is then decided place by place, and colour and shape stay bound to each other.
+It works on 2x2 patches, so its largest maps have half the side of the image. Time and caption modulate every residual
+block (scale and shift). The caption is a short list of slots, each a symbol of a fixed vocabulary. With
+`caption_attention` the coarse maps also attend to the slots (as in Rombach et al. 2022). Each position can then decide
+which of two objects it belongs to, so colours stay with their shapes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from methods.backbones.captions import VOCABULARIES
 
 
 def time_features(t: Tensor, width: int) -> Tensor:
-    """Sinusoidal features [B, width] of times in [0, 1]."""
+    """Return sinusoidal features [B, width] of times t [B] in [0, 1]."""
     frequencies = torch.exp(torch.linspace(0, math.log(1000.0), width // 2, device=t.device, dtype=t.dtype))
     angles = t[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, conv, modulated norm, SiLU, conv, plus the input."""
+    """A residual block: norm, SiLU, conv, modulated norm, SiLU, conv, plus the input."""
 
     def __init__(self, width_in: int, width_out: int, embedding: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Attention(nn.Module):
 
 
 class CaptionAttention(nn.Module):
-    """Every place of a map asks the caption's slots, knowing where it is: left and right objects stay apart."""
+    """Cross-attention from the positions of a map to the caption's slots. Coordinates tell left from right objects."""
 
     def __init__(self, width: int, slot: int, heads: int = 4) -> None:
         super().__init__()
@@ -88,10 +88,10 @@ class CaptionAttention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Two resolutions, `widths` channels each; `vocabulary` names the caption grammar (scenes | digits).
+    """The U-Net: two resolutions with `widths` channels; `vocabulary` names the caption grammar (scenes | digits).
 
-    Arguments: `channels` of the image; `patch` 1 or 2; `t_max` the path's noisiest time, to bring times to [0, 1];
-    `caption_attention` for captions of several objects, which modulation alone mixes up.
+    `channels` are those of the image, `patch` is 1 or 2, and `t_max` is the noisiest time of the path, which scales
+    times to [0, 1]. `caption_attention` is for captions of several objects, whose attributes modulation alone mixes up.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def encode(self, captions: list[str]) -> Tensor:
-        """Captions -> slot embeddings [B, slots, 32]. Raises ValueError for a caption outside the grammar."""
+        """Return slot embeddings [B, slots, 32] of captions. Raises ValueError for a caption outside the grammar."""
         tokens = torch.tensor([self.vocabulary.tokens(caption) for caption in captions])
         return self.slots(tokens.to(self.slots.weight.device))
 

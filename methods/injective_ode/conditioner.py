@@ -1,7 +1,7 @@
-"""What the injective ODE is told: measurement, mask, kind and caption -> mean, variance and feature maps.
+"""The conditioner of the injective ODE: measurement, mask, kind and caption -> mean, variance and feature maps.
 
-A free U-Net with attention. It never sees the noisy image or the time, so it runs once an image, and no constraint
-on it is needed: for a given condition the flow is certified whatever the conditioner answers.
+It is a U-Net with attention and without any constraint on its weights. It sees neither the noisy image nor the time, so
+it runs once per image. The certificate of the flow holds for every output of the conditioner.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from methods.backbones.unet import Attention, ResidualBlock
 
 CORRUPTIONS = ("random_mask", "block_mask", "gaussian_blur", "gaussian_noise")
 KINDS = ("null", "clean", *CORRUPTIONS, *(f"is_{name}" for name in CORRUPTIONS))
-"""null: clean images, nothing measured. clean: y is the image itself. random_mask ...: y is such a measurement of it.
-is_random_mask ...: nothing measured, and the data themselves are corrupted so (to encode a measurement as such)."""
+"""The kinds of condition. null: clean images, no measurement. clean: y is the image itself. random_mask ...: y is a
+measurement of this kind. is_random_mask ...: no measurement; the data themselves are corrupted in this way (this kind
+encodes a measurement as data)."""
 
 
 class Conditioner(nn.Module):
-    """`widths` channels at the image's side, half of it, a quarter, ...; `embedding` channels of kind and caption."""
+    """The U-Net: `widths` channels at full resolution, half, a quarter, ...; `embedding` features of kind, caption."""
 
     def __init__(self, channels: int, widths: tuple[int, ...], symbols: int, slots: int, embedding: int = 128) -> None:
         super().__init__()
@@ -44,8 +45,11 @@ class Conditioner(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, tokens: Tensor, y: Tensor, known: Tensor, kind: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """tokens int [B, slots], y [B, C, H, W], known [B, 1, H, W] of zeros and ones, kind int [B] (of `KINDS`) ->
-        correction of the mean, logit of the variance, and the map of every level [B, C_i, H_i, W_i], finest first."""
+        """Return the correction of the mean [B, C, H, W], the logit of the variance [B, C, H, W] and the feature maps.
+
+        tokens: int [B, slots]. y: [B, C, H, W]. known: [B, 1, H, W], 0 or 1. kind: int [B], indices into `KINDS`. The
+        maps are [B, C_i, H_i, W_i], finest first.
+        """
         e = self.mix(torch.cat([self.kinds(kind), self.slots(tokens).flatten(1)], dim=1))
         h = self.inp(torch.cat([y, known], dim=1))
         skips: list[Tensor] = []

@@ -5,21 +5,21 @@ and the gauge u = (z - cos t mu) / S_t the field is
 
     F(z, t; y) = -sin t mu + [sin t cos t (1 - c) / S_t^2] (z - cos t mu) + S_t k(t) N(u, t; features).
 
-Its first two terms are the exact probability-flow ODE of N(mu, diag c), and they are what the gauge removes:
+The first two terms are the exact probability-flow ODE of N(mu, diag c). The gauge removes them:
 
     du/dt = k(t) N(u, t; features),      |N(u1) - N(u2)| <= |u1 - u2| at any weights,  0 <= k(t) <= k_max.
 
-Theorem 1 (injectivity). For two solutions, |d/dt |u1 - u2|| <= k(t) |u1 - u2|, so by Gronwall the flow between any two
-times is bi-Lipschitz in u with constants e^-K and e^K, K = the integral of k. In z the bounds take the ratio of S at
-the two ends. k = 0 is the flow of a Gaussian: decoding the zero latent gives mu.
+Theorem 1 (injectivity). For two solutions, |d/dt |u1 - u2|| <= k(t) |u1 - u2|. By Gronwall, the flow between any two
+times is bi-Lipschitz in u with constants e^-K and e^K, where K is the integral of k. In z the ratio of S at the two
+ends is a further factor. With k = 0 it is the flow of a Gaussian, and decoding the zero latent gives mu.
 
 Theorem 2 (strict monotonicity). With L >= k(t) and w = e^((L + lambda) t) u, dw/dt = h w + g(w), where h = L + lambda
 and g(w) = k e^((L + lambda) t) N(e^-((L + lambda) t) w) is Lipschitz with constant k <= L. So this flow is
 f = g + h w with h = L + lambda, which is lambda-strongly monotone: <f(w1) - f(w2), w1 - w2> >= lambda |w1 - w2|^2.
-(h > -lambda would not do: g = -L w with h = 0.) Every lambda describes the same flow; its condition number does not
-depend on it.
+(The weaker h > -lambda is not sufficient: take g = -L w with h = 0.) Every lambda describes the same flow, with the
+same condition number.
 
-Theorem 3 (objective). The regression on v = cos t eps - sin t x is the one on the noise: with
+Theorem 3 (objective). The regression on v = cos t eps - sin t x equals the regression on the noise: with
 eps_hat = sin t z + cos t F, |eps - eps_hat|^2 = cos^2 t |v - F|^2.
 """
 
@@ -42,51 +42,51 @@ from methods.injective_ode.layers import Constraint, Core
 
 HALF_TURN = math.pi / 2
 ROUNDING = 1e-12
-"""Of an angle that was computed: the ends of a grid may pass 0 and pi / 2 by it."""
+"""Rounding error allowed in an angle: the ends of a grid may lie outside [0, pi / 2] by this much."""
 FREQUENCIES = 6
-"""Harmonics of 2t that the network sees: few, so that the field stays smooth in time and solvers keep their order."""
+"""Number of harmonics of 2t in the network's input. Few keep the field smooth in time, as the solvers' orders need."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """One condition for each image: mean and variance [B, C, H, W], maps [B, C_i, H_i, W_i]."""
+    """The condition of each image: mean and variance [B, C, H, W], maps [B, C_i, H_i, W_i]."""
 
     mean: Tensor
     variance: Tensor
     maps: tuple[Tensor, ...]
 
     def repeat(self, draws: int) -> Features:
-        """For `draws` latents of every image, laid out draw by draw. Maps stay as they are: layers repeat them."""
+        """Return the features for `draws` latents per image, draw by draw. Maps are not repeated here: layers do it."""
         return Features(self.mean.repeat(draws, 1, 1, 1), self.variance.repeat(draws, 1, 1, 1), self.maps)
 
     def scale(self, t: Tensor) -> Tensor:
-        """S_t [B, C, H, W] at angles t [B]."""
+        """Return S_t [B, C, H, W] at angles t [B]."""
         cos, sin = _waves(t)
         return (self.variance * cos.square() + sin.square()).sqrt()
 
     def pack(self) -> Tensor:
-        """[B, 1, D], as a condition's embedding."""
+        """Return all features as one embedding [B, 1, D]."""
         return torch.cat([part.flatten(1) for part in (self.mean, self.variance, *self.maps)], dim=1)[:, None]
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What the weights guarantee between the angles t0 and t1, for all inputs, in exact arithmetic.
+    """The constants that the weights guarantee between the angles t0 and t1, for all inputs, in exact arithmetic.
 
-    Where `certified` is False (constraints soft and free) the same formulas are nominal: nothing enforces them.
+    If `certified` is False (constraints soft and free), the same formulas are nominal: nothing enforces them.
     """
 
     certified: bool
     t0: float
     t1: float
     lipschitz_N: float
-    """Of N, from the matrices in use: at most 1 up to rounding, and less where a projection shrinks. Nominally 1."""
+    """Bound for N from its matrices: at most 1 up to rounding, less if a projection shrinks; nominally 1."""
     K: float
-    """The integral of k, times lipschitz_N."""
+    """The integral of k(t) over [t0, t1], times lipschitz_N."""
     lam: float
-    """lambda of theorem 2, as asked."""
+    """lambda of theorem 2, as given by the caller."""
     L: float
-    """The largest k(t) times lipschitz_N, and so the largest Lip(g) of theorem 2."""
+    """The largest k(t), times lipschitz_N: the largest Lip(g) of theorem 2."""
     h: float
     """L + lambda."""
     u_lower: float
@@ -94,13 +94,13 @@ class Certificate:
     """|u(t1) - u'(t1)| / |u(t0) - u'(t0)| lies in [u_lower, u_upper] = [e^-K, e^K]."""
     z_lower: float
     z_upper: float
-    """The same for z."""
+    """The same bounds for z."""
     log_condition: float
-    """log(z_upper / z_lower) = 2K + the spread of log S at t0 + that at t1: bounds the log of the condition number."""
+    """log(z_upper / z_lower) = 2K + range of log S at t0 + range of log S at t1: bounds the log condition number."""
     gronwall: float
-    """A reverse solve from t1 to t0: |error of u(t0)| <= gronwall (|error of u(t1)| + sum of local errors)."""
+    """For a reverse solve from t1 to t0: |error of u(t0)| <= gronwall (|error of u(t1)| + sum of local errors)."""
     gronwall_z: float
-    """The same in z: max over t of what an error at t can become at t0."""
+    """The same in z: the maximum over t of the growth of an error from t to t0."""
 
     def as_dict(self) -> dict[str, float | bool]:
         return asdict(self)
@@ -111,10 +111,10 @@ def _waves(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class InjectiveField(nn.Module):
-    """Conditioner, gauge and core together; as a denoiser's backbone on the path `trig` it predicts v.
+    """The whole field: conditioner, gauge and core. As a denoiser's backbone on the path `trig` it predicts v.
 
-    Its arguments are those of `options.InjectiveField`; what that refuses is a ValueError. The floor of `variance`
-    keeps an image that a sharp condition denies from being sent to |u| = |x - mu| / sqrt(c) without limit.
+    The arguments are those of `options.InjectiveField`, which raises ValueError for wrong ones. The lower bound c_lo of
+    `variance` limits |u| = |x - mu| / sqrt(c) for an image that is unlikely under a sharp condition.
     """
 
     prediction = options.InjectiveField.prediction
@@ -152,9 +152,9 @@ class InjectiveField(nn.Module):
         self.widths = given.conditioner
         self.levels = len(given.widths)
         sides = tuple((height >> i, width >> i) for i in range(1, self.levels + 1))
-        told = tuple(self.widths[min(i, len(self.widths) - 1)] for i in range(1, self.levels + 1))
+        feature_widths = tuple(self.widths[min(i, len(self.widths) - 1)] for i in range(1, self.levels + 1))
         self.conditioner = Conditioner(channels, self.widths, self.vocabulary.size, self.vocabulary.slots)
-        self.core = Core(given.constraint, channels, given.widths, sides, told, given.time, given.depth)
+        self.core = Core(given.constraint, channels, given.widths, sides, feature_widths, given.time, given.depth)
         first, second = nn.Linear(2 * FREQUENCIES, given.time), nn.Linear(given.time, given.time)
         self.clock = nn.Sequential(first, nn.SiLU(), second, nn.SiLU())
         self.rate = nn.Parameter(torch.zeros(FREQUENCIES))
@@ -162,7 +162,7 @@ class InjectiveField(nn.Module):
     # --- conditions --------------------------------------------------------------------------------------------
 
     def describe(self, tokens: Tensor, y: Tensor, known: Tensor, kind: Tensor) -> Features:
-        """tokens int [B, slots], y [B, C, H, W] (0 where nothing is known), known [B, 1, H, W], kind int [B]."""
+        """Run the conditioner: tokens int [B, slots], y [B, C, H, W] (0: unknown), known [B, 1, H, W], kind int [B]."""
         known = known.to(y.dtype)
         correction, logit, maps = self.conditioner(tokens, y, known, kind)
         variance = self.c_lo * (self.c_hi / self.c_lo) ** torch.sigmoid(logit)
@@ -175,17 +175,20 @@ class InjectiveField(nn.Module):
         known: Tensor | None = None,
         kind: str | Sequence[str] = "null",
     ) -> Tensor:
-        """Captions (the empty one is unknown) and, where there is one, a measurement -> embeddings [B, 1, D].
+        """Return embeddings [B, 1, D] of captions and, if given, a measurement. An empty caption means: unknown.
 
-        `y` [B, C, H, W] in model range; `known` bool [B, 1, H, W], None: all of y is seen; `kind`: one of `KINDS`, or
-        one an image. Raises ValueError for a caption outside the grammar, an unknown kind, or a kind without its y.
+        `y`: [B, C, H, W] in model range. `known`: bool [B, 1, H, W]; None: all of y is known. `kind`: one of `KINDS`,
+        or a list with one per image. Raises ValueError for a caption outside the grammar, an unknown kind, a measured
+        kind without y, or y without a measured kind.
         """
         kinds = [kind] * len(captions) if isinstance(kind, str) else list(kind)
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {sorted(unknown)[0]!r}")
         measured = [name != "null" and not name.startswith("is_") for name in kinds]
         if any(measured) != (y is not None):
-            raise ValueError("a measured kind and y need each other: kinds null and is_* have no y, the others do")
+            raise ValueError(
+                "a measured kind and y need each other: give y with every kind but null and is_*, and none with those"
+            )
         like = next(self.parameters())
         if y is None:
             y, seen = like.new_zeros(len(captions), *self.shape), like.new_zeros(len(captions), 1, *self.shape[1:])
@@ -197,7 +200,7 @@ class InjectiveField(nn.Module):
         return self.describe(tokens, y, seen, indices).pack()
 
     def unpack(self, embedding: Tensor) -> Features:
-        """The features that an embedding [B, 1, D] of `encode` holds."""
+        """Return the features in an embedding [B, 1, D] of `encode`."""
         _, height, width = self.shape
         sizes = [self.shape, self.shape]
         sizes += [(w, height >> i, width >> i) for i, w in enumerate(self.widths) if i]
@@ -208,11 +211,11 @@ class InjectiveField(nn.Module):
     # --- the field ---------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
-        """A backbone's call: latents [B, C, H, W], angles [B], embeddings of `encode` -> v."""
+        """Return v [B, C, H, W] at latents x [B, C, H, W], angles t [B] and embeddings of `encode`."""
         return self.velocity(x, t, self.unpack(embedding))
 
     def velocity(self, z: Tensor, t: Tensor, features: Features) -> Tensor:
-        """F(z, t; y) = dz/dt [B, C, H, W] at angles t [B] in [0, pi/2]."""
+        """Return F(z, t; y) = dz/dt [B, C, H, W] at angles t [B] in [0, pi/2]."""
         cos, sin = _waves(t)
         scale = features.scale(t)
         centred = z - cos * features.mean
@@ -220,7 +223,7 @@ class InjectiveField(nn.Module):
         return gaussian + scale * self.gauge_velocity(centred / scale, t, features)
 
     def gauge_velocity(self, u: Tensor, t: Tensor, features: Features) -> Tensor:
-        """du/dt = k(t) N(u, t; features)."""
+        """Return du/dt = k(t) N(u, t; features) [B, C, H, W]."""
         maps = list(features.maps)
         while len(maps) < self.levels:
             maps.append(F.avg_pool2d(maps[-1], 2))
@@ -228,38 +231,38 @@ class InjectiveField(nn.Module):
         return self.strength(t)[:, None, None, None] * self.core(u, self.clock(self._harmonics(t)), last)
 
     def to_gauge(self, z: Tensor, t: Tensor, features: Features) -> Tensor:
-        """u = (z - cos t mu) / S_t."""
+        """Return u = (z - cos t mu) / S_t."""
         return (z - _waves(t)[0] * features.mean) / features.scale(t)
 
     def from_gauge(self, u: Tensor, t: Tensor, features: Features) -> Tensor:
-        """z = cos t mu + S_t u."""
+        """Return z = cos t mu + S_t u."""
         return _waves(t)[0] * features.mean + features.scale(t) * u
 
     def strength(self, t: Tensor) -> Tensor:
-        """k(t) [B] in [0, k_max], smooth in t."""
+        """Return k(t) [B] in [0, k_max], smooth in t."""
         return self.k_max * torch.sigmoid(self._harmonics(t)[:, :FREQUENCIES] @ self.rate - 1)
 
     def _harmonics(self, t: Tensor) -> Tensor:
         angles = 2 * t[:, None] * torch.arange(FREQUENCIES, dtype=t.dtype, device=t.device)
         return torch.cat([angles.cos(), angles.sin()], dim=1).to(self.rate.dtype)
 
-    # --- what is guaranteed ------------------------------------------------------------------------------------
+    # --- the guarantee -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def certificate(
         self, features: Features | None = None, lam: float = 1.0, t0: float = 0.0, t1: float = HALF_TURN
     ) -> Certificate:
-        """The guaranteed constants between t0 and t1, in float64: for all conditions, or for those of `features`.
+        """Return the constants between t0 and t1, in float64, for all conditions or for those of `features`.
 
-        Upper bounds at any weights: on each of `INTERVALS` intervals k is bounded by its values at the ends and the
-        largest curvature that its harmonics allow (`_Rate`), so that no weights hide a peak between two nodes.
-        Raises ValueError unless 0 <= t0 <= t1 <= pi / 2, where S is monotone in t, and 0 <= lam; and for weights of k
-        that are not finite.
+        They are upper bounds at any weights. On each of `INTERVALS` intervals, k is bounded by its values at the ends
+        and the largest curvature that its harmonics allow (`_Rate`), so a peak between two nodes is covered. Raises
+        ValueError unless 0 <= t0 <= t1 <= pi / 2 (where S is monotone in t) and lam >= 0, and if the weights of k are
+        not finite.
         """
         if not -ROUNDING <= t0 <= t1 <= HALF_TURN + ROUNDING:
             raise ValueError(f"a certificate needs 0 <= t0 <= t1 <= pi / 2, got t0={t0:g} and t1={t1:g}")
         if not self.rate.isfinite().all():
-            raise ValueError("a certificate needs finite weights, and those of k(t) are not")
+            raise ValueError("a certificate needs finite weights, and the weights of k(t) are not finite")
         if not 0 <= lam < math.inf:
             raise ValueError(f"lam must be 0 or more, and finite, got {lam:g}")
         grid = np.linspace(t0, t1, INTERVALS + 1)
@@ -268,7 +271,7 @@ class InjectiveField(nn.Module):
         growth = lipschitz * np.concatenate([[0.0], np.cumsum(rate.integrals(grid))])
         K, L = float(growth[-1]), lipschitz * rate.most(grid)
         if math.isnan(K):
-            raise ValueError("a certificate needs weights of which float64 can take sums")
+            raise ValueError("a certificate needs smaller weights: their sums overflow float64")
         c = np.array([self.c_lo, self.c_hi])
         if features is not None:
             c = np.array([float(features.variance.min()), float(features.variance.max())])
@@ -276,7 +279,7 @@ class InjectiveField(nn.Module):
         start, end = scale[:, 0], scale[:, -1]
         lower = math.exp(-K) * end.min() / start.max()
         upper = _exp(K) * end.max() / start.min()
-        # Back from t the flow in the gauge is the identity and a remainder of norm e^K(t) - 1, or of norm e^K(t) whole.
+        # Back from t, the flow in the gauge is bounded by e^K(t), or as the identity plus a remainder of e^K(t) - 1.
         floor = np.minimum(scale.min(0)[:-1], scale.min(0)[1:])
         same = np.maximum(start[:, None] / scale[:, :-1], start[:, None] / scale[:, 1:]).max(0)
         stretch = _exp(growth[1:])
@@ -301,6 +304,7 @@ class InjectiveField(nn.Module):
 
 
 INTERVALS = 20_000
+"""Intervals of the angle on which a certificate bounds k."""
 
 
 @dataclass(frozen=True)
@@ -321,8 +325,10 @@ class _Rate:
         return float((4 * np.arange(len(self.r)) ** 2 * np.abs(self.r)).sum())
 
     def integrals(self, grid: np.ndarray) -> np.ndarray:
-        """An upper bound of the integral of k over each interval: the trapezium and its error, or the interval's most,
-        whichever is less."""
+        """Return upper bounds of the integral of k over each interval [n].
+
+        Each is the smaller of two: the trapezium rule plus its error bound, and the interval's maximum times its width.
+        """
         step = grid[1] - grid[0] if len(grid) > 1 else 0.0
         p = self.exponent(grid)
         k = self.k_max * _sigmoid(p)
@@ -332,7 +338,7 @@ class _Rate:
         return np.minimum(trapezium, step * self._peaks(p, step))
 
     def most(self, grid: np.ndarray) -> float:
-        """An upper bound of k on the grid's range."""
+        """Return an upper bound of k on the range of the grid."""
         return float(self._peaks(self.exponent(grid), grid[1] - grid[0]).max())
 
     def _peaks(self, p: np.ndarray, step: float) -> np.ndarray:
@@ -344,7 +350,7 @@ def _sigmoid(p: np.ndarray) -> np.ndarray:
 
 
 def _exp(x: Any) -> Any:
-    """Infinity where float64 ends: a true bound, and no warning."""
+    """Return e^x, or infinity without a warning if it overflows: infinity is still a true upper bound."""
     with np.errstate(over="ignore"):
         found = np.exp(x)
     return found if isinstance(x, np.ndarray) else float(found)

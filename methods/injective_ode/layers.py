@@ -1,12 +1,14 @@
-"""The network N(u, t; features) of the injective ODE, in three constraints with one interface.
+"""The network N(u, t; features) of the injective ODE, with three constraints to choose from and one interface.
 
-`strict`: 1-Lipschitz in u at any weights. Every step is an isometry or 1-Lipschitz: pixel-unshuffle of 2x2 windows, an
-orthogonal matrix Q = (I + A)^-1 (I - A) with A skew (Cayley), a bias (which never matters), the smooth modulus
-sqrt(q^2 + e^2) - e on half of the channels, and first and last projections divided by max(1, largest singular value).
-`soft`: 3x3 convolutions under torch's spectral_norm, which normalises the flattened kernel and not the operator, so
-nothing is certified. `free`: residual 3x3 convolutions without any constraint.
+`strict`: 1-Lipschitz in u at any weights, because every step is an isometry or 1-Lipschitz. The steps are
+pixel-unshuffle of 2x2 windows; an orthogonal matrix Q = (I + A)^-1 (I - A) with A skew (Cayley); a bias, which does not
+change the constant; the smooth modulus sqrt(q^2 + e^2) - e on half of the channels; and a first and a last projection,
+each divided by max(1, its largest singular value).
+`soft`: 3x3 convolutions under torch's spectral_norm. It normalises the flattened kernel, not the operator, so nothing
+is certified.
+`free`: residual 3x3 convolutions without any constraint.
 
-Inside, maps are [B, H, W, C], in which windows are rows of one matrix product.
+Inside the network, maps are [B, H, W, C], so windows are the rows of one matrix product.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ SOFTNESS = 0.1
 
 
 def gather_windows(x: Tensor) -> Tensor:
-    """[B, H, W, C] -> [B, H/2, W/2, 4C]: pixel-unshuffle, a permutation of the entries."""
+    """Return [B, H/2, W/2, 4C] from [B, H, W, C]: pixel-unshuffle, a permutation of the entries."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
 
@@ -36,14 +38,16 @@ def scatter_windows(x: Tensor) -> Tensor:
 
 
 def modulus(x: Tensor) -> Tensor:
-    """sqrt(q^2 + e^2) - e on the first half of the channels, identity on the rest: 1-Lipschitz."""
+    """Apply sqrt(q^2 + e^2) - e to the first half of the channels, and the identity to the rest: 1-Lipschitz."""
     bent, kept = x.chunk(2, dim=-1)
     return torch.cat([(bent.square() + SOFTNESS**2).sqrt() - SOFTNESS, kept], dim=-1)
 
 
 def cayley(weight: Tensor, size: int) -> Tensor:
-    """The orthogonal matrix (I + A)^-1 (I - A) = 2 (I + A)^-1 - I of the skew A [size, size] whose entries above the
-    diagonal, row by row, are `weight`."""
+    """Return the orthogonal matrix (I + A)^-1 (I - A) = 2 (I + A)^-1 - I of a skew A [size, size].
+
+    `weight` holds the entries of A above the diagonal, row by row.
+    """
     row, column = torch.triu_indices(size, size, 1, device=weight.device)
     half = weight.new_zeros(size, size).index_put((row, column), weight)
     identity = torch.eye(size, dtype=weight.dtype, device=weight.device)
@@ -51,7 +55,7 @@ def cayley(weight: Tensor, size: int) -> Tensor:
 
 
 class Rotation(nn.Module):
-    """An orthogonal matrix on 2x2 windows, shifted by one pixel at every other layer (the map's borders wrap)."""
+    """An orthogonal matrix on 2x2 windows. Every other layer shifts the windows by one pixel, with periodic borders."""
 
     def __init__(self, width: int, shift: int) -> None:
         super().__init__()
@@ -63,8 +67,11 @@ class Rotation(nn.Module):
 
     @property
     def matrix(self) -> Tensor:
-        """Q. Frozen weights keep it, computed in float64, until they change: other storage, or an edit in place that
-        autograd counts. An edit of `weight.data` is not counted, and leaves an old Q."""
+        """The matrix Q.
+
+        With frozen weights, Q is computed once in float64 and kept until the weights change: other storage, or an
+        in-place edit that autograd counts. Autograd does not count an edit of `weight.data`, so Q is then out of date.
+        """
         if self.weight.requires_grad:
             return cayley(self.weight, self.size)
         state = (self.weight.data_ptr(), self.weight._version, self.weight.dtype, self.weight.device)
@@ -94,7 +101,7 @@ class SoftConvolution(nn.Module):
 
 
 class FreeConvolution(nn.Module):
-    """x + conv(SiLU(x + bias))."""
+    """A residual layer: x + conv(SiLU(x + bias))."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -110,7 +117,7 @@ def _semi_orthogonal(rows: int, columns: int) -> Tensor:
 
 
 class Projection(nn.Module):
-    """A matrix on channels, divided by max(1, its largest singular value) where `bounded`."""
+    """A matrix on channels; if `bounded`, it is divided by max(1, its largest singular value)."""
 
     def __init__(self, before: int, after: int, bounded: bool, zero: bool = False) -> None:
         super().__init__()
@@ -121,10 +128,10 @@ class Projection(nn.Module):
     def matrix(self) -> Tensor:
         if not self.bounded:
             return self.weight
-        # Squares of entries above 1 could overflow. The quotient does not depend on `size`, which needs no gradient.
+        # Squares of large entries could overflow. The quotient does not depend on `size`, so it needs no gradient.
         size = self.weight.detach().abs().amax().clamp(min=1.0)
         scaled = self.weight / size
-        # The eigenvalues of the smaller Gram matrix: their gradient exists at zero weights too.
+        # Eigenvalues of the smaller Gram matrix have a gradient also at zero weights.
         gram = scaled.T @ scaled if scaled.shape[0] > scaled.shape[1] else scaled @ scaled.T
         return scaled / torch.linalg.eigvalsh(gram)[-1].clamp(min=size**-2).sqrt()
 
@@ -133,7 +140,7 @@ class Projection(nn.Module):
 
 
 class Layer(nn.Module):
-    """One layer with its bias(t, features, position)."""
+    """One layer, whose bias depends on the time, the features and the position."""
 
     def __init__(
         self, constraint: Constraint, width: int, side: tuple[int, int], time: int, features: int, shift: int
@@ -145,23 +152,25 @@ class Layer(nn.Module):
             "free": lambda: FreeConvolution(width),
         }
         self.mix = makers[constraint]()
-        self.told = nn.Linear(features, width)
+        self.told = nn.Linear(features, width)  # of the features; the shipped weights have this name
         self.time = nn.Linear(time, 2 * width)
         self.position = nn.Parameter(torch.zeros(*side, width))
 
     def forward(self, x: Tensor, time: Tensor, features: Tensor) -> Tensor:
-        """x [B, H, W, C]; time [B, T]; features [B', H, W, F] with B a multiple of B': draws share an image's."""
+        """x [B, H, W, C], time [B, T], features [B', H, W, F] -> [B, H, W, C]; B / B' draws share a map."""
         scale, shift = self.time(time)[:, None, None].chunk(2, dim=-1)
-        told = self.told(features)
-        told = told.repeat(len(x) // len(told), 1, 1, 1)
-        return self.mix(x, told * (1 + scale) + shift + self.position)
+        bias = self.told(features)
+        bias = bias.repeat(len(x) // len(bias), 1, 1, 1)
+        return self.mix(x, bias * (1 + scale) + shift + self.position)
 
 
 class Core(nn.Module):
-    """N: U-shaped by pixel-unshuffle. Going down, `widths[i + 1]` of the 4 widths[i] channels go on, the rest skip.
+    """The network N, U-shaped by pixel-unshuffle.
 
-    `sides` and `features` are the spatial size and the channels of the conditioner's map at every level. What widths
-    and sides must meet is checked by `options.InjectiveField`.
+    On the way down, `widths[i + 1]` of the 4 widths[i] channels go to the next level, and the rest are skip
+    connections.
+    `sides` and `features` are the spatial size and the channels of the conditioner's map at every level.
+    `options.InjectiveField` checks the conditions on widths and sides.
     """
 
     def __init__(
@@ -179,8 +188,8 @@ class Core(nn.Module):
         bounded = constraint == "strict"
         self.inp = Projection(4 * channels, widths[0], bounded)
         self.out = Projection(widths[0], 4 * channels, bounded, zero=constraint != "soft")
-        if constraint == "soft":
-            self.inp, self.out = (spectral_norm(part) for part in (self.inp, self.out))  # type: ignore[assignment]  # undefined at zero weights
+        if constraint == "soft":  # spectral_norm is not defined at zero weights
+            self.inp, self.out = (spectral_norm(part) for part in (self.inp, self.out))  # type: ignore[assignment]
 
         def level(i: int) -> nn.ModuleList:
             return nn.ModuleList(
@@ -191,7 +200,7 @@ class Core(nn.Module):
         self.up = nn.ModuleList(level(i) for i in range(len(widths)))
 
     def forward(self, u: Tensor, time: Tensor, maps: tuple[Tensor, ...]) -> Tensor:
-        """u [B, C, H, W], time features [B, T], the conditioner's maps [B', H_i, W_i, F_i] -> [B, C, H, W]."""
+        """u [B, C, H, W], time features [B, T], the conditioner's maps [B', H_i, W_i, F_i] -> N [B, C, H, W]."""
         x = self.inp(gather_windows(u.permute(0, 2, 3, 1)))
         skips = []
         for i, layers in enumerate(self.down):
@@ -210,9 +219,9 @@ class Core(nn.Module):
 
     @torch.no_grad()
     def lipschitz(self) -> float:
-        """The bound that the matrices in use give, in float64: at most 1 up to rounding where the constraint is strict.
+        """Return the Lipschitz bound of the current matrices, in float64; at most 1 up to rounding if strict.
 
-        A skip passes by the layers below it, so that a rotation counts with at least 1.
+        A skip connection goes around the layers below it, so each rotation counts with at least 1.
         """
         bound = 1.0
         for module in self.modules():

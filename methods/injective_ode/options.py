@@ -1,4 +1,4 @@
-"""What can be set on the injective ODE: ranges, units and defaults. No torch, so that a plan is quick."""
+"""Options of the injective ODE and arguments of its field: ranges, units and defaults. No torch: a plan stays fast."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from methods.backbones.options import Arguments, Grouped, known_vocabulary
 from methods.inversion.options import FlowODE, SolverName, Spacing
 
 Halved = Annotated[int, Field(ge=2)]
-"""Channels of which the modulus bends one half."""
+"""A number of channels; the modulus acts on one half of them."""
 
 
 class InjectiveField(Arguments):
-    """The arguments of the field, which it checks by them; a plan does so before anything starts."""
+    """Arguments of the field. The plan checks them before anything starts, and the field checks them again."""
 
     prediction: ClassVar[str] = "v"
     path: ClassVar[str] = "trig"
 
-    vocabulary: str = Field(description="of captions: scenes | digits")
+    vocabulary: str = Field(description="grammar of the captions: scenes | digits")
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(description="C, H, W of an image")
-    constraint: Literal["strict", "soft", "free"] = Field("strict", description="on N; strict alone is certified")
+    constraint: Literal["strict", "soft", "free"] = Field(
+        "strict", description="constraint on N; only strict is certified"
+    )
     widths: tuple[Halved, ...] = Field(
         (48, 96, 96), min_length=1, description="channels of N, from half the image's side down"
     )
     conditioner: tuple[Grouped, ...] = Field(
-        (24, 48, 96), min_length=2, description="its channels, from the image's side down"
+        (24, 48, 96), min_length=2, description="channels of the conditioner, from the image's side down"
     )
-    depth: int = Field(2, ge=1, description="layers a level and direction")
+    depth: int = Field(2, ge=1, description="layers per level and direction")
     k_max: float = Field(4.0, ge=0, description="bound of k(t)")
     variance: tuple[float, float] = Field((1e-3, 1.0), description="(c_lo, c_hi), the range of c")
-    time: int = Field(64, ge=1, description="features of the time")
+    time: int = Field(64, ge=1, description="number of features of the time")
 
     _known = field_validator("vocabulary")(known_vocabulary)
 
@@ -49,45 +51,48 @@ class InjectiveField(Arguments):
         deepest = 2 ** max(len(self.widths) + 1, len(self.conditioner) - 1)
         if height % deepest or width % deepest:
             raise ValueError(
-                f"{len(self.widths)} levels of 2x2 windows and {len(self.conditioner)} of the conditioner need sides "
+                f"{len(self.widths)} widths and {len(self.conditioner)} of the conditioner need image sides "
                 f"divisible by {deepest}, got {list(self.shape)}"
             )
         if self.widths[0] < 4 * channels:
-            raise ValueError(f"the first of widths must hold a 2x2 patch of the image: at least {4 * channels}")
+            raise ValueError(
+                f"the first width must hold a 2x2 patch of the image: at least {4 * channels}, got {self.widths[0]}"
+            )
         if any(after > 4 * before for before, after in pairwise(self.widths)):
-            raise ValueError(f"one of widths can be at most four times the one before it, got {list(self.widths)}")
+            raise ValueError(f"each width can be at most four times the one before it, got {list(self.widths)}")
         return self
 
 
 class InjectiveODE(FlowODE):
-    """The injective neural ODE on its certified field, walked in the gauge."""
+    """The injective neural ODE on its certified field, solved in the gauge."""
 
     runs_on: ClassVar[tuple[str, ...]] = ("methods.injective_ode.field.InjectiveField",)
 
     version: int = Field(
         4,
-        description="2: guidance takes the caption away and keeps the measurement; 3: default solver; 4: x_T alone is "
-        "handed on to another guidance",
+        description="2: the null condition of guidance keeps the measurement and drops the caption; 3: default "
+        "solver; 4: a decode at another guidance starts from x_T alone",
     )
     solver: SolverName = Field(
-        "reversible_heun", description="the first three are reversible and keep more than x_T, the last two keep x_T"
+        "reversible_heun",
+        description="the first three are reversible and keep more than x_T; rk4 and dopri5 keep x_T alone",
     )
     spacing: Spacing = Field(
-        "data_end", description="levels of the model's own grid, or denser where the field is steep: at the image"
+        "data_end", description="levels: those of the model's grid, or denser at the image, where the field is steep"
     )
     procedure: Literal["zero", "sample", "bridge", "consistency", "mean"] = Field(
         "zero",
-        description="of a restoration: decode the zero latent given y; decode noise given y; encode y as data of its "
-        "kind and decode given y; decode noise without y, which each step is drawn to; or take the conditioner's mean "
-        "without any flow (k = 0)",
+        description="how a restoration is made. zero: decode the zero latent given y; sample: decode noise given y; "
+        "bridge: encode y as data of its kind, then decode given y; consistency: decode noise without y, and correct "
+        "each step towards y; mean: return the conditioner's mean, without the flow (k = 0)",
     )
     samples: int = Field(1, ge=1, le=256, description="posterior samples that procedure=sample averages")
     edit: Literal["image", "latent"] = Field(
-        "image", description="where an edit's mask is applied: on the edited image, or on the change of its latent"
+        "image", description="where the mask of an edit acts: on the edited image or on the change of its latent"
     )
 
     @model_validator(mode="after")
     def _of_its_procedure(self) -> InjectiveODE:
         if self.samples > 1 and self.procedure != "sample":
-            raise ValueError(f"samples={self.samples} has no meaning for procedure={self.procedure}")
+            raise ValueError(f"samples={self.samples} has no meaning for procedure={self.procedure}, only for sample")
         return self

@@ -1,16 +1,18 @@
-"""Direct inversion (Ju et al., ICLR 2024, arXiv 2310.01506; also named PnP inversion): offsets on the source branch.
+"""Direct inversion (Ju et al., ICLR 2024, arXiv 2310.01506; also called PnP inversion): offsets on the source branch.
 
-With D of `Path.step` and e_w the prediction guided by w,
+With D of `Path.step` and e_w the prediction at guidance w:
 
     pivots     z*_k = D(z*_{k-1}, e_1(z*_{k-1}, t_k); k-1->k)            target-time DDIM inversion, w = 1, z*_0 = x_0
-    offsets    d_k = z*_{k-1} - D(z*_k, e_w(z*_k, t_k); k->k-1)          under the source
-    source     z_{k-1} = D(z_k, e_w(z_k, t_k); k->k-1) + d_k             from z*_N: walks the pivots back, exactly
-    target     z_{k-1} = D(z_k, e_w(z_k, t_k); k->k-1)                   an edit's branch, left alone
+    offsets    d_k = z*_{k-1} - D(z*_k, e_w(z*_k, t_k); k->k-1)          under the source caption
+    source     z_{k-1} = D(z_k, e_w(z_k, t_k); k->k-1) + d_k             from z*_N: returns to every pivot exactly
+    target     z_{k-1} = D(z_k, e_w(z_k, t_k); k->k-1)                   the branch of an edit, without offsets
 
-`invert` takes the source's condition with its w and always finds the pivots at w = 1; `decode` is the source branch.
-The offsets reach an edit only where both branches share features (prompt-to-prompt and its kind), which is not part of
-this method: alone, the target branch is DDIM from the w = 1 pivot, so `edit` neither needs nor computes the offsets.
-A restoration is a source branch: its offsets are the measurement's, found under the null condition.
+`invert` takes the source condition with its w. It computes the pivots at w = 1 and the offsets at that w. `decode` is
+the source branch.
+
+The offsets change an edit only if both branches share features (as in prompt-to-prompt), which this method does not
+include. So `edit` is DDIM from the pivot of w = 1, and it does not compute the offsets. A restoration decodes as a
+source branch, with the offsets of the measurement under the null condition.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ class DirectInversion(InversionMethod):
     exact = True
 
     def expected_nfe(self, inverting: Condition, decoding: Condition) -> int:
-        """Pivots at w = 1, offsets, decoding."""
+        """Count the pivots at w = 1, the offsets and the decoding."""
         return self.grid.steps * (1 + inverting.evaluations + decoding.evaluations)
 
     def step(self, z: Tensor, k: int, cond: Condition) -> Tensor:
-        """D(z, e_w(z, t_k); k->k-1)."""
+        """Return D(z, e_w(z, t_k); k->k-1)."""
         return ddim_step(self.denoiser, z, self.grid[k], self.grid[k - 1], cond)
 
     def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
@@ -42,7 +44,7 @@ class DirectInversion(InversionMethod):
         return Latent({"x_T": zs[-1], **offsets})
 
     def decode(self, latent: Latent, cond: Condition, constrain: Constrain | None = None) -> Tensor:
-        """The source branch; a latent without offsets is decoded as the target branch."""
+        """Decode by the source branch; a latent without offsets is decoded by the target branch."""
         z = latent.x_T
         for k in range(self.grid.steps, 0, -1):
             z = self.step(z, k, cond) + latent.tensors.get(f"d_{k}", 0.0)
@@ -52,7 +54,7 @@ class DirectInversion(InversionMethod):
     def edit(
         self, x0: Tensor, source: Condition, target: Condition, mask: Tensor | None = None, generators: Generators = ()
     ) -> tuple[Tensor, Latent]:
-        """The target branch from the source's pivot z*_N; outside `mask` the image is kept."""
+        """Decode the source's pivot z*_N by the target branch; outside `mask` return the pixels of x0."""
         latent = Latent({"x_T": pivots(self.denoiser, self.grid, x0, source.at(1.0))[-1]})
         edited = self.decode(latent, target)
         return (edited if mask is None else torch.where(mask, edited, x0)), latent

@@ -1,12 +1,13 @@
 """EDICT: exact diffusion inversion via coupled transformations (Wallace, Gokul & Naik, CVPR 2023, eqs. 10-15).
 
-Two latents x, y start equal. A decoding step k -> k-1, with (a, b) of `Path.step` and every e taken at t_k:
+The two latents x and y start equal. A decoding step k -> k-1, with (a, b) of `Path.step` and every e at time t_k, is
 
     x' = a x + b e(y, t_k)        y' = a y + b e(x', t_k)         (leapfrog: y first at every other step)
     x  = p x' + (1 - p) y'        y  = p y' + (1 - p) x
 
-Inversion undoes these lines in the opposite order. Each mixing layer shrinks x - y by p^2, hence inversion grows it by
-p^-2: over N steps p^(-2N), the growth to watch in `Latent.std` (1.4e3 at N = 50, p = 0.93).
+The inversion undoes these lines in the opposite order. Each mixing layer of decoding multiplies x - y by p^2, so each
+step of the inversion multiplies it by p^-2. Over N steps this is p^(-2N): 1.4e3 at N = 50, p = 0.93. `Latent.std`
+shows this growth.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class EDICT(InversionMethod):
     exact = True
 
     def x_first(self, level: int) -> bool:
-        """Which of the pair decoding updates first at this level: the index from the noisiest step alternates."""
+        """Return True if decoding updates x before y at this level; the order alternates from the noisiest step on."""
         return not self.options.leapfrog or (self.grid.steps - level) % 2 == 0
 
     def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
@@ -42,7 +43,7 @@ class EDICT(InversionMethod):
         return Latent({"x_T": x, "y_T": y})
 
     def decode_pair(self, latent: Latent, cond: Condition, constrain: Constrain | None = None) -> tuple[Tensor, Tensor]:
-        """Both ends of the pair; they agree up to rounding after a round trip under one condition."""
+        """Return (x, y) at level 0; after a round trip under one condition they agree up to rounding."""
         x, y, p = latent.tensors["x_T"], latent.tensors["y_T"], self.options.p
         for k in range(self.grid.steps, 0, -1):
             node = self.grid[k]

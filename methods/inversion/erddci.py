@@ -1,17 +1,17 @@
 """ERDDCI: exact reversible diffusion via dual-chain inversion (Dai et al. 2024, arXiv 2410.14247).
 
-With D of `Path.step`, an original chain o (target-time DDIM inversion) lends its predictions to an auxiliary chain q:
+With D of `Path.step`. The original chain o is target-time DDIM inversion. The auxiliary chain q uses its predictions:
 
     inversion   o_k = D(o_{k-1}, e(o_{k-1}, t_k); k-1->k)    q_k = D(q_{k-1}, e(o_k, t_k); k-1->k)    o_0 = q_0 = x_0
     decoding    q_{k-1} = D(q_k, e(o_k, t_k); k->k-1)
 
-The network never sees q: decoding asks it about the stored o_k, so all of o_1 .. o_N are state beside x_T = q_N.
+The network never sees q: decoding evaluates it at the stored o_k. So the latent holds o_1 .. o_N beside x_T = q_N.
 
-It is exact where e(o_k, t_k) is the same number in both directions, which means the same caption and guidance in both.
-Their code inverts at w = 1 (`guidance_invert=1`) and is then exact for decoding at w = 1 alone; with the same w in
-both chains and in decoding, the default here, the same algebra is exact at any w. The paper's dynamic control of w at
-high guidance is not included, since its formula is not in the public code. An edit decodes q under the target caption
-with e(o_k, t_k, target): predictions along the source image's chain.
+The method is exact if e(o_k, t_k) is the same number in both directions, that is, for the same caption and guidance.
+The authors' code inverts at w = 1 (`guidance_invert=1`), and is then exact only for decoding at w = 1. The default here
+is the same w in both chains and in decoding, and this is exact at any w. The paper's dynamic control of w at high
+guidance is not included, since its formula is not in the public code. An edit decodes q under the target caption with
+e(o_k, t_k, target), so its predictions follow the chain of the source image.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ERDDCI(InversionMethod):
     exact = True
 
     def expected_nfe(self, inverting: Condition, decoding: Condition) -> int:
-        """Two chains inverting, one decoding."""
+        """Count two chains for the inversion and one for decoding."""
         return self.grid.steps * (2 * inverting.evaluations + decoding.evaluations)
 
     def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:

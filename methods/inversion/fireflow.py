@@ -1,11 +1,11 @@
-"""FireFlow: fast inversion of rectified flow for image editing (Deng et al. 2024, arXiv 2412.07517), its solver.
+"""FireFlow: fast inversion of rectified flow for image editing (Deng et al. 2024, arXiv 2412.07517), the solver alone.
 
-The midpoint rule with the previous step's midpoint velocity in place of v(X, s): for a step s -> s', h = s' - s,
+The midpoint rule, with the midpoint velocity of the previous step in place of v(X, s). For a step s -> s', h = s' - s:
 
     m = v(X + h/2 p, s + h/2)        X += h m        p = m                first p = v(X, s)
 
-v varies slowly along a nearly straight path, so p is off by O(h), the midpoint by O(h^2) and the result stays of second
-order for one evaluation a step: N + 1 in each direction. The paper's feature injection is not part of it.
+v changes slowly along a nearly straight path, so the error of p is O(h) and that of the midpoint O(h^2). The method is
+of second order with one evaluation per step, N + 1 in each direction. The paper's feature injection is not included.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class FireFlow(RectifiedMethod):
     Options = options.FireFlow
 
     def step(self, x: Tensor, p: Tensor, node: Node, target: Node, cond: Condition) -> tuple[Tensor, Tensor]:
-        """(X, p) at the target level."""
+        """Return (X, p) at the target level."""
         h = target.s - node.s
         m = self.velocity(x + h / 2 * p, self.between(node, target), cond)
         return x + h * m, m

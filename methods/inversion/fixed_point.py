@@ -1,18 +1,18 @@
 """Fixed-point inversion: FPI (Meiri et al. 2023, arXiv 2312.12540v1) and AIDI (Pan et al., ICCV 2023, 2309.04907).
 
-DDIM's decoding step is inverted exactly by the solution of an implicit equation, one a step, with (a, b) of k-1 -> k:
+The exact inverse of a DDIM decoding step is the solution of an implicit equation, with (a, b) of k-1 -> k:
 
     z_k = f(z_k),      f(y) = D(z_{k-1}, e(y, t_k); k-1 -> k) = a z_{k-1} + b e(y, t_k)
 
-solved from y_0 = z_{k-1} by K evaluations of f; K = 1 is DDIM's target-time inversion. With f_j = f(y_j):
+It is solved from y_0 = z_{k-1} by K evaluations of f. K = 1 is DDIM's target-time inversion. With f_j = f(y_j):
 
     none       y_{j+1} = f_j                                                                        (FPI)
     averaged   y_{j+1} = (f_j + f_{j-1}) / 2                                                        (AIDI_E)
     anderson   y_{j+1} = sum_i alpha_i f_i over the last m + 1 iterates, alpha = argmin |sum_i alpha_i (f_i - y_i)|
                with sum_i alpha_i = 1                                                               (AIDI_A, m = 3)
 
-Exact to the solver's residual, and only where f contracts: few steps and large w are where it does not. With a
-tolerance each image stops by itself; a batch goes on for its slowest image, whose NFE are counted.
+The inversion is exact up to the residual of the solver, if f is a contraction. At few steps or large w it may not be.
+With a tolerance, each image stops by itself. The batch runs until its slowest image has stopped, and NFE counts that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from methods.inversion.ddim import ddim_decode
 from methods.paths import TimeGrid
 
 Iterate = tuple[Tensor, Tensor]
-"""(y_j, f(y_j))."""
+"""One iterate: (y_j, f(y_j))."""
 
 
 class FixedPoint(InversionMethod):
@@ -47,7 +47,7 @@ class FixedPoint(InversionMethod):
         return ddim_decode(self.denoiser, self.grid, latent.x_T, cond, constrain)
 
     def solve_step(self, z: Tensor, k: int, cond: Condition) -> Tensor:
-        """z_k from z_{k-1} = z."""
+        """Return z_k from z = z_{k-1}."""
         a, b = self.denoiser.path.step(self.grid[k - 1], self.grid[k])
         y, history = z, list[Iterate]()
         running = torch.ones(len(z), dtype=torch.bool, device=z.device)
@@ -62,7 +62,7 @@ class FixedPoint(InversionMethod):
         return y
 
     def next_iterate(self, history: list[Iterate]) -> Tensor:
-        """y_{j+1} from the iterates up to j."""
+        """Return y_{j+1} from the iterates up to j."""
         if self.options.acceleration == "anderson":
             return anderson(history)
         if self.options.acceleration == "averaged":
@@ -74,10 +74,10 @@ class FixedPoint(InversionMethod):
 
 
 def anderson(history: list[Iterate]) -> Tensor:
-    """Anderson's next iterate (Walker & Ni 2011, eq. 2.2): f_j - gamma dF, gamma = argmin |g_j - gamma dG|, g = f - y.
+    """Return Anderson's next iterate f_j - gamma dF, gamma = argmin |g_j - gamma dG|, g = f - y (Walker & Ni 2011).
 
-    The differences of successive f and g replace the constraint on alpha. The normal equations are solved in float64
-    with a ridge of 1e-10, since the differences of nearly converged iterates are nearly dependent.
+    Differences of successive f and g replace the constraint on alpha. Near convergence they are nearly dependent, so
+    the normal equations are solved in float64 with a ridge of 1e-10.
     """
     f = history[-1][1]
     if len(history) == 1:

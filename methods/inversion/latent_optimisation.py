@@ -1,17 +1,17 @@
-"""Inversion as optimisation: gradient descent on x_T through the whole decoding, the costly baseline.
+"""Inversion as optimisation: gradient descent on x_T through the whole decoding, an expensive baseline.
 
     x_T <- Adam(x_T, d/dx_T |DDIM(x_T) - x0|^2)
 
-after the inversion of GANs (Zhu et al. 2016), for diffusion and flow models D-Flow (Ben-Hamu et al., ICML 2024,
-arXiv 2402.14017), which differentiates through the solver and keeps one step's graph in memory at a time. So does
-this: the decoding keeps its N + 1 latents, and the discrete adjoint lambda is carried back over them,
+The idea is that of GAN inversion (Zhu et al. 2016). For diffusion and flow models it is D-Flow (Ben-Hamu et al., ICML
+2024, arXiv 2402.14017), which differentiates through the solver and keeps the graph of one step in memory at a time.
+This code does the same: decoding keeps its N + 1 latents, and the discrete adjoint lambda is carried back over them,
 
     z_{k-1} = D(z_k, e(z_k, t_k); k -> k-1)
     lambda_k = (d z_{k-1} / d z_k)^T lambda_{k-1},      lambda_0 = 2 (z_0 - x0)
 
-with each step evaluated once more, now with its graph: 2 N evaluations and N backward passes an iteration. x_T starts
-from the forward noising alpha x0 + sigma n of the image at the noisiest level, or from DDIM's inversion. It matches
-the image and nothing else: look at the latent's statistics for what it does to the prior.
+Each step is evaluated a second time to build its graph, so an iteration costs 2 N evaluations and N backward passes.
+x_T starts from the noised image alpha x0 + sigma n at the noisiest level, or from DDIM's inversion. The loss compares
+images only. The statistics of the latent show how far it has left the prior.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ class LatentOptimisation(InversionMethod):
         return ddim_decode(self.denoiser, self.grid, latent.x_T, cond, constrain)
 
     def start(self, x0: Tensor, cond: Condition, generators: Generators) -> Tensor:
+        """Return the first x_T of the descent."""
         if self.options.init == "ddim":
             return pivots(self.denoiser, self.grid, x0, cond)[-1]
         top = self.grid[self.grid.steps]
         return top.alpha * x0 + top.sigma * normal(x0, generators)
 
     def gradient(self, x_T: Tensor, x0: Tensor, cond: Condition) -> Tensor:
-        """d/dx_T of each image's squared error after decoding."""
+        """Return d/dx_T of the squared error of each image after decoding, in the shape of x_T."""
         zs = [x_T.detach()]
         with torch.no_grad():
             for k in range(self.grid.steps, 0, -1):

@@ -1,16 +1,18 @@
 """Negative-prompt inversion (Miyake et al. 2023, arXiv 2305.16807) and proximal guidance (Han et al. 2023, 2306.05414).
 
-Inversion is null-text inversion's pivot: DDIM, target-time, under the source caption c alone (w = 1). Decoding under a
-caption c' is DDIM with the embedding of c in the place of the null one:
+The inversion is the pivot of null-text inversion: target-time DDIM under the source caption c alone (w = 1). Decoding
+under a caption c' is DDIM with the embedding of c in place of the null embedding:
 
     delta = e(z, t, c') - e(z, t, c)          e_w = e(z, t, c) + w prox(delta)
 
-For c' = c this is e(z, t, c) at every w: a reconstruction is DDIM's at w = 1, and cannot be better. prox is the
-identity, or shrinks delta by its own quantile th(|delta|), each image's its own: l0 keeps the entries above th (hard
-threshold), l1 draws them to zero by th too (soft). The quantile makes it the same in every view of the network.
-(The authors' code has had the soft threshold under the name l0, and shrinks by th twice for l1; here is the paper's.)
+For c' = c this is e(z, t, c) at every w. So a reconstruction equals that of DDIM at w = 1, and cannot be better.
 
-In restoration the source is the empty caption, so that the negative prompt is the null condition.
+prox is the identity, or it shrinks delta by th, a quantile of |delta| of the same image. l0 (hard threshold) keeps the
+entries above th, l1 (soft threshold) also moves them towards zero by th. Since th is a quantile, prox gives the same
+result in every view of the network. This follows the paper: in the authors' code the soft threshold has the name l0,
+and l1 shrinks by th twice.
+
+In restoration the source is the empty caption, so the negative prompt is the null condition.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class NegativePrompt(InversionMethod):
         needs_null(self)
 
     def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
-        """Always at w = 1, whatever `cond.guidance`."""
+        """Invert at w = 1; `cond.guidance` is not used."""
         z = pivots(self.denoiser, self.grid, x0, cond.at(1.0))[-1]
         return Latent({"x_T": z, "negative_prompt": cond.embedding})
 
@@ -48,7 +50,7 @@ class NegativePrompt(InversionMethod):
         return z
 
     def guided(self, z: Tensor, node: Node, cond: Condition) -> Tensor:
-        """e_w with the proximal operator on the difference that w multiplies."""
+        """Return e_w, with the proximal operator on the difference that w multiplies."""
         if self._evaluations(cond) == cond.evaluations == 1 or self.options.prox == "none":
             return self.denoiser.direction(z, node, cond)
         source = self.denoiser.direction(z, node, cond.at(0.0))
@@ -56,7 +58,7 @@ class NegativePrompt(InversionMethod):
         return source + cond.guidance * shrink(delta, self.options.prox, self.options.quantile)
 
     def _evaluations(self, cond: Condition) -> int:
-        """A proximal step needs both captions at w = 1 too."""
+        """Return the evaluations of one step. With a proximal operator a step needs both captions also at w = 1."""
         return 2 if self.options.prox != "none" and cond.guidance else cond.evaluations
 
     def expected_nfe(self, inverting: Condition, decoding: Condition) -> int:
@@ -64,16 +66,16 @@ class NegativePrompt(InversionMethod):
 
 
 def shrink(delta: Tensor, prox: str, quantile: float) -> Tensor:
-    """The proximal operator of l0 (hard threshold) or l1 (soft) at each image's quantile of |delta|; delta [B, ...]."""
+    """Return prox(delta): a hard (l0) or soft (l1) threshold at a quantile of |delta| of each image; delta [B, ...]."""
     size = delta.abs()
     th = torch.quantile(size.flatten(1), quantile, dim=1).reshape(-1, *[1] * (delta.dim() - 1))
     return torch.where(size > th, delta, 0.0) if prox == "l0" else delta.sign() * (size - th).clamp(min=0)
 
 
 def needs_null(method: InversionMethod) -> None:
-    """Raises ValueError for a model with distilled guidance: it is never told a null embedding."""
+    """Raise ValueError if the model's guidance is distilled: such a model takes no null embedding."""
     if method.denoiser.distilled:
         raise ValueError(
             f"{type(method).__name__} replaces the null embedding of classifier-free guidance, "
-            "and this model's guidance is distilled into it: there is none to replace"
+            "but guidance is distilled into this model, so it takes none: choose another model or method"
         )

@@ -1,16 +1,18 @@
 """Null-text inversion (Mokady et al., CVPR 2023, arXiv 2211.09794, Algorithm 1).
 
-The pivot z*_0 .. z*_N is DDIM's target-time inversion under the caption c alone (w = 1). Then, from z_N = z*_N and the
-noisiest step i = 0 on, the null embedding of each step is fitted to it by Adam, starting from the step before:
+The pivot z*_0 .. z*_N is DDIM's target-time inversion under the caption c alone (w = 1). Then Adam fits one null
+embedding for each step, from z_N = z*_N and the noisiest step i = 0 on. Each fit starts from the embedding of the step
+before:
 
     u_i = argmin_u  mean |D(z, e(z, t_k, u) + w (e(z, t_k, c) - e(z, t_k, u)); k -> k-1) - z*_{k-1}|^2,    k = N - i
     z  <- the same step with u_i
 
-at learning rate 1e-2 (1 - i/100), at most 10 times, ending once the loss is below 1e-5 + 2e-5 i. Decoding is guided
-DDIM with u_i in the place of the null embedding: it holds for the w of the fit, and for c or an edited caption.
+The learning rate is 1e-2 (1 - i/100). There are at most 10 updates, and they end when the loss is below 1e-5 + 2e-5 i.
+Decoding is guided DDIM with u_i in place of the null embedding. It is valid for the w of the fit, and for c or an
+edited caption.
 
-Every image of a batch has its own loss, embedding and end; the batch goes on for its slowest image, and that is the
-image its NFE are counted for. At w = 1 the null embedding has no say, nothing is fitted, and the method is DDIM.
+Every image of a batch has its own loss, its own embedding and its own end. The batch runs until its slowest image has
+ended, and NFE counts that image. At w = 1 the null embedding has no effect: nothing is fitted, and the method is DDIM.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class NullText(InversionMethod):
         needs_null(self)
 
     def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
-        """`cond.guidance` is the w of the decoding to come; the pivot itself is always at w = 1."""
+        """Compute the pivot at w = 1 and fit the null embeddings for decoding at w = `cond.guidance`."""
         pivot = pivots(self.denoiser, self.grid, x0, cond.at(1.0))
         return Latent({"x_T": pivot[-1], "null_embeddings": self.fit(pivot, cond)})
 
@@ -50,7 +52,7 @@ class NullText(InversionMethod):
         return z
 
     def fit(self, pivot: list[Tensor], cond: Condition) -> Tensor:
-        """Null embeddings [B, N, L, D], noisiest step first. Half-precision ones are fitted and kept in float32."""
+        """Return null embeddings [B, N, L, D], noisiest step first, in float32 if the model's are half precision."""
         z, u = pivot[-1], cond.null.to(torch.promote_types(cond.null.dtype, torch.float32))
         if cond.guidance == 1.0:
             return torch.stack([u] * self.grid.steps, dim=1)
@@ -61,7 +63,7 @@ class NullText(InversionMethod):
         return torch.stack(nulls, dim=1)
 
     def fit_step(self, i: int, z: Tensor, u: Tensor, target: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
-        """(u_i, the latent that it leads to); u is what the step before ended with."""
+        """Return (u_i, the latent after its step); u is the embedding of the step before."""
         node, w = self.grid[self.grid.steps - i], cond.guidance
         a, b = self.denoiser.path.step(node, self.grid[self.grid.steps - i - 1])
         caption = w * self.denoiser.direction(z, node, cond.at(1.0)) if w else 0.0  # the same for every u
@@ -88,19 +90,19 @@ class NullText(InversionMethod):
         return u, step(u)
 
     def expected_nfe(self, inverting: Condition, decoding: Condition) -> int:
-        """The most it can take: a pivot step, caption, inner steps and the step taken, and decoding."""
+        """Return the maximum: pivot, caption, inner steps, the step itself, and decoding."""
         w = inverting.guidance
         fitting = 0 if w == 1.0 else self.options.inner_steps + 1 + (w != 0.0)
         return self.grid.steps * (1 + fitting + decoding.evaluations)
 
     def _inverting(self, cond: Condition) -> Condition:
-        return cond  # its w is that of the fit
+        return cond  # the fit needs its w
 
     def _undescribed(self, cond: Condition) -> Condition:
-        """Restoration edits from the empty caption to the image's: the fit is to the empty one at the same w."""
+        """Return the empty caption at the same w: a restoration fits to it and decodes under the image's caption."""
         return replace(cond, embedding=cond.null)
 
 
 def with_null(cond: Condition, u: Tensor) -> Condition:
-    """The condition with u [B, L, D] as its null embedding, in the dtype that the network was given before."""
+    """Return the condition with u [B, L, D] as its null embedding, in the dtype of the old one."""
     return replace(cond, null=u.to(cond.null.dtype))

@@ -1,7 +1,7 @@
-"""Common ground of the rectified-flow solvers: the coordinates in which every path is a straight line.
+"""The base class of the rectified-flow solvers. It works in coordinates where every path is a straight line.
 
-X = x / (alpha + sigma) = (1 - s) x0 + s eps with s = sigma / (alpha + sigma), hence dX/ds = E[eps - x0 | x] on any
-path: a variance-preserving model is walked by the same solvers, through the denoiser's velocity view.
+X = x / (alpha + sigma) = (1 - s) x0 + s eps with s = sigma / (alpha + sigma). So dX/ds = E[eps - x0 | x] on any path,
+and the same solvers also run on variance-preserving models, through the denoiser's velocity view.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from methods.paths import Node
 
 
 class RectifiedMethod(InversionMethod):
-    """Inverts with `ascend` and decodes with `descend`, which a solver defines in X."""
+    """Invert with `ascend` and decode with `descend`, which each solver defines in X."""
 
     def velocity(self, x: Tensor, node: Node, cond: Condition) -> Tensor:
-        """v(X, s) = E[eps - x0 | X], towards noise."""
+        """Return v(X, s) = E[eps - x0 | X], which points towards noise."""
         return self.denoiser.velocity(x * node.scale, node, cond)
 
     def between(self, node: Node, other: Node) -> Node:
-        """The level half way, in s."""
+        """Return the level half way between two levels, in s."""
         return self.denoiser.path.node_at((node.s + other.s) / 2)
 
     def ascend(self, x: Tensor, cond: Condition) -> Tensor:
-        """X from level 0 to level N."""
+        """Carry X from level 0 to level N."""
         raise NotImplementedError
 
     def descend(self, x: Tensor, cond: Condition, constrain: Constrain | None) -> Tensor:
-        """X from level N to level 0, constrained after each step."""
+        """Carry X from level N to level 0; apply `constrain` after each step."""
         raise NotImplementedError
 
     def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
@@ -40,5 +40,5 @@ class RectifiedMethod(InversionMethod):
 
 
 def constrained(x: Tensor, node: Node, constrain: Constrain | None) -> Tensor:
-    """A constraint speaks of the path's own latents: apply it to X there."""
+    """Apply a constraint to X: it is defined on the path's own latents x."""
     return constrain(x * node.scale, node) / node.scale if constrain else x

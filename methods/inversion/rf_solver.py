@@ -1,11 +1,11 @@
-"""RF-Solver: Taming rectified flow for inversion and editing (Wang et al. 2024, arXiv 2411.04746), its solver.
+"""RF-Solver: Taming rectified flow for inversion and editing (Wang et al. 2024, arXiv 2411.04746), the solver alone.
 
 One step s -> s', h = s' - s (positive when inverting):
 
     p = v(X, s)        m = v(X + h/2 p, s + h/2)        X += h p + h^2/2 (m - p) / (h/2) = h m
 
-The paper's second-order Taylor step with that finite difference is the explicit midpoint rule, hence two evaluations a
-step and an error of O(1/N^2). The paper's sharing of attention features between the two passes is not part of it.
+The paper's second-order Taylor step, with that finite difference, is the explicit midpoint rule. It takes two
+evaluations per step and has an error of O(1/N^2). The paper's sharing of attention features is not included.
 """
 
 from __future__ import annotations

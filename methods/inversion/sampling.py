@@ -14,6 +14,6 @@ from methods.paths import TimeGrid
 
 @torch.no_grad()
 def sample(denoiser: Denoiser, grid: TimeGrid, cond: Condition, noise: Tensor) -> Tensor:
-    """Noise [B, C, H, W] of unit variance -> images [B, C, H, W], about [-1, 1]."""
+    """Return images [B, C, H, W], about in [-1, 1], from noise [B, C, H, W] of unit variance."""
     solver = DDIM(denoiser, options.DDIM(steps=grid.steps), grid)
     return solver.decode(Latent({"x_T": noise}), cond)

@@ -1,12 +1,13 @@
 """Uni-Inv, the inversion of UniEdit-Flow (Jiao et al. 2025, arXiv 2504.13109).
 
-Sampling is Euler's X_{s-} = X_s + (s- - s) v(X_s, s), so inverting one step needs v at the level that is sought.
-Uni-Inv predicts that level with the previous velocity and corrects with one evaluation there: for s -> s', h = s' - s,
+The sampler is Euler's X_{s-} = X_s + (s- - s) v(X_s, s). So the inverse of a step needs v at the level that it is
+looking for. Uni-Inv predicts that level with the previous velocity and corrects with one evaluation there. For a step
+s -> s', h = s' - s:
 
     c = v(X + h p, s')        X += h c        p = c                first p = v(X, 0)
 
-The prediction is off by O(h^2), hence the local error of a round trip is O(h^3); N + 1 evaluations up and N down.
-Uni-Edit, the paper's region-adaptive guidance of the sampler, is not part of it.
+The error of the prediction is O(h^2), so the local error of a round trip is O(h^3). The inversion takes N + 1
+evaluations and decoding N. The paper's Uni-Edit, a region-adaptive guidance of the sampler, is not included.
 """
 
 from __future__ import annotations
