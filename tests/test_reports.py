@@ -590,8 +590,6 @@ def test_reconstruction_sweep_and_an_empty_one(tmp_path: Path, capsys: pytest.Ca
     ]  # fmt: skip
     told = {"title": "Round trip", "task": "reconstruct", "titles": TITLES, "cells": cells}
     store.write_manifest("reconstruction", told)
-        "reconstruction", {"title": "Round trip", "task": "reconstruct", "titles": TITLES, "cells": cells}
-    )
     assert main(["sweep=reconstruction", f"store={tmp_path}"]) == 0
     assert "18 of 18 cells missing" in capsys.readouterr().out
     for cell in cells:
