@@ -158,7 +158,7 @@ def test_a_metric_gives_one_number_for_each_image() -> None:
         score({"mine": lambda _: torch.tensor(1.0)}, batch)
 
 
-# --- a third party's metric --------------------------------------------------------------------------------------------
+# --- a third party's metric -------------------------------------------------------------------------------------------
 
 
 def test_a_third_partys_metric_goes_from_its_class_to_the_table(
@@ -252,7 +252,7 @@ def test_mistakes_end_in_one_line(names: list[str], words: list[str], mine: str)
     assert "\n" not in str(found.value)
 
 
-# --- titles ------------------------------------------------------------------------------------------------------------
+# --- titles -----------------------------------------------------------------------------------------------------------
 
 
 def test_axes_hold_values_and_titles_stand_beside_them(tmp_path: Path) -> None:
