@@ -24,7 +24,7 @@ SHOWN = 2
 class Row:
     """Images [H, W, C] in [0, 1], and the spread [H, W] in the same units."""
 
-    title: str
+    corruption: str
     truth: np.ndarray
     y: np.ndarray
     restored: np.ndarray
@@ -32,8 +32,8 @@ class Row:
     spread: np.ndarray
 
 
-def parse(arguments: list[str]) -> tuple[list[Cell], int, int, Path]:
-    """Cells, index of the image, number of draws, output file."""
+def parse(arguments: list[str]) -> tuple[list[Cell], int, int, Path, dict[str, str]]:
+    """Cells, index of the image, number of draws, output file, titles of corruptions."""
     own, overrides = own_arguments(arguments, {"image": "0", "draws": "16", "out": "results/posterior.png"})
     for key, least in (("image", 0), ("draws", SHOWN)):
         if not own[key].isdecimal() or int(own[key]) < least:
@@ -47,7 +47,8 @@ def parse(arguments: list[str]) -> tuple[list[Cell], int, int, Path]:
     defaults = {"sweep": "corruptions", "method": "injective_ode", "severity": "3", "steps": "10"}
     preset = [f"{key}={value}" for key, value in defaults.items() if key not in given]
     config = compose_config([*preset, *overrides], own=own)
-    return list(expand(config).cells), int(own["image"]), int(own["draws"]), out
+    cells = list(expand(config).cells)
+    return cells, int(own["image"]), int(own["draws"]), out, config.titles["corruption"]
 
 
 def solve(cell: Cell, index: int, draws: int) -> Row:
@@ -78,11 +79,11 @@ def solve(cell: Cell, index: int, draws: int) -> Row:
 
     spread = uncertainty(samples)[0, 0].numpy() / 2
     drawn = [shown(sample) for sample in samples[:SHOWN]]
-    return Row(cell.axes["corruption_title"], shown(x), shown(measured.y), shown(restored), drawn, spread)
+    return Row(cell.axes["corruption"], shown(x), shown(measured.y), shown(restored), drawn, spread)
 
 
-def picture(rows: list[Row], draws: int) -> Any:
-    """A row a corruption; one scale of spread for all, so that they compare."""
+def picture(rows: list[Row], draws: int, names: dict[str, str]) -> Any:
+    """One row per corruption, with its title from `names`; one scale of spread for all, so that they compare."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -97,7 +98,7 @@ def picture(rows: list[Row], draws: int) -> Any:
         for axis, image in zip(line, [row.truth, row.y, row.restored, *row.samples], strict=False):
             axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         heat = line[-1].imshow(row.spread, cmap="magma", vmin=0, vmax=widest, interpolation="nearest")
-        line[0].set_ylabel(row.title, fontsize=8)
+        line[0].set_ylabel(names[row.corruption], fontsize=8)
         for axis in line:
             axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0], titles, strict=True):
@@ -108,8 +109,8 @@ def picture(rows: list[Row], draws: int) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    cells, index, draws, out = parse(arguments)
-    figure = picture([solve(cell, index, draws) for cell in cells], draws)
+    cells, index, draws, out, names = parse(arguments)
+    figure = picture([solve(cell, index, draws) for cell in cells], draws, names)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110, metadata={"Software": None})
     print(out)

@@ -7,11 +7,14 @@ of metrics go to torch's cache (CLIP's to Hugging Face's), checked by the sha256
 
 from __future__ import annotations
 
-from bench import hub, metrics
-from bench.errors import UserError, run_command, unknown
+from bench import hub
+from bench.columns import METRICS
+from bench.errors import UserError, run_command
 from bench.files import sha256
 from bench.spec.compose import compose_config
 from bench.spec.config import ModelConfig
+from bench.spec.metrics import declared
+from bench.weights import Pretrained, Weights
 
 
 def fetch(name: str, model: ModelConfig) -> str:
@@ -35,10 +38,12 @@ def fetch(name: str, model: ModelConfig) -> str:
 
 def fetch_metric(name: str) -> str:
     """Download a metric's weights unless they are here; returns where they are. Raises UserError if they cannot be."""
-    needs = metrics.CATALOGUE[name].needs
-    if isinstance(needs, metrics.Weights):
+    needs = declared(name).needs
+    if isinstance(needs, Weights):
         return _file(needs)
-    assert isinstance(needs, metrics.Pretrained)
+    if not isinstance(needs, Pretrained):
+        fetched = [known for known, metric in METRICS.items() if isinstance(metric.needs, (Weights, Pretrained))]
+        raise UserError(f"metric={name} needs no weights that can be fetched; allowed: {', '.join(sorted(fetched))}")
     if needs.missing:
         try:
             from huggingface_hub import snapshot_download
@@ -49,7 +54,7 @@ def fetch_metric(name: str) -> str:
     return str(hub.snapshot(needs.name))
 
 
-def _file(weights: metrics.Weights) -> str:
+def _file(weights: Weights) -> str:
     """A file of weights, whole and with the sha256 that its name begins, or not at all."""
     from torch.hub import download_url_to_file
 
@@ -68,10 +73,6 @@ def _file(weights: metrics.Weights) -> str:
 def main(arguments: list[str]) -> int:
     asked = [name for a in arguments if a.startswith("metric=") for name in a.removeprefix("metric=").split(",")]
     others = [a for a in arguments if not a.startswith("metric=")]
-    known = sorted({metric.prefetch for metric in metrics.CATALOGUE.values() if metric.prefetch})
-    for name in asked:
-        if name not in known:
-            raise unknown("metric", name, known, "(the others need no weights)")
     for name in asked:
         print(f"{name}: {fetch_metric(name)}")
     if asked and not others:

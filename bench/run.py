@@ -17,6 +17,7 @@ from bench.cluster.launch import cores, launch, waits
 from bench.errors import UserError, run_command
 from bench.mirror.companion import Companion
 from bench.plan import Outlook, look, require_assets, say_gaps, show, summary
+from bench.spec import metrics
 from bench.store import Store
 
 LINE = 160
@@ -24,7 +25,7 @@ LINE = 160
 
 
 def manifest(outlook: Outlook) -> dict[str, object]:
-    """What a report needs to know of the sweep: its cells by id and axes, and what could not be."""
+    """What a report needs to know of the sweep: its cells by id and axes, titles, and what could not be."""
     config = outlook.config
     return {
         "title": config.title,
@@ -33,6 +34,8 @@ def manifest(outlook: Outlook) -> dict[str, object]:
         "profile": config.profile.name,
         "images": config.images,
         "highlight": config.highlight,
+        "titles": config.titles,
+        "columns": metrics.foreign(config.metrics),
         "cells": [{"id": c.id, "axes": c.axes, "evaluations": c.evaluations} for c in outlook.expansion.cells],
         "reference": list(config.reference),
         "options": {name: method.options for name, method in config.method.items() if method.options},

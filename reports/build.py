@@ -28,9 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.columns import Metric, declared
 from bench.files import PROJECT
 from bench.store import Store
-from reports.results import METRICS, Metric, MixedMeasurements, Results, check_measurements, load
+from reports.results import MixedMeasurements, Results, check_measurements, load
 from reports.tables import (
     PUBLISHED,
     Table,
@@ -46,7 +47,7 @@ from reports.tables import (
     without_hints,
 )
 
-VERSION = 26  # of the reports: raise it when the same rows should give other files
+VERSION = 27  # of the reports: raise it when the same rows should give other files
 KEYS = ("sweep", "store", "out", "metric", "quiet", "style", "source", "project", "entity")
 INPUTS = ".inputs"
 
@@ -101,7 +102,8 @@ def parse(arguments: Sequence[str]) -> Options:
     if "sweep" not in given:
         raise UsageError(f"no sweep given; write sweep=NAME with one of {', '.join(sweeps) or '(none)'}")
     sweep = _one_of("sweep", given["sweep"], sweeps)
-    metric = _one_of("metric", given["metric"], tuple(METRICS)) if "metric" in given else None
+    known = tuple(declared(Store(root).manifest(sweep)))
+    metric = _one_of("metric", given["metric"], known) if "metric" in given else None
     quiet = _one_of("quiet", given.get("quiet", "false").lower(), ("true", "false")) == "true"
     style = _one_of("style", given.get("style", "full"), ("full", "paper"))
     if out.exists() and not out.is_dir():
@@ -209,7 +211,7 @@ def headline(results: Results, asked: str | None) -> Metric | None:
         reason = (results.manifest.get("unavailable") or {}).get(asked)
         why = f" ({reason})" if reason else ""
         raise UsageError(f"metric {asked!r} has no values in this sweep{why}; it has {', '.join(names) or '(none)'}")
-    return METRICS[asked]
+    return results.declared[asked]
 
 
 def build(

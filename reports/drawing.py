@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reports.results import Metric, Results
+from bench.columns import Metric
+from reports.results import Results
 from reports.summary import INPUT
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.columns import COSTS, Metric
 from reports.drawing import (
     GREY,
     INPUT_COLOUR,
@@ -30,7 +31,7 @@ from reports.drawing import (
     plain_ticks,
     standing,
 )
-from reports.results import Metric, Results
+from reports.results import Results
 from reports.statistics import performance_profile
 from reports.summary import INPUT
 
@@ -147,10 +148,10 @@ def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, cast: Cas
     means = shared.groupby("line", sort=False)["mean"].mean()
     table = costs.set_index("line")
     figure, axes = panels(2, 4.9, 4.2, 2)
-    for panel, (cost, label) in zip(axes, (("nfe", "NFE an image"), ("seconds", "seconds an image")), strict=True):
+    for panel, cost in zip(axes, (COSTS["nfe"], COSTS["seconds"]), strict=True):
         points: dict[str, tuple[float, float]] = {}
         for key in reversed(cast.looks):
-            x, y = float(table.at[key, cost]), float(means.get(key, math.nan))
+            x, y = float(table.at[key, cost.name]), float(means.get(key, math.nan))
             if not (math.isfinite(x) and math.isfinite(y) and x > 0):
                 continue
             points[key] = (x, y)
@@ -161,8 +162,8 @@ def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, cast: Cas
                    else {"color": GREY, "marker": "o", "markersize": 5.5}),
             )  # fmt: skip
         front = _staircase(panel, list(points.values()), metric.higher_is_better)
-        free = [cast.titles[key] for key in cast.looks if float(table.at[key, cost]) == 0 and key in means.index]
-        panel.set_xlabel("\n".join([label, *(fill(f"0, not shown: {name}", 60) for name in free)]))
+        free = [cast.titles[key] for key in cast.looks if float(table.at[key, cost.name]) == 0 and key in means.index]
+        panel.set_xlabel("\n".join([cost.axis, *(fill(f"0, not shown: {name}", 60) for name in free)]))
         panel.margins(0.12)
         if points:
             panel.set_xscale("log")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.columns import GUARANTEES, TRIP, TRIPS
 from reports.drawing import Cast, draw_line, legend, panels, plain_ticks
 from reports.results import Block, Line, Results
 from reports.tables import MISSING, Entry, Group, Row, Table, absent
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TRIP = "trip_"
-NFE, ALONE, SINGLE, UNEQUAL = "_nfe", "_alone", "_float32", "_unequal"
+NFE = "_nfe"
 DOPRI5 = "dopri5_"
 INVARIANT = "Lengths are in the coordinate that the method's solver walks in, where its certificate is stated."
 
@@ -81,7 +81,7 @@ def places(results: Results) -> Iterator[Place]:
 def round_trips(results: Results) -> list[str]:
     """The solvers that made round trips: dopri5 from the widest tolerance to the tightest, then the others."""
     names = [str(c).removeprefix(TRIP) for c in results.rows.columns if str(c).startswith(TRIP)]
-    solvers = [name for name in names if not name.endswith((NFE, ALONE, SINGLE, UNEQUAL))]
+    solvers = [name for name in names if not name.endswith(tuple(filter(None, TRIPS)))]
     return sorted(solvers, key=lambda name: (not name.startswith(DOPRI5), -_tolerance(name), name))
 
 
@@ -98,11 +98,19 @@ def _tolerance(solver: str) -> float:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-DISTANCES = ("σ of J", "sought pairs", "certified", "used", "outside", "random pairs")
-VOLUMES = ("log det", "at most", "log condition", "at most")
-STABILITY = ("amplified", "at most", "latent std", "max", "error", "local", "bound")
-EDITS = ("inside", "outside", "at most")
-TRIPS = ("rms error", "NFE", "unequal", "x_T alone", "float32")
+AMPLIFIED = ("amplification", "amplification_max")
+SOLVED = ("rk4_error", "rk4_local_errors", "gronwall_bound")
+CHANGED = ("edit_inside", "edit_outside", "edit_bound")
+
+
+def _heads(*names: str) -> tuple[str, ...]:
+    return tuple(GUARANTEES[name].head for name in names)
+
+
+DISTANCES = _heads("sv_max", "adversarial_max", "certified_max", "used_max", "violated", "pairs_max")
+VOLUMES = (*_heads("log_det", "certified_log_det"), "log condition", "at most")
+STABILITY = _heads(*AMPLIFIED, "encoded_std", "encoded_max", *SOLVED)
+EDITS = _heads(*CHANGED)
 
 
 def guarantee_tables(results: Results) -> tuple[Table, ...]:
@@ -197,21 +205,23 @@ def _volumes(place: Place) -> list[Entry]:
     band = place.band
     return [
         Entry(f"{volume:.3g} ±{error:.2g}", volume) if math.isfinite(volume) else Entry(MISSING, mark="missing"),
-        _constant(place, _number(place.mean("certified_log_det"), ".3g")),
+        _constant(place, _mean_of(place, "certified_log_det")),
         _number(condition.max(initial=-math.inf), ".3g"),
         _constant(place, _number(math.log(band[1] / band[0]) if band else math.nan, ".3g")),
     ]
 
 
 def _stability(place: Place) -> list[Entry]:
+    amplified, most = AMPLIFIED
+    error, local, bound = SOLVED
     return [
-        _number(place.mean("amplification"), ".3g"),
-        _number(place.values("amplification_max").max(initial=-math.inf), ".3g"),
-        _number(place.mean("encoded_std"), ".3g"),
-        _number(place.values("encoded_max").max(initial=-math.inf), ".3g"),
-        _number(place.mean("rk4_error"), ".1e"),
-        _number(place.mean("rk4_local_errors"), ".1e"),
-        _constant(place, _number(place.mean("gronwall_bound"), ".1e")),
+        _mean_of(place, amplified),
+        _most_of(place, most),
+        _mean_of(place, "encoded_std"),
+        _most_of(place, "encoded_max"),
+        _mean_of(place, error),
+        _mean_of(place, local),
+        _constant(place, _mean_of(place, bound)),
     ]
 
 
@@ -236,7 +246,7 @@ def _edit_tables(results: Results, found: Sequence[Place], notes: tuple[str, ...
 
 
 def _edits(place: Place) -> list[Entry]:
-    inside, outside, bound = (_number(place.mean(f"edit_{name}"), ".3g") for name in ("inside", "outside", "bound"))
+    inside, outside, bound = (_mean_of(place, name) for name in CHANGED)
     return [inside, outside, _constant(place, bound)]
 
 
@@ -246,7 +256,7 @@ def _trip_table(results: Results, notes: tuple[str, ...]) -> Table:
     for line in results.lines:
         rows = results.rows[results.rows["line"] == line.key]
         made = tuple(Row(_named(name), _trip_entries(rows, name)) for name in round_trips(results))
-        groups.append(Group(line.title, TRIPS, made, "solver"))
+        groups.append(Group(line.title, tuple(column.head for column in TRIPS.values()), made, "solver"))
     return Table(
         "round_trips",
         "Round trips of the image",
@@ -263,18 +273,7 @@ def _trip_table(results: Results, notes: tuple[str, ...]) -> Table:
 
 
 def _trip_entries(rows: pd.DataFrame, solver: str) -> tuple[Entry, ...]:
-    shown = (("", ".1e"), (NFE, ".0f"), (UNEQUAL, ".0f"), (ALONE, ".1e"), (SINGLE, ".1e"))
-    return tuple(_number(_mean(rows, f"{TRIP}{solver}{suffix}"), style) for suffix, style in shown)
-
-
-IDENTITY = ("model", "image_id", "seed")
-MEASURED = (
-    "sv_min", "sv_max", "pairs_min", "pairs_max", "adversarial_min", "adversarial_max", "log_det", "log_det_error",
-    "certified", "certified_min", "certified_max", "certified_z_min", "certified_z_max", "certified_log_det", "K", "L",
-    "lam", "h", "lipschitz_N", "gronwall", "gronwall_z", "used_min", "used_max", "violated", "flow_steps",
-    "amplification", "amplification_max", "encoded_std", "encoded_max", "rk4_error", "rk4_local_errors",
-    "gronwall_bound", "edit_inside", "edit_outside", "edit_bound",
-)  # fmt: skip
+    return tuple(_number(_mean(rows, f"{TRIP}{solver}{end}"), column.digits) for end, column in TRIPS.items())
 
 
 def guarantee_csv(results: Results) -> str:
@@ -282,7 +281,7 @@ def guarantee_csv(results: Results) -> str:
     rows = results.rows
     names = {"line": "line", "block": "corruption", "column": "severity"}
     trips = [str(column) for column in rows.columns if str(column).startswith(TRIP)]
-    kept = [name for name in (*names, *IDENTITY, *MEASURED, *trips) if name in rows]
+    kept = [name for name in (*names, "image_id", "seed", *GUARANTEES, *trips) if name in rows]
     return rows[kept].rename(columns=names).to_csv(index=False, lineterminator="\n")
 
 
@@ -290,6 +289,16 @@ def _span(span: tuple[float, float] | None) -> Entry:
     if span is None:
         return Entry(MISSING, mark="missing")
     return Entry(f"{span[0]:.3g} – {span[1]:.3g}", span[1], *span)
+
+
+def _mean_of(place: Place, name: str) -> Entry:
+    """The mean of a column over images."""
+    return _number(place.mean(name), GUARANTEES[name].digits)
+
+
+def _most_of(place: Place, name: str) -> Entry:
+    """The most of a column over images."""
+    return _number(place.values(name).max(initial=-math.inf), GUARANTEES[name].digits)
 
 
 def _number(value: float, style: str) -> Entry:

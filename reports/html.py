@@ -184,8 +184,8 @@ def _changes(dirty: Any) -> str:
 
 
 def describe(axes: Mapping[str, Any]) -> str:
-    """A cell's place in words, titles and empty axes left out."""
-    named = {name: value for name, value in axes.items() if value is not None and not name.endswith("_title")}
+    """A cell's place in words, empty axes left out."""
+    named = {name: value for name, value in axes.items() if value is not None}
     return ", ".join(f"{name} {words(value)}" for name, value in named.items())
 
 

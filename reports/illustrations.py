@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.columns import Metric
 from bench.store import Store
 from reports import drawing, guarantees, strictness, theory
 from reports import figures as draw
 from reports.drawing import Cast
 from reports.html import Figure
 from reports.images import Gallery, gallery, image_grid, scores_of
-from reports.results import Metric, Results, middle
+from reports.results import Results, middle
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from bench.columns import Metric
 from bench.store import Store
 from reports.drawing import Cast
-from reports.results import Block, Line, Metric, Results
+from reports.results import Block, Line, Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,7 +132,7 @@ def scores_of(results: Results, metric: Metric | None) -> Scores:
 def _caption(metric: Metric | None, value: float) -> str:
     if metric is None or math.isnan(value):
         return ""
-    return "∞" if math.isinf(value) else f"{value:{metric.digits}}{f' {metric.unit}' if metric.unit else ''}"
+    return "∞" if math.isinf(value) else metric.text(value)
 
 
 def _rgb(image: np.ndarray) -> Pixels:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from bench.columns import AXES, MEASUREMENT, METRICS, Metric, declared
 from bench.store import Store
 
 if TYPE_CHECKING:
@@ -29,69 +30,6 @@ NAMED = 5  # differing measurements that an error names
 
 class MixedMeasurements(ValueError):
     """Rows that a table would compare start from different measurements y."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is named and printed; `digits` is a format specification.
-
-    A metric with an `extractor` is of sets: a `distance` of `reports.distances` between the features of all outputs
-    and those of their truths. The others are columns of the rows, one number an image.
-    """
-
-    name: str
-    title: str
-    unit: str
-    higher_is_better: bool
-    digits: str
-    printed: bool = True  # in the terminal, where no metric is asked for
-    floor: float = 0.0  # differences below it are rounding: they rank nobody
-    extractor: str = ""
-    distance: str = ""
-
-    @property
-    def heading(self) -> str:
-        arrow = "higher" if self.higher_is_better else "lower"
-        return f"{self.title}{f' [{self.unit}]' if self.unit else ''}, {arrow} is better"
-
-    @property
-    def axis(self) -> str:
-        return f"{self.title} [{self.unit}]" if self.unit else self.title
-
-
-SHARE = "share"
-"""The unit of what an image has or has not."""
-
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("psnr", "PSNR", "dB", True, ".2f"),
-        Metric("ssim", "SSIM", "", True, ".3f"),
-        Metric("verdict", "asked change is there, by the classifier", SHARE, True, ".2f"),
-        Metric("outside_psnr", "PSNR outside the mask", "dB", True, ".2f"),
-        Metric("fd_scenes", "FD-scenes", "", False, ".3g", extractor="scenes", distance="frechet"),
-        Metric("lpips", "LPIPS (AlexNet)", "", False, ".3f"),
-        Metric("lpips_vgg", "LPIPS (VGG)", "", False, ".3f"),
-        Metric("lpips_squeeze", "LPIPS (SqueezeNet)", "", False, ".3f"),
-        Metric("l2", "L2", "", False, ".3g", printed=False),
-        Metric("kept", "other attributes kept, by the classifier", SHARE, True, ".2f", printed=False),
-        Metric("inside_psnr", "PSNR inside the mask", "dB", True, ".2f", printed=False),
-        Metric("outside_ssim", "SSIM outside the mask", "", True, ".3f", printed=False),
-        Metric("outside_mse", "MSE outside the mask", "", False, ".1e", printed=False, floor=1e-14),
-        Metric("inside_mse", "MSE inside the mask", "", False, ".1e", printed=False, floor=1e-14),
-        Metric("pie_psnr", "PSNR with the mask black (PIE-Bench)", "dB", True, ".2f", printed=False),
-        Metric("pie_ssim", "SSIM with the mask black (PIE-Bench)", "", True, ".3f", printed=False),
-        Metric("pie_mse", "MSE with the mask black (PIE-Bench)", "", False, ".1e", printed=False, floor=1e-14),
-        Metric("pie_lpips", "LPIPS (SqueezeNet) with the mask black (PIE-Bench)", "", False, ".3f", printed=False),
-        Metric("clip", "CLIP similarity (ViT-L/14)", "", True, ".2f", printed=False),
-        Metric("pie_clip", "CLIP similarity (ViT-L/14) inside the mask (PIE-Bench)", "", True, ".2f", printed=False),
-        Metric("fid", "FID", "", False, ".4g", extractor="inception", distance="frechet"),
-        Metric("kid", "KID", "", False, ".3g", printed=False, extractor="inception", distance="kernel"),
-        Metric("kd_scenes", "KD-scenes", "", False, ".3g", printed=False, extractor="scenes", distance="kernel"),
-        Metric("mse", "MSE", "", False, ".1e", printed=False, floor=1e-14),  # of float32 images in [0, 1]
-        Metric("latent_mse", "latent MSE", "", False, ".1e", floor=1e-24),  # of float64 latents in [-1, 1]
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -168,9 +106,18 @@ class Results:
         return self.manifest.get("task") == "guarantee"
 
     @cached_property
+    def declared(self) -> dict[str, Metric]:
+        """Every metric that there may be: ours, and those that the manifest declares."""
+        return declared(self.manifest)
+
+    def title(self, axis: str, name: str) -> str:
+        """The title of a name on an axis, such as a method's."""
+        return _title(self.manifest, axis, name)
+
+    @cached_property
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics that any row has a value for. Of a round trip PSNR and `error` are printed."""
-        found = tuple(metric for metric in METRICS.values() if self.has(metric.name))
+        found = tuple(metric for metric in self.declared.values() if self.has(metric.name))
         if not self.reconstructs:
             return found
         error = self.error
@@ -185,7 +132,7 @@ class Results:
 
     def has(self, name: str) -> bool:
         """Whether any row has a value of a metric, or any cell the features of one of sets."""
-        if name in METRICS and METRICS[name].extractor:
+        if name in self.declared and self.declared[name].extractor:
             return any(name in record.get("config", {}).get("metrics", {}) for record in self.records.values())
         return name in self.rows and bool(self.rows[name].notna().any())
 
@@ -207,6 +154,11 @@ def words(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _title(manifest: Mapping[str, Any], axis: str, name: str, plain: str | None = None) -> str:
+    """As the manifest titles it, else `plain`, else the name."""
+    return str((manifest.get("titles") or {}).get(axis, {}).get(name) or plain or name)
 
 
 def _layout(manifest: Mapping[str, Any], cells: Sequence[Axes]) -> tuple[str, str]:
@@ -232,7 +184,7 @@ def _varying(cells: Sequence[Axes], placed: set[str]) -> dict[str, list[str]]:
         own = seen.setdefault(method, {})
         sizes[method] = sizes.get(method, 0) + 1
         for name, value in axes.items():
-            if name not in placed and not name.endswith("_title"):
+            if name not in placed:
                 own.setdefault(name, set()).add(words(value))
                 named[method, name] = named.get((method, name), 0) + 1
     for (method, name), count in named.items():
@@ -279,7 +231,7 @@ def arrange(
         method = str(axes["method"])
         told = [(name.removeprefix("method."), words(axes[name])) for name in varying[method] if name in axes]
         tail = "".join(f" · {word}" if name in SPEAKING else f" · {name} {word}" for name, word in told)
-        line = Line(method + tail, str(axes.get("method_title") or method) + tail.replace("_", " "), method, axes)
+        line = Line(method + tail, _title(manifest, "method", method) + tail.replace("_", " "), method, axes)
         value = words(axes.get(block_axis))
         where = [name for name, several in (("model", by_model), ("dataset", len(datasets) > 1)) if several]
         named = [(name, words(axes.get(name))) for name in where if name != block_axis]
@@ -287,11 +239,10 @@ def arrange(
         block = value + place
         places[block] = (*named, (block_axis, value)) if named else ()
         named_itself = block_axis in ("corruption", "edit")
-        title = axes.get(f"{block_axis}_title") or (
-            value.replace("_", " ") if named_itself else f"{block_axis} {value}"
-        )
+        plain = value.replace("_", " ") if named_itself else f"{block_axis} {value}"
+        title = _title(manifest, block_axis, value, plain)
         lines.setdefault(line.key, line)
-        titles.setdefault(block, str(title) + place if not by_model else f"{place.removeprefix(' · ')} · {title}")
+        titles.setdefault(block, title + place if not by_model else f"{place.removeprefix(' · ')} · {title}")
         column = words(axes.get(column_axis))
         columns.setdefault(block, set()).add(column)
         cells.append(Cell(entry["id"], (line.key, block, column), axes, status.get(entry["id"], "missing")))
@@ -321,9 +272,7 @@ def _method_order(lines: Mapping[str, Line]) -> Any:
     return lambda line: first[line.method]
 
 
-UNREAD = (
-    "details", "solver_steps", "sigma01", "snr_db", "method", "model", "dataset", "task", "corruption", "severity",
-)  # fmt: skip
+UNREAD = (*AXES, *MEASUREMENT)
 """Columns of the rows that no table or figure needs: the axes come from the manifest."""
 
 

@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench.columns import Metric
 from reports.drawing import MARKERS, PALETTE, legend, panels
-from reports.results import Block, Line, Metric, Results
+from reports.results import Block, Line, Results
 from reports.tables import MISSING, Entry, Group, Row, Table
 
 if TYPE_CHECKING:

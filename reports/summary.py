@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.columns import COSTS, LATENTS, OF_INPUT, SHARE, Metric
 from reports.distances import DISTANCES
-from reports.results import SHARE, Block, Cell, Line, Metric, Results, words
+from reports.results import Block, Cell, Line, Results, words
 from reports.statistics import cluster_means, holm, interval, paired_difference, rank
 
 if TYPE_CHECKING:
@@ -145,13 +146,13 @@ def _above_floor(metric: Metric, value: Any) -> Any:
 
 def _input(metric: Metric, rows: _Rows, here: npt.NDArray[np.int64], block: Block, column: str) -> list[dict[str, Any]]:
     """What a method was given as a solution; the methods share it, so each (image, seed) counts once."""
-    values = rows.values(f"input_{metric.name}")[here]
-    known = here[~np.isnan(values)]
+    values = rows.values(f"{OF_INPUT}{metric.name}")
+    known = here[~np.isnan(values[here])]
     if not len(known):
         return []
     _, first = np.unique(rows.images[known] * (rows.seeds.max() + 1) + rows.seeds[known], return_index=True)
     once = known[first]
-    entry = _blank(metric, block, column) | _mean(metric, rows.values(f"input_{metric.name}")[once], rows.images[once])
+    entry = _blank(metric, block, column) | _mean(metric, values[once], rows.images[once])
     title = EDIT_TITLE if rows.results.edits else INPUT_TITLE
     return [entry | {"line": INPUT, "title": title, "method": INPUT, "cells": 0, "cells_done": 0}]
 
@@ -304,10 +305,8 @@ def _rank(metric: Metric, entries: list[dict[str, Any]], rows: _Rows, block: Blo
         }
 
 
-COSTS = ("nfe", "nfe_grad", "seconds", "peak_mib", "state_bytes", "latent_std", "latent_kurtosis", "latent_w2")
-
-
-LATENTS = ("latent_std", "latent_kurtosis", "latent_w2")
+MEASURED = (*COSTS, *LATENTS)
+"""What the tables of costs and latents are means of."""
 
 
 def _of_the_prior(rows: pd.DataFrame) -> pd.DataFrame:
@@ -346,7 +345,7 @@ def costs(results: Results) -> pd.DataFrame:
         rows = table[table["line"] == line.key]
         record: dict[str, Any] = {"line": line.key, "title": line.title, "method": line.method}
         record["model"] = words_of(cell.axes.get("model") for cell in results.cells if cell.key[0] == line.key)
-        for name in COSTS:
+        for name in MEASURED:
             record[name] = float(rows[name].astype(float).mean()) if name in rows and len(rows) else math.nan
         record["seconds"], record["unsteady"] = _seconds(rows)
         flag = latent_flag(record["latent_std"], _lost(rows))
@@ -370,12 +369,12 @@ def entry_costs(results: Results) -> pd.DataFrame:
     import pandas as pd
 
     table = _of_the_prior(results.rows)
-    numbers = table.reindex(columns=list(COSTS)).astype(float)
+    numbers = table.reindex(columns=list(MEASURED)).astype(float)
     groups = numbers.groupby([table[name] for name in ("line", "block", "column")], sort=False)
     means = {key: dict(row) for key, row in groups.mean().iterrows()}
     sizes = groups.size().to_dict()
     lost = {key: _lost(table.loc[places]) for key, places in groups.groups.items()}
-    blank = dict.fromkeys(COSTS, math.nan)
+    blank = dict.fromkeys(MEASURED, math.nan)
     records: list[dict[str, Any]] = []
     for block in results.blocks:
         for line in results.lines:

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports.results import Metric, Results, words
+from bench.columns import COSTS, LATENTS, Column, Metric
+from reports.results import Results, words
 from reports.summary import INPUT
 
 if TYPE_CHECKING:
@@ -195,8 +196,8 @@ def _notes(metric: Metric, summary: pd.DataFrame, results: Results) -> tuple[str
     if summary["partial"].any():
         notes.append(f"{DAGGER} part of the cells, seeds or images is missing or not finite: shown, not ranked.")
     notes += setting(results)
-    if results.reconstructs and metric.name in FLOORS:
-        notes.append(FLOORS[metric.name])
+    if results.reconstructs and metric.note:
+        notes.append(metric.note)
     if (unfinished := int(summary["n_numerical"].sum())) > 0:
         made = "reconstructed" if results.reconstructs else "edited" if results.edits else "restored"
         notes.append(f"{unfinished} {made} images were not finite and have no {metric.title}.")
@@ -210,7 +211,7 @@ def setting(results: Results) -> list[str]:
         values = {words(cell.axes[axis]) for cell in results.cells if cell.axes.get(axis) is not None}
         shared += [f"{axis} {value}" for value in values if len(values) == 1]
     chosen = results.manifest.get("options") or {}
-    titles = {line.method: str(line.axes.get("method_title") or line.method) for line in results.lines}
+    titles = {line.method: results.title("method", line.method) for line in results.lines}
     told = [
         f"{title}: {', '.join(f'{name} {words(value)}' for name, value in chosen[method].items())}"
         for method, title in titles.items()
@@ -242,14 +243,6 @@ SETS = {
 }
 
 
-FLOORS = {
-    "psnr": "PSNR ends at 100 dB, the value of equal images.",
-    "mse": "MSE is of images clipped to [0, 1] and kept in float32: an exact round trip is 0 or rounding, below 1e-14.",
-    "latent_mse": "Latent MSE is of the decoded against the given input of the model, unclipped, in float64 and at the "
-    "scale [-1, 1]; below 1e-24 it is rounding and ranks nobody.",
-}  # fmt: skip
-
-
 def absent(results: Results) -> list[str]:
     """`k of n cells missing`, in words, if any is."""
     failed, missing, total = results.count("failed"), results.count("missing"), len(results.cells)
@@ -262,16 +255,6 @@ def absent(results: Results) -> list[str]:
     return notes + [f"unavailable: {reason}" for reason in dict.fromkeys(unavailable)]
 
 
-COST_COLUMNS = (
-    ("nfe", "NFE", ".4g"),
-    ("nfe_grad", "grad", ".4g"),
-    ("seconds", "s/image", ".3g"),
-    ("peak_mib", "peak MiB", ".1f"),
-    ("state_bytes", "state", "bytes"),
-    ("latent_std", "latent std", ".3g"),
-    ("latent_kurtosis", "kurtosis", ".3g"),
-    ("latent_w2", "W2", ".3g"),
-)
 PRIOR = "Kurtosis: of the latent, 3 if Gaussian; W2: 2-Wasserstein distance of the latent's values from N(0, 1)."
 
 
@@ -318,14 +301,15 @@ def _effect(metric: Metric, record: Mapping[Any, Any]) -> Entry:
 def cost_table(costs: pd.DataFrame, results: Results) -> Table:
     """What a method costs, mean over its finished cells, and whether its latents keep the scale of the prior."""
     with_model = costs["model"].nunique() > 1
-    shown = [c for c in COST_COLUMNS if c[0] != "latent_w2" or costs["latent_w2"].notna().any()]
+    measured = (*COSTS.values(), *LATENTS.values())
+    shown = [column for column in measured if column.name != "latent_w2" or costs["latent_w2"].notna().any()]
     rows = []
     for record in costs.to_dict("records"):
         entries = [Entry(record["model"])] if with_model else []
-        entries += [_cost(record[name], digits) for name, _, digits in shown]
+        entries += [_cost(column, record[column.name]) for column in shown]
         entries.append(Entry(record["flag"], mark="failed" if record["flag"] else ""))
         rows.append(Row(record["title"], tuple(entries)))
-    columns = ("model",) * with_model + tuple(title for _, title, _ in shown) + ("flag",)
+    columns = ("model",) * with_model + tuple(column.head for column in shown) + ("flag",)
     notes = [
         "Costs: means over the images of all finished cells, seconds of the median cell. NFE: network evaluations an "
         "image, guidance counts two; grad: those with a backward pass; peak: memory allocated on a GPU, or by how much "
@@ -339,17 +323,6 @@ def cost_table(costs: pd.DataFrame, results: Results) -> Table:
     return Table("costs", "Costs", (Group("", columns, tuple(rows), "method"),), tuple(notes))
 
 
-LATENT_COLUMNS = (
-    ("latent_std", "latent std", ".3g"),
-    ("latent_kurtosis", "kurtosis", ".3g"),
-    ("latent_w2", "W2", ".3g"),
-    ("state_bytes", "state", "bytes"),
-    ("nfe", "NFE", ".4g"),
-    ("nfe_grad", "grad", ".4g"),
-)
-TIMED_COLUMNS = (("seconds", "s/image", ".3g"), ("peak_mib", "peak MiB", ".1f"))
-
-
 def latent_table(costs: pd.DataFrame, results: Results, timed: bool) -> Table:
     """A group a block, a row a method and column: its latents' scale and shape and what they cost.
 
@@ -357,8 +330,9 @@ def latent_table(costs: pd.DataFrame, results: Results, timed: bool) -> Table:
     shows a method's last column and whatever is flagged.
     """
     seldom = {"nfe_grad": costs["nfe_grad"].gt(0).any(), "latent_w2": costs["latent_w2"].notna().any()}
-    shown = [c for c in LATENT_COLUMNS if seldom.get(c[0], True)]
-    shown += TIMED_COLUMNS if timed else ()
+    spent = [COSTS[name] for name in ("state_bytes", "nfe", "nfe_grad", "seconds", "peak_mib")]
+    shown = [column for column in (*LATENTS.values(), *spent) if seldom.get(column.name, True)]
+    shown = [column for column in shown if timed or not column.timed]
     groups = []
     for block in results.blocks:
         part = costs[costs["block"] == block.key].to_dict("records")
@@ -366,11 +340,11 @@ def latent_table(costs: pd.DataFrame, results: Results, timed: bool) -> Table:
         rows = []
         for record in part:
             entries = [Entry(record["column"], _number(record["column"]))]
-            entries += [_cost(record[name], digits) for name, _, digits in shown]
+            entries += [_cost(column, record[column.name]) for column in shown]
             entries.append(Entry(record["flag"], mark="failed" if record["flag"] else ""))
             brief = bool(record["flag"]) or last.get(record["line"], block.columns[-1]) == record["column"]
             rows.append(Row(record["title"], tuple(entries), printed=brief))
-        columns = (block.axis, *(title for _, title, _ in shown), "flag")
+        columns = (block.axis, *(column.head for column in shown), "flag")
         groups.append(Group(block.title, columns, tuple(rows), "method"))
     notes = [
         "Means over images. Latent std and kurtosis: 1 and 3 for Gaussian noise; flag: exploded where the std is above "
@@ -418,24 +392,10 @@ def _machine(record: Mapping[str, Any]) -> str:
     return ", ".join([str(machine), *counted, *([f"batches of {batch}"] if batch else [])])
 
 
-def _cost(value: float, digits: str) -> Entry:
+def _cost(column: Column, value: float) -> Entry:
     if math.isnan(value):
         return Entry(MISSING, mark="missing")
-    text = _bytes(value) if digits == "bytes" else _plain(value, digits)
-    return Entry(text, _finite(value))
-
-
-def _plain(value: float, digits: str) -> str:
-    """Significant digits without an exponent below a million: 12346 rather than 1.235e+04."""
-    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else format(value, digits)
-
-
-def _bytes(value: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} GiB"
+    return Entry(column.number(value), _finite(value))
 
 
 # --- published numbers, and the short form ----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.columns import COSTS, LATENTS, Metric
 from reports.drawing import (
     LABEL,
     PALETTE,
@@ -27,7 +28,7 @@ from reports.drawing import (
     panels,
     plain_ticks,
 )
-from reports.results import Metric, Results
+from reports.results import Results
 from reports.statistics import bootstrap
 from reports.summary import EXPLODED, INPUT
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 WIDE, TALL = 4.9, 3.7  # inches, of a panel
 STRIP = 0.2  # of a panel's height, for the methods that are exact
-EXACT = {"latent_mse": 1e-9, "mse": 1e-6}  # rms below which an error is the arithmetic's: float64, float32 images
 DASHED: dict[str, Any] = {"color": "#9A9A9A", "linewidth": 1.1, "linestyle": (0, (4, 2)), "zorder": 1.2}
 GROWTH: Mapping[str, tuple[str, str, Callable[[float], float]]] = {
     "methods.inversion.edict.EDICT": ("p", "p⁻²ᴺ", lambda p: p**-2),
@@ -54,7 +54,7 @@ def exact(metric: Metric, summary: pd.DataFrame) -> set[str]:
     """Lines whose error is that of the arithmetic in every column."""
     chosen = summary[(summary["metric"] == metric.name) & summary["mean"].notna()]
     worst = chosen.groupby("line", sort=False)["mean"].max()
-    return set(worst.index[worst <= EXACT[metric.name] ** 2])
+    return set(worst.index[worst <= metric.exact**2])
 
 
 def round_trip(
@@ -67,14 +67,14 @@ def round_trip(
     """
     chosen = summary[(summary["metric"] == metric.name) & (summary["line"] != INPUT) & np.isfinite(summary["mean"])]
     evaluations = costs.set_index(["line", "block", "column"])["nfe"]
-    rounding = EXACT[metric.name]
+    rounding = metric.exact
     figure, axes = panels(len(results.blocks), WIDE, TALL, 2)
     for panel, block in zip(axes, results.blocks, strict=True):
         part = chosen[chosen["block"] == block.key]
         rms = np.sqrt(part["mean"].to_numpy(dtype=float))
         inexact = rms[rms > rounding]
         panel.set_title(block.title)
-        panel.set_xlabel("NFE an image" if against == "nfe" else block.axis)
+        panel.set_xlabel(COSTS["nfe"].axis if against == "nfe" else block.axis)
         if not len(rms):
             continue
         floor = 10.0 ** math.floor(math.log10(inexact.min() / 2)) if len(inexact) else rounding
@@ -196,7 +196,7 @@ def latent_scale(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure:
             _plain_y_ticks(panel)
         name_ends(panel, ends, 2.6)
     for panel in axes[::2]:
-        panel.set_ylabel("std of the latent")
+        panel.set_ylabel(LATENTS["latent_std"].axis)
     return figure
 
 
@@ -265,7 +265,7 @@ def growth(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure | None:
                 va="top", fontsize=7, color="#555555",
             )  # fmt: skip
         panel.set_ylim(min(low, 0.3), max(high, 10) * 4)
-    axes[0].set_ylabel("std of the latent")
+    axes[0].set_ylabel(LATENTS["latent_std"].axis)
     legend(figure, axes)
     return figure
 

@@ -42,7 +42,7 @@ def synthesise(folder: Path, rows: int) -> int:
                 sums = [hashlib.sha256(f"{corruption}{severity}{seed}{i}".encode()).hexdigest() for i in range(IMAGES)]
                 for method in range(METHODS):
                     axes = {
-                        "method": f"m{method}", "method_title": f"Method {method}", "model": "scenes_vp",
+                        "method": f"m{method}", "model": "scenes_vp",
                         "dataset": "scenes", "task": "restore", "corruption": corruption, "severity": severity,
                         "steps": 10, "guidance": 1.0, "seed": seed,
                     }  # fmt: skip
@@ -50,7 +50,8 @@ def synthesise(folder: Path, rows: int) -> int:
                     cells.append({"id": name, "axes": axes})
                     score = 32 - 3 * severity + method / 3 + difficulty + rng.normal(0, 1, IMAGES)
                     _write(store, name, axes, _columns(name, axes, names, score, sums, rng), pixels, names)
-    store.write_manifest("scale", {"title": "Many rows", "task": "restore", "cells": cells})
+    titles = {"method": {f"m{method}": f"Method {method}" for method in range(METHODS)}}
+    store.write_manifest("scale", {"title": "Many rows", "task": "restore", "titles": titles, "cells": cells})
     return len(cells) * IMAGES
 
 
@@ -58,7 +59,7 @@ def _columns(
     name: str, axes: dict[str, Any], names: list[str], score: np.ndarray, sums: list[str], rng: np.random.Generator
 ) -> dict[str, Any]:
     """The columns that a run writes."""
-    constant = {key: [value] * IMAGES for key, value in axes.items() if key != "method_title"}
+    constant = {key: [value] * IMAGES for key, value in axes.items()}
     return {
         "cell_id": [name] * IMAGES, "image_id": names, **constant, "outcome": ["ok"] * IMAGES, "psnr": score,
         "ssim": score / 50, "mse": 10 ** (-score / 10), "input_psnr": score - 3, "input_ssim": (score - 3) / 50,

@@ -247,8 +247,8 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([*FIELD, f"{ARGUMENT}.k_max=1"], ["backbone.k_max=1 ", "zoo:scenes_inode", "4.0"]),
     ([SWEEP, "model.scenes_vp.weights=null"], ["model.scenes_vp.weights", "untrained", "bench.train"]),
     # metrics, retries, places
-    ([SWEEP, "metrics=psn"], ["metrics.0='psn'", "'ssim'", "nearest: psnr"]),
-    ([SWEEP, "metrics=psnr,ssmi"], ["metrics.1='ssmi'", "nearest: ssim"]),
+    ([SWEEP, "metrics=psn"], ["unknown metric 'psn'", " ssim,", "nearest: psnr"]),
+    ([SWEEP, "metrics=psnr,ssmi"], ["unknown metric 'ssmi'", "nearest: ssim"]),
     ([SWEEP, "retry=omm"], ["unknown failure class 'omm' in retry", "timeout", "nearest: oom"]),
     ([SWEEP, "retry=oom,tmeout"], ["unknown failure class 'tmeout'", "nearest: timeout"]),
     ([SWEEP, "highlight=edikt"], ["unknown method 'edikt' in highlight", "allowed: ", "ddim", "nearest: edict"]),

@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from bench import metrics
+from bench.columns import METRICS
 from bench.errors import UserError
 from bench.spec.cells import Cell, canonical, expand
 from bench.spec.chunks import Clock, chunk
@@ -285,7 +286,7 @@ def test_the_weights_are_part_of_the_id(tmp_path: Path) -> None:
 
 def test_a_metrics_version_is_part_of_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
     before = ids(one_cell())
-    monkeypatch.setitem(metrics.CATALOGUE, "psnr", metrics.Metric(version=2))
+    monkeypatch.setitem(METRICS, "psnr", replace(METRICS["psnr"], version=2))
     assert ids(one_cell()) != before
 
 

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.columns import METRICS
 from bench.store import Store
 from reports import drawing, figures, theory
 from reports.build import main
 from reports.drawing import BEST, Cast, cast, spread
 from reports.images import ranked, window
-from reports.results import METRICS, Results, load
+from reports.results import Results, load
 from reports.summary import entry_costs, summarise
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.columns import NAME_AXES
 from bench.data import scenes
 from bench.files import SWEEPS
 from bench.spec.compose import compose_config
-from bench.spec.config import GROUPS, NAME_AXES
+from bench.spec.config import GROUPS
 from methods.backbones import captions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +31,7 @@ FORBIDDEN = {
 ADMITTED = {"reports": ("bench.store", "bench.columns", "bench.errors", "bench.files", "bench.mirror.records")}
 """What a room may know of bench."""
 FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("bench.errors", "bench.files", "bench.store", "bench.provenance", "bench.hub", "bench.columns"),),
+    (tuple(f"bench.{name}" for name in ["errors", "files", "store", "provenance", "hub", "weights", "columns"]),),
     (("bench.data",), ("bench.metrics",)),
     (("bench.spec",),),
     (("bench.cell",),),

@@ -459,9 +459,9 @@ def test_the_picture_of_a_posterior(tmp_path: Path, capsys: pytest.CaptureFixtur
     save_file({name: part.contiguous() for name, part in made.items()}, weights)
     arguments = ["profile=digits", "corruption=block_mask", "steps=1", "draws=2", f"out={tmp_path / 'a' / 'b'}"]
     arguments.append(f"method.injective_ode.models.digits_inode.weights={weights}")
-    cells, image, draws, out = posterior.parse(arguments)
+    cells, image, draws, out, names = posterior.parse(arguments)
     (row,) = (posterior.solve(cell, image, draws) for cell in cells)
-    assert row.title == "block mask" and len(row.samples) == 2
+    assert names[row.corruption] == "block mask" and len(row.samples) == 2
     known = (row.y == row.truth).all(-1)
     assert (row.spread[known] == 0).mean() > 0.9 and (row.spread[~known] > 0).all()
     assert posterior.main(arguments) == 0 and out.read_bytes().startswith(b"\x89PNG")

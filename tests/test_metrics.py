@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,23 +16,34 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from bench import metrics, prefetch
+from bench import prefetch
+from bench.columns import ASKED, METRICS, Metric
 from bench.data.scenes import EDITS, Scenes
 from bench.errors import UserError
 from bench.metrics import edit
-from bench.metrics.edit import FUNCTIONS as EDIT_FUNCTIONS
-from bench.metrics.edit import Edited, clip_similarity, pie_mask, region_mse, score_edits
-from bench.metrics.image import BACKBONES, FUNCTIONS, compare, l2, mse, psnr, score, ssim
+from bench.metrics.edit import clip_similarity, pie_mask, region_mse
+from bench.metrics.image import l2, lpips, mse, psnr, ssim
 from bench.metrics.latent import normal_distance
-from bench.spec.config import Metric as MetricName
+from bench.metrics.scoring import Batch
+from bench.metrics.scoring import score as score_of
+from bench.spec import metrics
+from bench.weights import JUDGE, LPIPS_SQUEEZE, Weights, weights_folder
 from reports.distances import frechet, kernel
-from reports.results import METRICS
 
 
 def pictures(count: int = 3, size: int = 32) -> tuple[Tensor, Tensor]:
     rng = torch.Generator().manual_seed(0)
     truth = torch.rand(count, 3, size, size, generator=rng)
     return (truth + 0.1 * torch.randn(truth.shape, generator=rng)), truth
+
+
+def available(names: tuple[str, ...], task: str = "restore") -> tuple[tuple[str, ...], dict[str, str]]:
+    usable, missing = metrics.available(metrics.chosen(names), task)
+    return tuple(usable), missing
+
+
+def score(names: tuple[str, ...], batch: Batch) -> dict[str, list[float | None]]:
+    return score_of(metrics.scores(names), batch)
 
 
 def scenes(count: int) -> Tensor:
@@ -42,22 +54,17 @@ def scenes(count: int) -> Tensor:
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_name_is_known_everywhere() -> None:
-    """What a YAML may ask is in the catalogue, is computed somewhere, and has a heading in the tables."""
-    names = set(get_args(MetricName))
-    assert names == set(metrics.CATALOGUE)
-    sets = {name for name, metric in metrics.CATALOGUE.items() if metric.extractor}
-    assert names == set(FUNCTIONS) | set(BACKBONES) | set(EDIT_FUNCTIONS) | sets
-    assert names <= set(METRICS)
-    assert {name for name in names if METRICS[name].extractor} == sets
-    assert all(METRICS[name].extractor == metrics.CATALOGUE[name].extractor for name in sets)
+def test_every_metric_of_images_is_found() -> None:
+    names = tuple(name for name in ASKED if METRICS[name].kind == "image")
+    assert set(metrics.scores(names)) == set(names)
+    assert {METRICS[name].kind for name in ASKED} == {"image", "set"}
 
 
 def test_no_distance_over_other_features_is_called_fid() -> None:
     titles = {metric.title for metric in METRICS.values() if metric.extractor == "inception"}
     assert titles == {"FID", "KID"}
     assert {m.title for m in METRICS.values() if m.extractor == "scenes"} == {"FD-scenes", "KD-scenes"}
-    assert all("(" in METRICS[name].title for name in BACKBONES), "LPIPS names its backbone"
+    assert all("(" in METRICS[name].title for name in ASKED if "lpips" in name), "LPIPS names its backbone"
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
@@ -100,9 +107,9 @@ def test_better_images_score_better() -> None:
 
 def test_an_image_scores_what_it_scores_alone() -> None:
     x, truth = pictures()
-    for name in FUNCTIONS:
-        together = FUNCTIONS[name](x, truth)
-        alone = torch.cat([FUNCTIONS[name](x[i : i + 1], truth[i : i + 1]) for i in range(3)])
+    for compare in (psnr, ssim, mse, l2):
+        together = compare(x, truth)
+        alone = torch.cat([compare(x[i : i + 1], truth[i : i + 1]) for i in range(3)])
         torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
 
 
@@ -110,7 +117,7 @@ def test_an_image_that_is_not_finite_has_no_score() -> None:
     x, truth = pictures()
     x[1, 0, 0, 0] = float("nan")
     truth[2] = float("nan")
-    found = score(("psnr", "ssim", "fid"), x, truth)
+    found = score(("psnr", "ssim", "fid"), Batch(x, truth, truth))
     assert found["psnr"][1:] == [None, None] and found["ssim"][1:] == [None, None]
     assert np.isfinite([found["psnr"][0], found["ssim"][0]]).all() and "fid" not in found
 
@@ -120,15 +127,16 @@ def test_lpips_through_its_own_loader(tmp_path: Path, monkeypatch: pytest.Monkey
     from torchvision.models import squeezenet1_1
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert metrics.available(("lpips_squeeze",))[0] == ()
+    assert available(("lpips_squeeze",))[0] == ()
     torch.manual_seed(0)
-    path = metrics.LPIPS["lpips_squeeze"].path
+    path = LPIPS_SQUEEZE.path
     path.parent.mkdir(parents=True)
     torch.save(squeezenet1_1().state_dict(), path)
-    assert metrics.available(("lpips_squeeze",))[0] == ("lpips_squeeze",)
+    assert available(("lpips_squeeze",))[0] == ("lpips_squeeze",)
     x, truth = pictures(2)
-    assert compare("lpips_squeeze", truth, truth).abs().max() == 0
-    assert (compare("lpips_squeeze", x, truth) > 0).all()
+    assert lpips(truth, truth, "squeeze").abs().max() == 0
+    assert (lpips(x, truth, "squeeze") > 0).all()
+    assert score(("lpips_squeeze",), Batch(x, truth, truth)) == {"lpips_squeeze": lpips(x, truth, "squeeze").tolist()}
 
 
 # --- latents ---------------------------------------------------------------------------------------------------------
@@ -217,7 +225,7 @@ def test_distances_are_torch_fidelitys() -> None:
 # --- edits -----------------------------------------------------------------------------------------------------------
 
 
-def edited(kind: str, count: int = 4, output: str = "truth") -> Edited:
+def edited(kind: str, count: int = 4, output: str = "truth") -> Batch:
     """Scenes edited perfectly (truth), not at all (image)."""
     data = Scenes()
     places = [i for i in range(30) if data.edit(i, kind) is not None][:count]
@@ -225,14 +233,14 @@ def edited(kind: str, count: int = 4, output: str = "truth") -> Edited:
     image = torch.stack([torch.from_numpy(item.image) for item in items])
     truth = torch.stack([torch.from_numpy(answer.truth) for answer in answers])
     mask = torch.stack([torch.from_numpy(answer.mask)[None] for answer in answers])
-    told = [item.caption for item in items], [answer.caption for answer in answers]
-    return Edited({"truth": truth, "image": image}[output], image, truth, mask, *told)
+    told = tuple(item.caption for item in items), tuple(answer.caption for answer in answers)
+    return Batch({"truth": truth, "image": image}[output], truth, image, mask, *told)
 
 
 @pytest.mark.parametrize("kind", EDITS)
 def test_a_perfect_edit_and_none(kind: str) -> None:
     names = ("verdict", "kept", "outside_psnr", "inside_psnr", "outside_ssim", "pie_psnr", "outside_mse")
-    perfect, none = (score_edits(names, edited(kind, output=output)) for output in ("truth", "image"))
+    perfect, none = (score(names, edited(kind, output=output)) for output in ("truth", "image"))
     assert set(perfect["verdict"]) <= {1.0, None} and set(none["verdict"]) <= {0.0, None}
     assert perfect["verdict"].count(1.0) >= 3
     assert perfect["kept"] == none["kept"] == [1.0] * 4
@@ -249,8 +257,8 @@ def test_regions_are_averaged_over_their_own_pixels() -> None:
     image = torch.full((2, 3, 16, 16), 0.5)
     mask = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
     mask[0, :, 4:8, 4:8] = mask[1, :, 2:14, 2:14] = True
-    e = Edited(image + 0.1, image, image, mask, ["", ""], ["", ""])
-    found = score_edits(("outside_mse", "inside_mse", "outside_psnr", "pie_mse", "pie_psnr"), e)
+    e = Batch(image + 0.1, image, image, mask, ("", ""), ("", ""))
+    found = score(("outside_mse", "inside_mse", "outside_psnr", "pie_mse", "pie_psnr"), e)
     assert found["outside_mse"] == pytest.approx([0.01, 0.01]) and found["inside_mse"] == pytest.approx([0.01, 0.01])
     assert found["outside_psnr"] == pytest.approx([20, 20], abs=1e-4)
     outside = [196 - 16, 196 - 144]  # of the 14 x 14 pixels inside the border, which its masks always hold
@@ -261,18 +269,18 @@ def test_regions_are_averaged_over_their_own_pixels() -> None:
 
 def test_an_edit_of_everything_has_no_outside() -> None:
     image = torch.rand(1, 3, 16, 16)
-    e = Edited(image, image, torch.full_like(image, math.nan), torch.ones(1, 1, 16, 16, dtype=torch.bool), [""], [""])
-    found = score_edits(("outside_psnr", "outside_ssim", "inside_psnr"), e)
+    e = Batch(image, torch.full_like(image, math.nan), image, torch.ones(1, 1, 16, 16, dtype=torch.bool), ("",), ("",))
+    found = score(("outside_psnr", "outside_ssim", "inside_psnr"), e)
     assert found == {"outside_psnr": [None], "outside_ssim": [None], "inside_psnr": [None]}
-    assert region_mse(image, image, ~e.mask).isnan().all()
+    assert region_mse(image, image, ~e.region).isnan().all()
 
 
 def test_the_classifier_does_not_count() -> None:
     """Of two equal things one is removed: no attribute changes, so there is no verdict."""
     image = scenes(1)
-    told = ["a red circle and a red circle on a plain gray background"], ["a red circle on a plain gray background"]
-    e = Edited(image, image, image, torch.ones(1, 1, 32, 32, dtype=torch.bool), *told)
-    assert score_edits(("verdict",), e) == {"verdict": [None]}
+    told = ("a red circle and a red circle on a plain gray background",), ("a red circle on a plain gray background",)
+    e = Batch(image, image, image, torch.ones(1, 1, 32, 32, dtype=torch.bool), *told)
+    assert score(("verdict",), e) == {"verdict": [None]}
 
 
 def test_the_verdict_asks_for_the_change_alone() -> None:
@@ -280,10 +288,10 @@ def test_the_verdict_asks_for_the_change_alone() -> None:
     data = Scenes()
     e = edited("recolour", 1)
     other = edited("restyle", 1)
-    asked = Edited(other.output, e.image, e.truth, e.mask, other.source, other.target)
-    assert score_edits(("verdict", "kept"), asked) == {"verdict": [1.0], "kept": [1.0]}
-    wrong = Edited(other.output, e.image, e.truth, e.mask, e.source, e.target)
-    assert score_edits(("verdict", "kept"), wrong) == {"verdict": [0.0], "kept": [0.0]}
+    asked = Batch(other.output, e.truth, e.given, e.mask, other.source, other.target)
+    assert score(("verdict", "kept"), asked) == {"verdict": [1.0], "kept": [1.0]}
+    wrong = Batch(other.output, e.truth, e.given, e.mask, e.source, e.target)
+    assert score(("verdict", "kept"), wrong) == {"verdict": [0.0], "kept": [0.0]}
     assert data.item(0).caption == e.source[0] == other.source[0]
 
 
@@ -315,12 +323,12 @@ def tiny_clip(folder: Path) -> None:
 
 def test_clip_similarity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert metrics.available(("clip",), "edit")[1] == {"clip": "CLIP weights, run bench.prefetch metric=clip"}
+    assert available(("clip",), "edit")[1] == {"clip": "CLIP weights, run bench.prefetch metric=clip"}
     repository = tmp_path / "models--openai--clip-vit-large-patch14"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
     tiny_clip(repository / "snapshots" / ("0" * 40))
-    assert metrics.available(("clip",), "edit")[0] == ("clip",)
+    assert available(("clip",), "edit")[0] == ("clip",)
     edit._clip.cache_clear()
     images, captions = scenes(3), ["a red circle", "a blue square", "a red square"]
     found = clip_similarity(images, captions)
@@ -334,20 +342,20 @@ def test_clip_similarity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_missing_weights_are_a_reason_and_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    usable, missing = metrics.available(("psnr", "lpips", "fid", "fd_scenes"))
+    usable, missing = available(("psnr", "lpips", "fid", "fd_scenes"))
     assert usable == ("psnr", "fd_scenes")
     assert missing["lpips"] == "LPIPS weights, run bench.prefetch metric=lpips"
     assert missing["fid"] == "Inception weights, run bench.prefetch metric=fid"
     with pytest.raises(UserError, match="verdict has no meaning for task=restore; only for edit"):
-        metrics.available(("verdict",), "restore")
-    assert metrics.unsuited("fd_scenes", (3, 32, 32)) is None
-    assert "not 1x16x16" in str(metrics.unsuited("fd_scenes", (1, 16, 16)))
+        available(("verdict",), "restore")
+    assert metrics.unsuited(METRICS["fd_scenes"], (3, 32, 32)) is None
+    assert "not 1x16x16" in str(metrics.unsuited(METRICS["fd_scenes"], (1, 16, 16)))
 
 
 def test_the_classifiers_weights_are_part_of_the_identity() -> None:
-    found = metrics.identity(("psnr", "verdict"))
+    found = metrics.identity(metrics.chosen(("psnr", "verdict")))
     assert found["psnr"] == 1
-    assert found["verdict"] == "1+" + hashlib.sha256(metrics.JUDGE.path.read_bytes()).hexdigest()[:8]
+    assert found["verdict"] == "1+" + hashlib.sha256(JUDGE.path.read_bytes()).hexdigest()[:8]
 
 
 def test_prefetch_keeps_whole_files_alone(
@@ -359,21 +367,21 @@ def test_prefetch_keeps_whole_files_alone(
     source.write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()[:8]
 
-    def offered(name: str) -> metrics.Metric:
+    def offered(name: str) -> Metric:
         (tmp_path / name).write_bytes(source.read_bytes())
-        return metrics.Metric(needs=metrics.Weights("LPIPS weights", (tmp_path / name).as_uri()), prefetch="lpips")
+        return replace(METRICS["lpips"], needs=Weights("LPIPS weights", "lpips", (tmp_path / name).as_uri()))
 
-    monkeypatch.setitem(metrics.CATALOGUE, "lpips", offered(f"alexnet-{digest}.pth"))
+    monkeypatch.setitem(METRICS, "lpips", offered(f"alexnet-{digest}.pth"))
     for _ in range(2):
         assert prefetch.main(["metric=lpips"]) == 0
         kept = Path(capsys.readouterr().out.strip().removeprefix("lpips: "))
-        assert kept.read_bytes() == b"weights" and kept.parent == metrics.weights_folder()
+        assert kept.read_bytes() == b"weights" and kept.parent == weights_folder()
     kept.write_bytes(b"half")
     with pytest.raises(UserError, match="damaged"):
         prefetch.main(["metric=lpips"])
-    monkeypatch.setitem(metrics.CATALOGUE, "lpips", offered("alexnet-00000000.pth"))
+    monkeypatch.setitem(METRICS, "lpips", offered("alexnet-00000000.pth"))
     with pytest.raises(UserError, match="LPIPS weights"):
         prefetch.main(["metric=lpips"])
-    assert not (metrics.weights_folder() / "alexnet-00000000.pth").exists()
+    assert not (weights_folder() / "alexnet-00000000.pth").exists()
     with pytest.raises(UserError, match=r"unknown metric 'lpip'.*nearest: lpips"):
         prefetch.main(["metric=lpip"])

@@ -22,11 +22,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from bench.columns import METRICS
 from bench.store import Store
 from reports.build import main
 from reports.distances import frechet, kernel
 from reports.latex import document, escape, latex
-from reports.results import METRICS, MixedMeasurements, arrange, check_measurements, load
+from reports.results import MixedMeasurements, arrange, check_measurements, load
 from reports.statistics import hedges_g
 from reports.summary import costs, effects, summarise
 from reports.tables import (
@@ -46,6 +47,7 @@ from reports.tables import (
 ROOT = Path(__file__).parents[1]
 METHODS = {"ddim": "DDIM inversion", "edict": "EDICT", "injective": "Injective ODE"}
 CORRUPTIONS = {"random_mask": "random mask", "block_mask": "block mask", "blur": "Gaussian blur", "noise": "noise"}
+TITLES = {"method": METHODS}
 GAIN = {"ddim": 0.0, "edict": 1.0, "injective": 4.0}
 
 
@@ -159,12 +161,10 @@ def make_store(
             "id": cell_name(method, corruption, severity, seed),
             "axes": {
                 "method": method,
-                "method_title": METHODS[method],
                 "model": "scenes_vp",
                 "dataset": "scenes",
                 "task": "restore",
                 "corruption": corruption,
-                "corruption_title": CORRUPTIONS[corruption],
                 "severity": severity,
                 "steps": 20,
                 "guidance": 1.0,
@@ -182,6 +182,7 @@ def make_store(
             "title": "Restoration under corruption",
             "description": "Three inversion methods restore small scenes from masked, blurred and noisy measurements.",
             "task": "restore",
+            "titles": {"method": METHODS, "corruption": CORRUPTIONS},
             "cells": cells,
             "unavailable": {"lpips": "weights not on disk"},
             "skipped": [{"axes": {"method": "null_text", "corruption": "blur"}, "reason": "needs a text condition"}],
@@ -416,7 +417,6 @@ def test_survivors_lead_no_figure(tmp_path: Path) -> None:
     not solved."""
     from reports import figures
     from reports.drawing import standing
-    from reports.results import METRICS
 
     lost = {cell_name("edict", "blur", severity) for severity in (3, 4)}
     store = make_store(tmp_path, small=True, change=lambda cell: {"finite": cell not in lost})
@@ -581,14 +581,15 @@ def test_reconstruction_sweep_and_an_empty_one(tmp_path: Path, capsys: pytest.Ca
         {
             "id": f"{method}-{steps}-{guidance}",
             "axes": {
-                "method": method, "method_title": METHODS[method], "model": "scenes_vp", "dataset": "scenes",
+                "method": method, "model": "scenes_vp", "dataset": "scenes",
                 "task": "reconstruct", "corruption": None, "severity": None, "steps": steps, "guidance": guidance,
                 "seed": 0,
             },
         }
         for method in METHODS for steps in (10, 20, 100) for guidance in (1.0, 3.0)
     ]  # fmt: skip
-    store.write_manifest("reconstruction", {"title": "Round trip", "task": "reconstruct", "cells": cells})
+    told = {"title": "Round trip", "task": "reconstruct", "titles": TITLES, "cells": cells}
+    store.write_manifest("reconstruction", told)
     assert main(["sweep=reconstruction", f"store={tmp_path}"]) == 0
     assert "18 of 18 cells missing" in capsys.readouterr().out
     for cell in cells:
@@ -619,14 +620,14 @@ def test_round_trips_of_two_models(tmp_path: Path, capsys: pytest.CaptureFixture
         {
             "id": f"{method}-{model}-{steps}",
             "axes": {
-                "method": method, "method_title": METHODS[method], "model": model, "dataset": dataset,
+                "method": method, "model": model, "dataset": dataset,
                 "task": "reconstruct", "corruption": None, "severity": None, "steps": steps, "guidance": 1.0, "seed": 0,
             },
         }
         for method in METHODS for model, dataset in (("gmm", "mixture"), ("scenes_vp", "scenes")) for steps in (10, 100)
     ]  # fmt: skip
     skipped = [{"axes": {"method": m, "dataset": "scenes"}, "reason": "model gmm takes 3x8x8"} for m in METHODS]
-    manifest = {"title": "Round trip", "task": "reconstruct", "cells": cells, "skipped": skipped}
+    manifest = {"title": "Round trip", "task": "reconstruct", "titles": TITLES, "cells": cells, "skipped": skipped}
     store.write_manifest("reconstruction", manifest)
     for cell in cells:
         axes = cell["axes"]
@@ -664,7 +665,6 @@ def test_round_trips_of_two_models(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_rounding_ranks_nobody(tmp_path: Path) -> None:
     """Two round trips exact in float64 are equally good, whichever has the smaller rounding error."""
-    from reports.results import METRICS
     from reports.summary import _above_floor
 
     assert _above_floor(METRICS["latent_mse"], 1e-30) == _above_floor(METRICS["latent_mse"], 1e-26)

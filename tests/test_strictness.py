@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports.results import METRICS, Results, arrange
+from bench.columns import METRICS
+from reports.results import Results, arrange
 from reports.strictness import strict_lines, strictness_figure, strictness_table
 from reports.summary import effects, summarise
 from reports.tables import effect_table
@@ -24,11 +25,11 @@ def made(models: Mapping[str, float] = BOUNDS, images: int = 6, **manifest: Any)
     for model in models:
         for procedure in ("zero", "sample"):
             axes = {
-                "method": "ode", "method_title": "ODE", "method.procedure": procedure, "model": model,
+                "method": "ode", "method.procedure": procedure, "model": model,
                 "dataset": "digits", "task": "restore", "corruption": "blur", "severity": 3, "steps": 32, "seed": 0,
             }  # fmt: skip
             cells.append({"id": f"{model}-{procedure}", "axes": axes})
-    content = {"name": "x", "task": "restore", "cells": cells, **manifest}
+    content = {"name": "x", "titles": {"method": {"ode": "ODE"}}, "task": "restore", "cells": cells, **manifest}
     placed, lines, blocks = arrange(content, {cell["id"]: "done" for cell in cells})
     for cell in placed:
         model, procedure = str(cell.axes["model"]), str(cell.axes["method.procedure"])

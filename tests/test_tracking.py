@@ -36,12 +36,10 @@ ADAPTIVE = ("ddim", 1)
 def axes(method: str, severity: int) -> dict[str, Any]:
     return {
         "method": method,
-        "method_title": method.upper(),
         "model": "toy",
         "dataset": "digits",
         "task": "restore",
         "corruption": "blur",
-        "corruption_title": "blur",
         "severity": severity,
         "steps": 4,
         "guidance": 1.0,
@@ -60,7 +58,7 @@ def write_cell(store: Store, method: str, severity: int) -> None:
         {
             "cell_id": cell_id(method, severity),
             "image_id": f"digit-{i}",
-            **{key: value for key, value in place.items() if not key.endswith("_title")},
+            **place,
             "outcome": "ok",
             "psnr": None if i == 2 and method == "edict" else 20 + float(rng.normal()) / 3,
             "ssim": float(rng.uniform()),
@@ -88,6 +86,7 @@ def make_store(root: Path) -> Store:
     places = [(method, severity) for method in METHODS for severity in SEVERITIES]
     cells = [{"id": cell_id(*place), "axes": axes(*place)} for place in places]
     manifest = {"title": "Toy", "description": "", "task": "restore", "profile": "toy", "images": 4, "cells": cells}
+    manifest["titles"] = {"method": {method: method.upper() for method in METHODS}}
     store.write_manifest("toy", manifest | {"unavailable": {}, "skipped": []})
     for place in places[:-1]:
         write_cell(store, *place)
@@ -139,7 +138,7 @@ def test_runs_on_the_server(server: Server, published: Store) -> None:
     assert {(run.project, run.group) for run in server.runs.values()} == {("inversion-bench", "toy")}
     run = server.runs["toy-ddim-blur-s3-toy"]
     config = {key: entry["value"] for key, entry in run.config.items() if not key.startswith("_")}
-    expected = {key: value for key, value in axes("ddim", 3).items() if not key.endswith("_title")}
+    expected = axes("ddim", 3)
     assert {key: config[key] for key in expected} == expected
     assert config["options"] == {"p": 0.93} and config["provenance"]["git_sha"] == "0123abc"
     assert (run.job_type, run.state) == ("restore", "finished") and {"toy", "restore", "digits"} <= set(run.tags)

@@ -25,12 +25,12 @@ from torch.utils.data import DataLoader
 import corruptions.base as corruptions
 from bench import provenance
 from bench.cell.models import build_denoiser, build_grid
+from bench.columns import OF_INPUT
 from bench.data.base import Dataset, EditItem, Item
 from bench.errors import UserError
-from bench.metrics import extractors
-from bench.metrics.edit import Edited, score_edits
-from bench.metrics.image import score
 from bench.metrics.latent import normal_distance
+from bench.metrics.scoring import Batch, score
+from bench.spec import metrics
 from bench.spec.cells import Cell, weights_sha256
 from bench.spec.config import ModelConfig
 from bench.spec.datasets import open_dataset
@@ -135,15 +135,17 @@ class Posed:
         known = zip(self.items, self.edits, strict=True)
         return _stack(np.full_like(i.image, np.nan) if e.truth is None else e.truth for i, e in known)
 
-    def edited(self, output: Tensor) -> Edited:
-        """Outputs [B, C, H, W] in [0, 1] beside what was asked."""
-        return Edited(
+    def batch(self, output: Tensor, given: Tensor) -> Batch:
+        """What metrics see: outputs [B, C, H, W] in [0, 1] beside what was given and asked."""
+        if not self.edits:
+            return Batch(output, self.truth, given)
+        return Batch(
             output,
-            _stack(item.image for item in self.items),
             self.truth,
+            _stack(item.image for item in self.items),
             _stack(edit.mask[None] for edit in self.edits),
-            [item.caption for item in self.items],
-            [edit.caption for edit in self.edits],
+            tuple(item.caption for item in self.items),
+            tuple(edit.caption for edit in self.edits),
         )
 
 
@@ -210,22 +212,19 @@ class Rows(pl.Callback):
     def _score(self, problem: Problem, solution: Solution, posed: Posed) -> None:
         names = tuple(self.cell.spec["metrics"])
         truth, output = posed.truth, _unit(solution.image)
-        values = score(names, output, truth)
-        if posed.edits:
-            values |= score_edits(names, posed.edited(output))
         given = _unit(problem.measurement.y if problem.measurement is not None else problem.image)
+        values = score(metrics.scores(names), posed.batch(output, given))
         told = posed.measurements or posed.edits
-        before = score(tuple(n for n in names if n in ("psnr", "ssim")), given, truth) if told else {}
+        before = score(metrics.scores(names, of_input=True), posed.batch(given, given)) if told else {}
         self._keep_features(names, output, truth)
         std, kurtosis = solution.latent.std.tolist(), solution.latent.kurtosis.tolist()
         distance = normal_distance(solution.latent.x_T).tolist()
-        axes = {k: v for k, v in self.cell.axes.items() if not k.endswith("_title")}
         error = solution.error.tolist() if solution.error is not None else None
         nfe = _evaluations(solution, len(posed.items))
         for i, item in enumerate(posed.items):
-            row = {"cell_id": self.cell.id, "image_id": item.id, **axes}
+            row = {"cell_id": self.cell.id, "image_id": item.id, **self.cell.axes}
             row |= {name: column[i] for name, column in values.items()}
-            row |= {f"input_{name}": column[i] for name, column in before.items()}
+            row |= {f"{OF_INPUT}{name}": column[i] for name, column in before.items()}
             row |= {
                 "outcome": "ok" if bool(output[i].isfinite().all()) else "numerical",
                 "latent_std": _finite(std[i]),
@@ -258,7 +257,7 @@ class Rows(pl.Callback):
             self.images[name] += [_bytes(image) for image in images[:room]]
 
     def _keep_features(self, names: tuple[str, ...], output: Tensor, truth: Tensor) -> None:
-        for name in extractors(names):
+        for name in metrics.extractors(names):
             from bench.metrics.features import features  # torch-fidelity takes its time to import
 
             for what, images in (("output", output), ("truth", truth)):

@@ -25,12 +25,12 @@ from bench.cluster.claims import Claims, started
 from bench.cluster.jobs import Job
 from bench.cluster.runs import Run
 from bench.errors import UserError, unknown, writing
-from bench.metrics import torch_home
 from bench.spec.cells import Cell
 from bench.spec.chunks import Chunk
 from bench.spec.config import LauncherConfig, Resources, RunConfig
 from bench.spec.registry import resolve
 from bench.store import Store
+from bench.weights import torch_home
 
 Progress = Callable[[str, str], None]
 """Called with a cell's id and its outcome: `done` or the class of its failure."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 
-from bench import metrics
+from bench import weights
 from bench.metrics.edit import judge
 
 
@@ -59,7 +59,7 @@ def extractor(name: str) -> FeatureExtractorBase:
         return SceneFeatures()
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    path = str(metrics.INCEPTION.path)
+    path = str(weights.INCEPTION.path)
     return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
 
 

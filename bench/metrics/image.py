@@ -1,20 +1,20 @@
-"""Metrics of one image against another, one number an image.
+"""Metrics of one image against another, one number per image.
 
 Images are [B, C, H, W] in [0, 1]; values outside are clipped first, as a viewer would. SSIM is torchmetrics' (Wang et
 al. 2004): Gaussian window of 11 pixels, sigma 1.5, data range 1, k = (0.01, 0.03), reflected borders, mean over
-pixels and channels. PSNR has peak 1 and is taken an image: a table's is a mean of decibels.
+pixels and channels. PSNR has peak 1 and is taken per image: a table's is a mean of decibels.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-BACKBONES = {"lpips": "alex", "lpips_vgg": "vgg", "lpips_squeeze": "squeeze"}
+from bench.metrics.scoring import Batch
 
 
 def mse(x: Tensor, truth: Tensor) -> Tensor:
@@ -70,23 +70,17 @@ def lpips(x: Tensor, truth: Tensor, backbone: str = "alex") -> Tensor:
     return _lpips_network(backbone)(prepared(x), prepared(truth)).flatten().double()
 
 
-def compare(name: str, x: Tensor, truth: Tensor) -> Tensor:
-    """A metric by name, [B] float64."""
-    if name in BACKBONES:
-        return lpips(x, truth, BACKBONES[name])
-    return FUNCTIONS[name](x, truth)
+class OfTruth:
+    """A comparison of the output with what it should be, as a metric."""
+
+    def __init__(self, compare: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.compare = compare
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return self.compare(batch.output, batch.truth)
 
 
-FUNCTIONS = {"psnr": psnr, "ssim": ssim, "mse": mse, "l2": l2}
-
-
-@torch.no_grad()
-def score(names: tuple[str, ...], x: Tensor, truth: Tensor) -> dict[str, list[float | None]]:
-    """Every named metric of this file for every image; None where it or its truth is not finite."""
-    finite = x.flatten(1).isfinite().all(1) & truth.flatten(1).isfinite().all(1)
-    safe, known = (torch.where(finite[:, None, None, None], image, torch.zeros_like(image)) for image in (x, truth))
-    return {
-        name: [v if ok else None for v, ok in zip(compare(name, safe, known).tolist(), finite, strict=True)]
-        for name in names
-        if name in FUNCTIONS or name in BACKBONES
-    }
+PSNR, SSIM, MSE, L2 = OfTruth(psnr), OfTruth(ssim), OfTruth(mse), OfTruth(l2)
+LPIPS = OfTruth(lpips)
+LPIPS_VGG = OfTruth(partial(lpips, backbone="vgg"))
+LPIPS_SQUEEZE = OfTruth(partial(lpips, backbone="squeeze"))

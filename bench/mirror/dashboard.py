@@ -4,19 +4,19 @@ user's own: what is there already is left as it is. Needs the extra `dashboard` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bench.columns import Column, column, declared
 from bench.mirror.writing import Mirror, solver_history
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-COSTS = ("nfe", "nfe_grad", "seconds", "peak_mib")
-LATENTS = ("latent_std", "latent_kurtosis", "latent_mse", "state_bytes")
-NOT_SHOWN = ("sigma01", "snr_db", "seed", *COSTS, *LATENTS)
+QUALITY = ("image", "guarantee", "own")
+"""Kinds of columns (bench.columns) that say how good an output is."""
 LINKS = ("view_url", "report_url")
 """Where the sweep's run keeps, in its summary, what has been made."""
 
@@ -31,9 +31,9 @@ class Shown:
     title: str
     description: str
     axis: str
-    quality: tuple[str, ...]
-    costs: tuple[str, ...]
-    latents: tuple[str, ...]
+    quality: tuple[Column, ...]
+    costs: tuple[Column, ...]
+    latents: tuple[Column, ...]
     solver: tuple[str, ...]
     """Curves over the steps of an adaptive solver."""
 
@@ -45,9 +45,9 @@ def shown(mirror: Mirror, entity: str) -> Shown:
     first = {cell["axes"]["method"]: cell["id"] for cell in reversed(manifest["cells"]) if cell["id"] in done}
     rows = mirror.store.rows(first.values())
     walks = rows["solver_steps"].dropna() if "solver_steps" in rows else ()
-    numbers = [str(name) for name in rows.select_dtypes("number")]
+    more = declared(manifest)
+    numbers = [column(str(name), more) for name in rows.select_dtypes("number")]
     axes = manifest["cells"][0]["axes"]
-    quality = [n for n in numbers if n not in NOT_SHOWN and n not in axes and not n.startswith("input_")]
     return Shown(
         entity,
         mirror.tracker.project,
@@ -55,35 +55,36 @@ def shown(mirror: Mirror, entity: str) -> Shown:
         str(manifest.get("title") or mirror.sweep),
         str(manifest.get("description") or ""),
         "severity" if axes.get("severity") is not None else "steps",
-        tuple(quality),
-        tuple(n for n in COSTS if n in numbers),
-        tuple(n for n in LATENTS if n in numbers),
+        tuple(number for number in numbers if number.kind in QUALITY),
+        tuple(number for number in numbers if number.kind == "cost"),
+        tuple(number for number in numbers if number.kind == "latent"),
         tuple(dict.fromkeys(name for line in solver_history(walks) for name in line)),
     )
 
 
-def _bars(names: Sequence[str]) -> list[Any]:
+def _bars(columns: Sequence[Column]) -> list[Any]:
     import wandb_workspaces.reports.v2 as wr
 
     return [
         wr.BarPlot(
-            title=f"{name}: mean over the runs shown",
-            metrics=[wr.SummaryMetric(name)],
+            title=f"{shown.heading}: mean over the runs shown",
+            metrics=[wr.SummaryMetric(shown.name)],
             groupby=wr.Config("method"),
             groupby_aggfunc="mean",
             groupby_rangefunc="minmax",
         )
-        for name in names
+        for shown in columns
     ]
 
 
-def _clouds(names: Sequence[str], across: Sequence[wr.SummaryMetric | wr.Config]) -> list[Any]:
+def _clouds(columns: Sequence[Column], across: Mapping[str, wr.SummaryMetric | wr.Config]) -> list[Any]:
+    """A panel for each column and each entry of `across`, title -> what it is drawn against."""
     import wandb_workspaces.reports.v2 as wr
 
     return [
-        wr.ScatterPlot(title=f"{name} against {x.name}", x=x, y=wr.SummaryMetric(name))
-        for name in names
-        for x in across
+        wr.ScatterPlot(title=f"{shown.axis} against {title}", x=x, y=wr.SummaryMetric(shown.name))
+        for shown in columns
+        for title, x in across.items()
     ]
 
 
@@ -98,11 +99,12 @@ def view(what: Shown) -> ws.Workspace:
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-    costs: list[Any] = [*_clouds(what.quality[:1], [wr.SummaryMetric(name) for name in what.costs]), *_bars(what.costs)]
+    spent = {cost.axis: wr.SummaryMetric(cost.name) for cost in what.costs}
+    costs: list[Any] = [*_clouds(what.quality[:1], spent), *_bars(what.costs)]
     sections = [
         ws.Section(
             "Quality",
-            [*_bars(what.quality), *_clouds(what.quality, [wr.Config(what.axis)])],
+            [*_bars(what.quality), *_clouds(what.quality, {what.axis: wr.Config(what.axis)})],
             is_open=True,
         ),
         ws.Section("Cost", costs, is_open=True),
@@ -119,7 +121,7 @@ def view(what: Shown) -> ws.Workspace:
             filters=[ws.Metric("Group") == what.sweep, ws.Config("kind") == "cell"],
             groupby=[ws.Config("method")],
             order=[ws.Ordering(ws.Config("method")), ws.Ordering(ws.Config(what.axis))],
-            pinned_columns=[f"summary:{name}" for name in (*what.quality, *what.costs)],
+            pinned_columns=[f"summary:{shown.name}" for shown in (*what.quality, *what.costs)],
         ),
     )
 
@@ -136,7 +138,7 @@ def report(what: Shown) -> wr.Report:
         return wr.PanelGrid(runsets=[runset], panels=list(panels))
 
     cells, whole = runs("cells", "cell"), runs("the sweep", "sweep")
-    costs = [wr.SummaryMetric(name) for name in what.costs]
+    costs = {cost.axis: wr.SummaryMetric(cost.name) for cost in what.costs}
     return wr.Report(
         entity=what.entity,
         project=what.project,
@@ -149,7 +151,7 @@ def report(what: Shown) -> wr.Report:
             wr.P("Computed from the rows of all images; intervals and marks as in the page below."),
             grid(whole, [wr.WeavePanelSummaryTable(table_name=name) for name in ("table", "costs")]),
             wr.H1("Quality"),
-            grid(cells, [*_bars(what.quality), *_clouds(what.quality, [wr.Config(what.axis)])]),
+            grid(cells, [*_bars(what.quality), *_clouds(what.quality, {what.axis: wr.Config(what.axis)})]),
             wr.H1("Cost"),
             grid(cells, _clouds(what.quality[:1], costs)),
             wr.H1("Images"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.columns import Metric, declared
 from bench.mirror.records import (
     CELL_FILES,
     FAILURE_FILE,
@@ -102,14 +103,15 @@ class Mirror:
         numbers = rows.select_dtypes(["number", "bool"]).drop(columns=list(record["axes"]), errors="ignore")
         means = {name: float(value) for name, value in numbers.mean().items() if value == value}
         config = {
-            **_axes(record["axes"]),
+            **record["axes"],
             "options": record["config"].get("method", {}).get("options", {}),
             "provenance": record["provenance"],
         }
         summary = {**means, "count": len(rows), "outcome": "done", "numerical": int((rows["outcome"] != "ok").sum())}
         files = {name: self.store.root / "cells" / mark.record / name for name in CELL_FILES}
         with self._run(mark, mark.record, record["axes"], config, files) as run:
-            if images := _images(self.store.samples(mark.record), rows):
+            known = declared(self.store.manifest(self.sweep))
+            if images := _images(self.store.samples(mark.record), rows, known):
                 run.log({"images": images}, step=0)
             for step, line in enumerate(solver_history(rows["solver_steps"]) if "solver_steps" in rows else ()):
                 run.log(line, step=step)
@@ -117,7 +119,7 @@ class Mirror:
 
     def _failure(self, mark: Mark) -> None:
         failure = self.store.failure(mark.record)
-        config = {**_axes(failure["axes"]), "provenance": failure["provenance"]}
+        config = {**failure["axes"], "provenance": failure["provenance"]}
         files = {FAILURE_FILE: self.store.root / "failures" / f"{mark.record}.json"}
         with self._run(mark, mark.record, failure["axes"], config, files, exit_code=1) as run:
             run.summary.update({"outcome": failure["class"], "message": failure["message"]})
@@ -285,10 +287,6 @@ def settings() -> Any:
     return wandb.Settings(**{key: value for key, value in wanted.items() if key in wandb.Settings.model_fields})
 
 
-def _axes(axes: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in axes.items() if not key.endswith("_title")}
-
-
 def _link(source: Path, target: Path) -> None:
     """The store's files never change, so a second name for them is a copy that costs nothing."""
     target.unlink(missing_ok=True)
@@ -298,19 +296,21 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _images(samples: Mapping[str, Any], rows: Any) -> list[Any]:
+def _images(samples: Mapping[str, Any], rows: Any, declared: Mapping[str, Metric]) -> list[Any]:
     """Truth, input and output side by side, with the scores of each."""
     import numpy as np
+    import pandas as pd
     import wandb
 
     if not samples:
         return []
     by_image = rows.set_index("image_id")
+    judges = [metric for metric in declared.values() if metric.printed and metric.name in rows]
     shown = []
     for index, image_id in enumerate(samples["ids"].tolist()):
         strip = np.concatenate([samples[name][index] for name in ("truth", "input", "output")], axis=1)
         row = by_image.loc[image_id]
-        scores = ", ".join(f"{name} {row[name]:.4g}" for name in ("psnr", "ssim", "lpips") if row.get(name) is not None)
+        scores = ", ".join(f"{m.title} {m.text(row[m.name])}" for m in judges if not pd.isna(row[m.name]))
         shown.append(wandb.Image(strip.squeeze(), caption=f"{image_id}: truth, input, output; {scores}"))
     return shown
 

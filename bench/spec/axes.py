@@ -7,8 +7,9 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from bench.columns import EDIT_AXIS, NAME_AXES, NUMBER_AXES
 from bench.errors import UserError, unknown
-from bench.spec.config import EDIT_AXIS, NAME_AXES, NUMBER_AXES, RunConfig
+from bench.spec.config import RunConfig
 from bench.spec.registry import options_class
 
 Point = dict[str, Any]

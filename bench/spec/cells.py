@@ -13,11 +13,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench import hub, metrics
+from bench import hub
+from bench.columns import EDIT_AXIS, MEASURING
 from bench.errors import UserError, unknown
 from bench.files import sha256
+from bench.spec import metrics
 from bench.spec.axes import _fields, points
-from bench.spec.config import EDIT_AXIS, MEASURING, ModelConfig, RunConfig
+from bench.spec.config import ModelConfig, RunConfig
 from bench.spec.datasets import dataset_spec, open_dataset
 from bench.spec.registry import check_model, check_options, check_weights, identity, resolve
 
@@ -57,7 +59,7 @@ class Expansion:
 def expand(config: RunConfig) -> Expansion:
     """All cells of a configuration. Raises UserError for anything that a user got wrong."""
     _check_task(config)
-    usable, unavailable = metrics.available(config.metrics, config.task)
+    usable, unavailable = metrics.available(metrics.chosen(config.metrics), config.task)
     if not usable:
         raise UserError(f"no metric can be computed: {'; '.join(unavailable.values())}")
     models = {name: _model_spec(name, model) for name, model in config.models.items()}
@@ -66,12 +68,12 @@ def expand(config: RunConfig) -> Expansion:
     for point in points(config):
         point = _on_its_model(config, point)
         shape = config.models[point["model"]].shape
-        unsuited = {name: why for name in usable if (why := metrics.unsuited(name, shape))}
+        unsuited = {metric.name: why for metric in usable.values() if (why := metrics.unsuited(metric, shape))}
         unavailable |= unsuited
-        suited = tuple(name for name in usable if name not in unsuited)
+        suited = {name: metric for name, metric in usable.items() if metric.name not in unsuited}
         if not suited:
             raise UserError(f"no metric can be computed: {'; '.join(unavailable.values())}")
-        made = _cell(config, point, suited, models[point["model"]])
+        made = _cell(config, point, metrics.identity(suited), models[point["model"]])
         if isinstance(made, Skip):
             skipped.setdefault(json.dumps(made.axes, sort_keys=True), made)
         else:
@@ -121,7 +123,7 @@ def _check_task(config: RunConfig) -> None:
             check_weights(model, f"{place}.{name}")
 
 
-def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_spec: dict[str, Any]) -> Cell | Skip:
+def _cell(config: RunConfig, point: Point, judged_by: dict[str, Any], model_spec: dict[str, Any]) -> Cell | Skip:
     method, model = config.method[point["method"]], config.models[point["model"]]
     data = config.dataset[point["dataset"]]
     changes = {axis.removeprefix("method."): value for axis, value in point.items() if axis.startswith("method.")}
@@ -133,7 +135,7 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
         "task": config.task,
         "images": config.images,
         "seed": point.get("seed", 0),
-        "metrics": metrics.identity(metric_names),
+        "metrics": judged_by,
         "method": {"class": identity(method.class_path, "method"), "options": recorded},
         "model": model_spec,
         "dataset": dataset_spec(point["dataset"], data),
@@ -165,7 +167,6 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
         spec[EDIT_AXIS] = point[EDIT_AXIS]
     axes = {
         "method": point["method"],
-        "method_title": method.title or point["method"],
         "model": point["model"],
         "dataset": point["dataset"],
         "task": config.task,
@@ -176,8 +177,6 @@ def _cell(config: RunConfig, point: Point, metric_names: tuple[str, ...], model_
         "seed": spec["seed"],
         **{f"method.{option}": value for option, value in changes.items() if option not in ("steps", "guidance")},
     }
-    if corruption_axes["corruption"]:
-        axes["corruption_title"] = config.corruption[point["corruption"]].title or point["corruption"]
     reason = (
         _mismatch(point, model, dataset, config.images, data.split)
         or _stranger(point, model, getattr(options, "runs_on", ()))

@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.columns import EDIT_AXIS, NAME_AXES, NUMBER_AXES
 from bench.errors import UserError, unknown
 from bench.files import SWEEPS
-from bench.spec.config import EDIT_AXIS, GROUPS, NAME_AXES, NUMBER_AXES, RunConfig
+from bench.spec.config import GROUPS, RunConfig
 from bench.spec.validation import validate
 
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)

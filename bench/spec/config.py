@@ -14,31 +14,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from bench.columns import NAME_AXES, Task
 from bench.errors import unknown
 from bench.files import PROJECT, ZOO
 from bench.spec.validation import validate
 from methods.options import Guarantees
 
 GROUPS = ("sweep", "profile", "method", "model", "dataset", "corruption", "launcher", "tracker")
-NUMBER_AXES = ("severity", "steps", "guidance", "seed")
-NAME_AXES = ("method", "model", "dataset", "corruption")
-EDIT_AXIS = "edit"
-"""The kinds of edit that a data set knows: an axis of task=edit."""
 SPACINGS = {
     "vp": ("leading", "leading1", "trailing", "linspace"),
     "rectified": ("linspace", "flux_shift"),
     "trig": ("linspace",),
 }
 """The spacings of a grid that each path knows (methods.paths, which a plan does not import: it needs torch)."""
-Task = Literal["reconstruct", "restore", "edit", "guarantee"]
-MEASURING = ("restore", "guarantee")
-"""The tasks that are given a corrupted image."""
-Metric = Literal[
-    "psnr", "ssim", "mse", "l2", "lpips", "lpips_vgg", "lpips_squeeze", "fid", "kid", "fd_scenes", "kd_scenes",
-    "outside_psnr", "outside_ssim", "outside_mse", "inside_psnr", "inside_mse", "pie_psnr", "pie_ssim", "pie_mse",
-    "pie_lpips", "verdict", "kept", "clip", "pie_clip",
-]  # fmt: skip
-"""The names of `bench.metrics.CATALOGUE`."""
 
 
 class Strict(BaseModel):
@@ -313,7 +301,7 @@ class RunConfig(Strict):
     batch_size: int = Field(16, ge=1, description="images solved together")
     samples: int = Field(4, ge=0, le=64, description="images of each cell that are kept for the report")
     results: str = Field("results", min_length=1, description="the store's folder")
-    metrics: tuple[Metric, ...] = Field(("psnr", "ssim", "mse"), min_length=1)
+    metrics: tuple[str, ...] = Field(("psnr", "ssim", "mse"), min_length=1, description="names, or class paths")
     retry: tuple[str, ...] = Field((), description="failure classes to run again; `all` for every one")
     dry_run: bool = False
     report: bool = Field(True, description="rebuild the report at the end")
@@ -338,6 +326,12 @@ class RunConfig(Strict):
         """All that a cell may run on: those that the methods bring, and the run's."""
         own = {name: model for method in self.method.values() for name, model in method.models.items()}
         return {**own, **self.model}
+
+    @property
+    def titles(self) -> dict[str, dict[str, str]]:
+        """axis -> name -> title, of the axes whose values are names."""
+        chosen = {axis: self.models if axis == "model" else getattr(self, axis) for axis in NAME_AXES}
+        return {axis: {name: found.title or name for name, found in of.items()} for axis, of in chosen.items() if of}
 
     @field_validator("matrix", mode="before")
     @classmethod

@@ -1,9 +1,9 @@
 """From a class's name in a YAML to the class and its options.
 
 A name is a dotted path (`mypkg.mymethod.MyMethod`) or an entry point of the groups `inversion_bench.methods`,
-`.corruptions`, `.datasets` and `.models`. Options are checked without importing torch where the package follows our
-own convention: the options of `pkg.module.Name` are `pkg.options.Name`. Otherwise the class says `Options`. Arguments
-of a model's class are checked where they are declared by that convention, and otherwise seen when it is made.
+`.corruptions`, `.datasets`, `.models` and `.metrics`. Options are checked without importing torch where the package
+follows our own convention: the options of `pkg.module.Name` are `pkg.options.Name`. Otherwise the class says `Options`.
+Arguments of a model's class are checked where they are declared by that convention, and otherwise seen when it is made.
 """
 
 from __future__ import annotations
