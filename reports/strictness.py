@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reports.drawing import MARKERS, PALETTE, legend, panels
+from reports.drawing import MARKERS, PALETTE, legend, literal, panels
 from reports.results import Block, Line, Metric, Results
 from reports.tables import MISSING, Entry, Group, Row, Table
 
@@ -142,7 +142,7 @@ def strictness_figure(metric: Metric, lines: list[Strict], summary: pd.DataFrame
 
 def _ticks(panel: Axes, bounds: list[float], free: dict[float, str]) -> None:
     places = [*bounds, *free]
-    panel.set_xticks(places, [*(f"{bound:.1f}" for bound in bounds), *free.values()], fontsize=7)
+    panel.set_xticks(places, [*(f"{bound:.1f}" for bound in bounds), *map(literal, free.values())], fontsize=7)
     for label in panel.get_xticklabels()[len(bounds) :]:
         label.set(rotation=60, horizontalalignment="right", rotation_mode="anchor")
 

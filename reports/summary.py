@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reports.distances import DISTANCES
-from reports.results import SHARE, Block, Cell, Line, Metric, Results, words
+from reports.results import DAMAGED, SHARE, Block, Cell, Line, Metric, Results, words
 from reports.statistics import cluster_means, holm, interval, paired_difference, rank
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _entry(
 ) -> dict[str, Any]:
     """One entry. `place`: its rows; `expected`: the images that any method has at this column, and it should have."""
     failures = rows.results.failures
-    failed = [cell.id for cell in cells if cell.status == "failed"]
+    failed = [cell.id for cell in cells if cell.status in ("failed", DAMAGED)]
     done = sum(cell.status == "done" for cell in cells)
     entry = _blank(metric, block, column) | {
         "line": line.key,
