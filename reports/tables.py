@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MISSING = "–"
 DAGGER = "†"
 EXPLODED_SIGN = "‡"
+SECOND = "underlined: second"  # Markdown has no underline: there it is italic
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,8 @@ def _notes(metric: Metric, summary: pd.DataFrame, results: Results) -> tuple[str
         notes = [
             f"Mean over images; ± is half the 95 % bootstrap interval over n = {_size(summary)} images (seeds averaged "
             "within an image).",
-            "Bold: best, underlined (in Markdown italic): second, only where the Wilcoxon signed-rank test paired by "
-            "image (Holm over methods, p < .05) holds it against every method ranked below.",
+            f"Bold: best, {SECOND}, only where the Wilcoxon signed-rank test paired by image (Holm over methods, p < .05) "
+            "holds it against every method ranked below.",
             *_undecided(metric, summary),
             *absent(results),
         ]
@@ -580,13 +581,13 @@ def markdown(tables: Sequence[Table], title: str) -> str:
             ]
             lines += [_md_row([md(row.title), *(md(e.text, e.mark) for e in row.entries)]) for row in group.rows]
             parts.append("\n".join(lines) + "\n")
-        parts.append("\n".join(f"- {md(note)}" for note in table.notes) + "\n")
+        parts.append("\n".join(f"- {md(note.replace(SECOND, 'italic: second'))}" for note in table.notes) + "\n")
     return "\n".join(parts)
 
 
 def md(text: str, mark: str = "") -> str:
     """Text for Markdown, where nothing in it is markup, HTML or mathematics; bold or italic by its mark."""
-    text = re.sub(r"([\\`*_\[\]<>|$~#&])", r"\\\1", plain(text))
+    text = re.sub(r"([\\`*_<>|$~#&]|\](?=[(\[:]))", r"\\\1", plain(text))
     return f"**{text}**" if mark == "best" else f"*{text}*" if mark == "second" else text
 
 
