@@ -28,6 +28,7 @@ from bench.files import whole_file, whole_folder, write_json
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    import pyarrow as pa
 
 SCHEMA = 1
 STALE_SECONDS = 600
@@ -170,7 +171,7 @@ class Store:
                     tables.append(file.read([name for name in file.schema_arrow.names if name not in without]))
         if not tables:
             return pa.table({}).to_pandas()
-        table = pa.concat_tables(tables, promote_options="permissive")
+        table = _joined(tables)
         del tables
         return table.to_pandas(split_blocks=True, self_destruct=True)  # a column at a time, never all twice
 
@@ -190,6 +191,33 @@ class Store:
             return {}
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    """One table of many. A column whose types have no common one, as an option that is 0.9 for one method and "auto"
+    for another, becomes text (JSON)."""
+    import pyarrow as pa
+
+    def clashes(name: str) -> bool:
+        fields = [pa.schema([table.schema.field(name)]) for table in tables if name in table.schema.names]
+        try:
+            pa.unify_schemas(fields, promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            return True
+        return False
+
+    def text(value: Any) -> str | None:
+        return value if value is None or isinstance(value, str) else json.dumps(value)
+
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        for name in filter(clashes, {name for table in tables for name in table.schema.names}):
+            for i, table in enumerate(tables):
+                if (place := table.schema.get_field_index(name)) >= 0:
+                    column = pa.array(map(text, table.column(name).to_pylist()), pa.string())
+                    tables[i] = table.set_column(place, name, column)
+        return pa.concat_tables(tables, promote_options="permissive")
 
 
 def _remove_stale(final: Path) -> None:

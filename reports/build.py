@@ -12,28 +12,31 @@ style   full (default): every column; paper: Markdown, LaTeX and the terminal sh
 source  store (default) | wandb: the mirror on a W&B server | files: the offline run folders in STORE/wandb
 project, entity  of source=wandb (default: inversion-bench, and the entity of your login)
 
-Exit code 0; 1 if cells that would be compared measured different inputs (the page says which); 2 for a mistake in
-the arguments. Nothing is redrawn while the store holds what it held at the last build.
+Exit code 0; 1 if cells that would be compared measured different inputs, or if cells are damaged (the page names
+them); 2 for a mistake in the arguments or a damaged manifest. Nothing is redrawn while the store and this code are what
+they were at the last build. A build that fails leaves the last report as it was.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.columns import Metric, declared
-from bench.files import PROJECT
+from bench.errors import StoreError, UserError, nearest, run_command, unknown
+from bench.files import PROJECT, ROOT, sha256
+from bench.mirror.records import CELL_FILES
 from bench.store import Store
-from reports.results import MixedMeasurements, Results, check_measurements, load
+from reports.damage import Torn, manifest_of
+from reports.folder import Built, replacing
+from reports.results import DAMAGED, MixedMeasurements, Results, check_measurements, load, title_of
 from reports.tables import (
-    PUBLISHED,
     Table,
     chosen,
     comparison,
@@ -42,18 +45,14 @@ from reports.tables import (
     effect_table,
     latent_table,
     markdown,
+    md,
     paper,
+    placed,
     print_tables,
-    without_hints,
 )
 
-VERSION = 27  # of the reports: raise it when the same rows should give other files
 KEYS = ("sweep", "store", "out", "metric", "quiet", "style", "source", "project", "entity")
-INPUTS = ".inputs"
-
-
-class UsageError(Exception):
-    """A mistake in the arguments, in one line."""
+NAMED = 5  # damaged cells that the message names
 
 
 @dataclass(frozen=True)
@@ -69,45 +68,40 @@ class Options:
 # --- arguments -----------------------------------------------------------------------------------------------------
 
 
-def _nearest(given: str, allowed: Iterable[str]) -> str:
-    found = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else ""
-
-
-def _one_of(what: str, given: str, allowed: Sequence[str]) -> str:
+def _one_of(what: str, given: str, allowed: Sequence[str], where: str = "") -> str:
     if given not in allowed:
-        raise UsageError(f"{what} {given!r} is not one of {', '.join(allowed) or '(none)'}{_nearest(given, allowed)}")
+        raise unknown(what, given, allowed, where)
     return given
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """key=value arguments, checked against the store. Raises UsageError."""
+    """key=value arguments, checked against the store. Raises UserError."""
     given: dict[str, str] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         _one_of("argument", key, KEYS)
         if not equals or not value:
-            raise UsageError(f"argument {argument!r} has no value; write {key}=VALUE")
+            raise UserError(f"argument {argument!r} has no value; write {key}=VALUE")
         given[key] = value
     root = Path(given.get("store", "results"))
     out = Path(given["out"]) if "out" in given else root / "reports" / given.get("sweep", "")
     root = _mirrored(given, root)
     stores = _stores_beside(root)
     if not (root / "sweeps").is_dir():
-        raise UsageError(
-            f"store={root} holds no sweeps; results folders beside it: {', '.join(stores) or '(none)'}"
-            + _nearest(str(root), stores)
+        raise UserError(
+            f"store={root} holds no sweeps; results folders beside it: {', '.join(stores) or 'none'}"
+            + nearest(str(root), stores)
         )
     sweeps = Store(root).manifests()
     if "sweep" not in given:
-        raise UsageError(f"no sweep given; write sweep=NAME with one of {', '.join(sweeps) or '(none)'}")
+        raise UserError(f"no sweep given; write sweep=NAME with one of {', '.join(sweeps) or 'none'}")
     sweep = _one_of("sweep", given["sweep"], sweeps)
     known = tuple(declared(Store(root).manifest(sweep)))
     metric = _one_of("metric", given["metric"], known) if "metric" in given else None
     quiet = _one_of("quiet", given.get("quiet", "false").lower(), ("true", "false")) == "true"
     style = _one_of("style", given.get("style", "full"), ("full", "paper"))
     if out.exists() and not out.is_dir():
-        raise UsageError(f"out={out} is a file; give a folder")
+        raise UserError(f"out={out} is a file; give a folder")
     return Options(sweep, root, out, metric, quiet, style)
 
 
@@ -117,16 +111,13 @@ def _mirrored(given: Mapping[str, str], root: Path) -> Path:
     if source == "store":
         return root
     if "sweep" not in given:
-        raise UsageError(f"no sweep given; source={source} needs sweep=NAME")
-    from reports.sources import NoMirror, from_files, from_server
+        raise UserError(f"no sweep given; source={source} needs sweep=NAME")
+    from reports.sources import from_files, from_server
 
     place = root / "mirrored" / source
-    try:
-        if source == "files":
-            return from_files(root / "wandb", given["sweep"], place).root
-        return from_server(given.get("project", PROJECT), given.get("entity"), given["sweep"], place).root
-    except NoMirror as error:
-        raise UsageError(str(error)) from error
+    if source == "files":
+        return from_files(root / "wandb", given["sweep"], place).root
+    return from_server(given.get("project", PROJECT), given.get("entity"), given["sweep"], place).root
 
 
 def _stores_beside(root: Path) -> list[str]:
@@ -140,119 +131,102 @@ def _stores_beside(root: Path) -> list[str]:
 
 
 def digest(store: Store, manifest: Mapping[str, Any], metric: str | None, style: str = "full") -> str:
-    """Of everything a report depends on."""
+    """The sha256 of everything that a report depends on: every file that it reads, and the code that makes it."""
     ids = {cell["id"] for cell in manifest["cells"]}
-    done = sorted(ids & store.done())
+    cells, own = store.root / "cells", ROOT / "reports"
+    code = [file for file in own.rglob("*") if file.suffix in (".py", ".j2", ".css", ".js", ".mplstyle", ".csv")]
     content = {
-        "version": VERSION,
+        "code": {str(file.relative_to(ROOT)): sha256(file) for file in code} | _columns(),
         "manifest": manifest,
         "metric": metric,
         "style": style,
         # Not the ids alone: a cell that is computed again keeps its id and may have other rows.
-        "done": {i: _sha256(store.root / "cells" / i / "rows.parquet") for i in done},
-        "published": [_sha256(file) for file in sorted(PUBLISHED.glob("*.csv"))],
-        "failures": {i: store.failure(i) for i in sorted(ids & store.failed())},
+        "done": {i: [_content(cells / i / name) for name in CELL_FILES] for i in ids & store.done()},
+        "failures": {i: _content(store.root / "failures" / f"{i}.json") for i in ids & store.failed()},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def _columns() -> dict[str, str]:
+    file = ROOT / "bench" / "columns.py"
+    return {"columns": sha256(file)} if file.is_file() else {}
 
 
-@dataclass(frozen=True)
-class Built:
-    """What a build left: its inputs, its files (relative to the folder), the tables to print, and an error if any."""
-
-    digest: str
-    files: tuple[str, ...]
-    tables: tuple[Table, ...]
-    error: str = ""
-
-    def write(self, out: Path) -> None:
-        content = {
-            "digest": self.digest,
-            "files": sorted(self.files),
-            "error": self.error,
-            "tables": [without_hints(table).as_dict() for table in self.tables],
-        }
-        _write(out / INPUTS, json.dumps(content, sort_keys=True).encode())
-
-    @classmethod
-    def read(cls, out: Path) -> Built | None:
-        """None if there was no build, or one of its files has gone."""
-        try:
-            content = json.loads((out / INPUTS).read_text())
-            tables = tuple(Table.from_dict(table) for table in content["tables"])
-            built = cls(content["digest"], tuple(content["files"]), tables, content["error"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return built if all((out / name).is_file() for name in built.files) else None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: a reader with the page open never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def _content(file: Path) -> Any:
+    """What tells a file from another: of an archive the checksums that it lists itself, else the sha256; null where it
+    cannot be read."""
+    try:
+        if file.suffix == ".npz" and zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                return [(member.filename, member.file_size, member.CRC) for member in archive.infolist()]
+        return sha256(file)
+    except (OSError, zipfile.BadZipFile):
+        return None
 
 
 # --- building ------------------------------------------------------------------------------------------------------
 
 
 def headline(results: Results, asked: str | None) -> Metric | None:
-    """The metric asked for, else the first there is. Raises UsageError if no row has the one asked for."""
+    """The metric asked for, else the first there is. Raises UserError if no row has the one asked for."""
     names = [metric.name for metric in results.metrics]
     if asked is None:
         return results.metrics[0] if names else None
     if asked not in names:
         reason = (results.manifest.get("unavailable") or {}).get(asked)
         why = f" ({reason})" if reason else ""
-        raise UsageError(f"metric {asked!r} has no values in this sweep{why}; it has {', '.join(names) or '(none)'}")
+        raise UserError(f"metric {asked!r} has no values in this sweep{why}; it has {', '.join(names) or 'none'}")
     return results.declared[asked]
 
 
 def build(
     store: Store, manifest: Mapping[str, Any], out: Path, metric: str | None, inputs: str, style: str = "full"
 ) -> Built:
-    """Write the whole report and return what it left."""
-    results = load(store, manifest)
-    lead = headline(results, metric)
-    _clear(out)
-    try:
-        check_measurements(results)
-    except MixedMeasurements as error:
-        built = _refuse(results, out, inputs, str(error))
-    else:
-        built = _build(store, results, lead, out, inputs, style)
-    built.write(out)
-    return built
+    """Write the whole report and return what it left. The last one stays where this one fails."""
+    torn: dict[str, str] = {}
+    while True:
+        try:
+            results = load(store, manifest, torn)
+            lead = headline(results, metric)
+            with replacing(out) as draft:
+                try:
+                    check_measurements(results, str(store.root / "cells"))
+                    built = _build(results, lead, draft, inputs, style)
+                except MixedMeasurements as error:
+                    built = _refuse(results, draft, inputs, error)
+                built.write(draft)
+            return built
+        except Torn as found:  # then the same without that cell
+            torn[found.cell] = found.reason
+        except OSError as error:
+            raise StoreError(f"the report in {out} cannot be written: {error}; the last one is as it was") from error
 
 
-def _clear(out: Path) -> None:
-    """Remove what the last build wrote, and nothing else: `out` may be the user's own folder."""
-    try:
-        names = json.loads((out / INPUTS).read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        return
-    (out / INPUTS).unlink()  # first: a build that dies from here on is no build
-    for name in names:
-        if (out / name).resolve().is_relative_to(out.resolve()):
-            (out / name).unlink(missing_ok=True)
-
-
-def _refuse(results: Results, out: Path, inputs: str, error: str) -> Built:
+def _refuse(results: Results, out: Path, inputs: str, error: MixedMeasurements) -> Built:
     from reports.html import page
 
-    title = results.manifest.get("title") or results.manifest["name"]
-    _write(out / "table.md", f"# {title}\n\n**No comparison: mixed measurements.** {error}\n".encode())
-    _write(out / "index.html", page(results, (), (), (), error).encode())
-    return Built(inputs, ("table.md", "index.html"), (), error)
+    what, remedy = f"No comparison: mixed measurements. {error}", f"Remedy: {error.remedy}"
+    _write(out / "table.md", f"# {md(title_of(results.manifest))}\n\n**{md(what)}**\n\n{md(remedy)}\n")
+    _write(out / "index.html", page(results, (), (), (), str(error), error.remedy))
+    return Built(inputs, ("table.md", "index.html"), (), f"{what}\n{remedy}")
 
 
-def _build(store: Store, results: Results, lead: Metric | None, out: Path, inputs: str, style: str) -> Built:
+def _damage(results: Results) -> str:
+    """The damaged cells in words; empty where there are none."""
+    found = [f"{i} ({f['message']})" for i, f in results.failures.items() if f["class"] == DAMAGED]
+    if not found:
+        return ""
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    listed = ", ".join(found[:NAMED])
+    return f"{len(found)} damaged cell(s), left out: {listed}{more}; the same bench.run command computes them again"
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode(errors="replace"))
+
+
+def _build(results: Results, lead: Metric | None, out: Path, inputs: str, style: str) -> Built:
     from reports.html import page
     from reports.illustrations import illustrate
     from reports.latex import document, latex
@@ -284,7 +258,7 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
     if lead is not None and (strict := strict_lines(results)):
         tables += (strictness_table(lead, strict, summary, results),)
     tables += (latent_table(spent, results, timed=True) if results.reconstructs else cost_table(spent, results),)
-    title = results.manifest.get("title") or results.manifest["name"]
+    title = title_of(results.manifest)
     if all(len(block.columns) == 1 for block in results.blocks):  # then the short form leaves nothing out
         tables = (*map(paper, tables[:-1]), tables[-1])
     styled = tuple(paper(table) if style == "paper" else table for table in tables[:-1])
@@ -293,15 +267,15 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
         "table.tex": document([f"tables/{table.key}" for table in (*styled, *same)], title),
         **{f"tables/{table.key}.tex": latex(table) for table in (*styled, *same)},
         "costs.md": markdown(tables[-1:], f"{title}: costs"),  # measured, so never the same twice
-        "table.csv": csv(summary, results),
-        "costs.csv": csv(spent, results),
+        "table.csv": csv(placed(summary, results)),
+        "costs.csv": csv(placed(spent, results)),
         **own,
     }
     for name, text in texts.items():
-        _write(out / name, text.encode())
-    figures, galleries, drawn = illustrate(store, results, lead, summary, spent, out)
-    _write(out / "index.html", page(results, tables, figures, galleries).encode())
-    return Built(inputs, (*texts, *drawn, "index.html"), (*styled, tables[-1]))
+        _write(out / name, text)
+    figures, galleries, drawn = illustrate(results, lead, summary, spent, out)
+    _write(out / "index.html", page(results, tables, figures, galleries))
+    return Built(inputs, (*texts, *drawn, "index.html"), (*styled, tables[-1]), _damage(results))
 
 
 # --- shell ---------------------------------------------------------------------------------------------------------
@@ -312,32 +286,27 @@ def run(options: Options) -> int:
     from rich.text import Text
 
     store = Store(options.store)
-    manifest = store.manifest(options.sweep)
+    manifest = manifest_of(store, options.sweep)
     inputs = digest(store, manifest, options.metric, options.style)
     built = Built.read(options.out)
     if built is None or built.digest != inputs:
         built = build(store, manifest, options.out, options.metric, inputs, options.style)
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    if built.error:
-        print(f"mixed measurements, no comparison: {built.error}", file=sys.stderr)
-    elif not options.quiet:
-        console.print(Text(str(manifest.get("title") or options.sweep), style="bold"))
+    if built.tables and not options.quiet:
+        console.print(Text(title_of(manifest), style="bold"))
         print_tables(chosen(built.tables, options.metric), console)
+    if built.error:
+        print(built.error, file=sys.stderr)
     print(options.out / "index.html")
     return 1 if built.error else 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
+def main(arguments: Sequence[str]) -> int:
     if any(argument in ("-h", "--help", "help") for argument in arguments):
         print((__doc__ or "").strip())
         return 0
-    try:
-        return run(parse(arguments))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(parse(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -10,16 +10,19 @@ same bytes.
 from __future__ import annotations
 
 import math
+import re
+import textwrap
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench.columns import Metric
-from reports.results import Results
+from reports.results import Results, apart, plain
 from reports.summary import INPUT
 
 if TYPE_CHECKING:
@@ -36,6 +39,9 @@ MANY = 8  # lines, from which on only some are coloured
 BEST = 5  # of many lines are coloured for their rank
 TWINS = 0.02  # of the spread of all means: two lines that never differ by more count as one when colours are given
 LABEL = 6.5  # points, of a name at the end of a line
+LONGEST = 60  # characters of a name in a figure
+HEAD = 38  # characters of a line over a panel
+TICK = 16  # characters of a tick
 
 
 @dataclass(frozen=True)
@@ -126,15 +132,68 @@ def styled() -> Iterator[None]:
     import matplotlib
 
     matplotlib.use("Agg")
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(matplotlib.rc_params_from_file(STYLE, use_default_template=False))
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # it stands as a box; tables have it
         yield
+
+
+def literal(text: str, most: int = LONGEST) -> str:
+    """Text as a figure shows it: on one line, cut where it is long, and not hidden from legends by a leading "_".
+
+    Nothing in it is mathematics: `text.parse_math` is off in the style.
+    """
+    line = plain(text)
+    line = line if len(line) <= most else f"{line[: most - 1]}…"
+    return f"\u200b{line}" if line.startswith("_") else line
+
+
+def drawable(results: Results) -> Results:
+    """The results with titles as figures show them, each still of its own."""
+    lines = apart({line.key: literal(line.title) for line in results.lines}, numbered=True)
+    return replace(
+        results,
+        lines=tuple(replace(line, title=lines[line.key]) for line in results.lines),
+        blocks=tuple(replace(block, title=textwrap.fill(literal(block.title), HEAD)) for block in results.blocks),
+    )
+
+
+def power(value: float) -> str:
+    """A tick of a logarithmic axis as plain text: 10⁻³, 2×10⁻³, or 20 where that is as short."""
+    from matplotlib.ticker import LogFormatterSciNotation
+
+    return _unmathed(LogFormatterSciNotation()(value))
+
+
+def _unmathed(text: str) -> str:
+    inner = text.removeprefix(r"$\mathdefault{").removesuffix("}$").replace(r"\times", "×")
+    return re.sub(r"\^\{(.*)\}", lambda found: found[1].translate(RAISED), inner)
+
+
+RAISED = str.maketrans("0123456789-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻")
+
+
+def _powers(figure: Figure) -> None:
+    """Logarithmic axes write mathematics, which is off: their ticks as plain text."""
+    from matplotlib.ticker import LogFormatterSciNotation
+
+    class Powers(LogFormatterSciNotation):
+        def __call__(self, x: float, pos: Any = None) -> str:
+            return _unmathed(super().__call__(x, pos))
+
+    for panel in figure.axes:
+        for axis in (panel.xaxis, panel.yaxis):
+            if type(axis.get_major_formatter()) is LogFormatterSciNotation:
+                axis.set_major_formatter(Powers())
+            if type(axis.get_minor_formatter()) is LogFormatterSciNotation:
+                axis.set_minor_formatter(Powers())
 
 
 def save(figure: Figure, stem: Path, vector: bool = True) -> list[Path]:
     """stem.png and, unless the figure is a bitmap itself, stem.pdf; without dates."""
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in (("png", "pdf") if vector else ("png",))]
+    _powers(figure)
     figure.savefig(paths[0], metadata={"Software": None})
     if not vector:
         return paths

@@ -20,12 +20,14 @@ from reports.drawing import (
     INPUT_COLOUR,
     LABEL,
     PALETTE,
+    TICK,
     TWINS,
     Cast,
     End,
     draw_line,
     ink,
     legend,
+    literal,
     name_ends,
     panels,
     plain_ticks,
@@ -78,7 +80,7 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cast) 
         panel.set_title(block.title)
         panel.locator_params(axis="y", nbins=6)
         panel.set_xlabel(block.axis)
-        panel.set_xticks(x, block.columns)
+        panel.set_xticks(x, [literal(column, TICK) for column in block.columns])
         panel.set_xlim(-0.15 if crowded else -0.25, len(x) - (1 if crowded else 0.75))
         if part["mean"].gt(0).all() and metric.digits.endswith("e") and len(part):
             panel.set_yscale("log")
@@ -112,7 +114,9 @@ def intervals(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cas
             )  # fmt: skip
         if INPUT in part.index:
             panel.axvline(part.loc[INPUT, "mean"], color=INPUT_COLOUR, linestyle="--", linewidth=1.1, zorder=1)
-        panel.set_title(f"{block.title}, {block.axis} {block.columns[0]}" if block.columns else block.title)
+        panel.set_title(
+            f"{block.title}, {block.axis} {literal(block.columns[0], TICK)}" if block.columns else block.title
+        )
         panel.set_ylim(len(order) - 0.4, -0.6)  # the best on top
         panel.set_yticks(range(len(order)), names if i % 4 == 0 else [""] * len(names))
         panel.grid(visible=False, axis="y")
@@ -353,8 +357,8 @@ def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results
             chosen = table[table.index.get_level_values("column") == column]
             shade = _shade(i, len(block.columns))
             panel.plot(
-                chosen[rival], chosen[leader], "osD^v"[i % 5], color=shade, markersize=4.2, alpha=0.9, label=column,
-                markeredgecolor="white", markeredgewidth=0.5, linestyle="none",
+                chosen[rival], chosen[leader], "osD^v"[i % 5], color=shade, markersize=4.2, alpha=0.9,
+                label=literal(column, TICK), markeredgecolor="white", markeredgewidth=0.5, linestyle="none",
             )  # fmt: skip
         both = table.to_numpy()
         ends = np.array([np.nanmin(both), np.nanmax(both)])

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.columns import GUARANTEES, TRIP, TRIPS
-from reports.drawing import Cast, draw_line, legend, panels, plain_ticks
+from reports.drawing import TICK, Cast, draw_line, legend, literal, panels, plain_ticks
 from reports.results import Block, Line, Results
-from reports.tables import MISSING, Entry, Group, Row, Table, absent
+from reports.tables import MISSING, Entry, Group, Row, Table, absent, csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -277,12 +277,12 @@ def _trip_entries(rows: pd.DataFrame, solver: str) -> tuple[Entry, ...]:
 
 
 def guarantee_csv(results: Results) -> str:
-    """A line an image, with everything that was measured and all constants, at full precision."""
+    """One line per image, with everything that was measured and all constants, at full precision."""
     rows = results.rows
     names = {"line": "line", "block": "corruption", "column": "severity"}
     trips = [str(column) for column in rows.columns if str(column).startswith(TRIP)]
     kept = [name for name in (*names, "image_id", "seed", *GUARANTEES, *trips) if name in rows]
-    return rows[kept].rename(columns=names).to_csv(index=False, lineterminator="\n")
+    return csv(rows[kept].rename(columns=names))
 
 
 def _span(span: tuple[float, float] | None) -> Entry:
@@ -371,7 +371,7 @@ def band_figure(results: Results, cast: Cast) -> Figure:
         for panel in (above, below):
             panel.set_xlim(-0.5, len(block.columns) - 0.5)
             panel.set_xlabel(block.axis)
-            panel.set_xticks(range(len(block.columns)), block.columns)
+            panel.set_xticks(range(len(block.columns)), [literal(column, TICK) for column in block.columns])
         above.set_title(block.title)
     axes[0].set_ylabel("|Φ(a) − Φ(b)| / |a − b|")
     axes[count].set_ylabel("noise in y: |R(y + n) − R(y)| / |n|")

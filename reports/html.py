@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reports.images import Gallery
-from reports.results import Results, middle, words
+from reports.results import Results, middle, title_of, words
 from reports.tables import Table
 
 if TYPE_CHECKING:
@@ -195,8 +195,9 @@ def page(
     figures: Sequence[Figure],
     galleries: Sequence[Gallery],
     error: str = "",
+    remedy: str = "",
 ) -> str:
-    """The whole report."""
+    """The whole report; `error` and `remedy` where its cells do not compare."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -209,10 +210,11 @@ def page(
     blocks = results.blocks
     html = environment.get_template("report.html.j2").render(
         manifest=results.manifest,
-        title=results.manifest.get("title") or results.manifest["name"],
+        title=title_of(results.manifest),
         description=results.manifest.get("description") or "",
         task=results.manifest.get("task") or "–",
         error=error,
+        remedy=remedy,
         tables=tables,
         figures=figures,
         galleries=bool(galleries),
@@ -222,7 +224,7 @@ def page(
         blocks={block.title for block in blocks},
         filters=filters(results, tables),
         images=int(results.rows["image_id"].nunique()),
-        count={status: results.count(status) for status in ("done", "failed", "missing")},
+        count={status: results.count(status) for status in ("done", "failed", "damaged", "missing")},
         total=len(results.cells),
         methods=len({line.method for line in results.lines}),
         missing=[cell.id for cell in results.cells if cell.status == "missing"],
@@ -232,4 +234,7 @@ def page(
         provenance=provenance(results),
         listed=LISTED,
     )
-    return html.replace(DATA, gallery_data(galleries, max(LEAST, LIMIT - len(html.encode())))) if galleries else html
+    if not galleries:
+        return html
+    before, _, after = html.rpartition(DATA)  # the last: a title may hold the same word
+    return before + gallery_data(galleries, max(LEAST, LIMIT - len(html.encode(errors="replace")))) + after

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.columns import Metric
-from bench.store import Store
 from reports import drawing, guarantees, strictness, theory
 from reports import figures as draw
 from reports.drawing import Cast
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def illustrate(
-    store: Store, results: Results, lead: Metric | None, summary: pd.DataFrame, spent: pd.DataFrame, out: Path
+    results: Results, lead: Metric | None, summary: pd.DataFrame, spent: pd.DataFrame, out: Path
 ) -> tuple[list[Figure], list[Gallery], list[str]]:
     """The figures as files; those of the page, its sample images, and the names written."""
     folder = out / "figures"
@@ -33,7 +32,8 @@ def illustrate(
         return paths[0].read_bytes()
 
     with drawing.styled():
-        galleries = _galleries(store, results, lead)
+        galleries = _galleries(results, lead)
+        results = drawing.drawable(results)
         # An error on a logarithmic scale says more of a round trip than its PSNR does.
         if results.reconstructs and results.error is not None:
             return _round_trips(results, summary, spent, keep), galleries, names
@@ -160,13 +160,11 @@ def _round_trips(
     return shown
 
 
-def _galleries(store: Store, results: Results, lead: Metric | None) -> list[Gallery]:
+def _galleries(results: Results, lead: Metric | None) -> list[Gallery]:
     scores = scores_of(results, lead)
-    found = (
-        gallery(store, results, block, column, lead, scores) for block in results.blocks for column in block.columns
-    )
+    found = (gallery(results, block, column, lead, scores) for block in results.blocks for column in block.columns)
     return [shown for shown in found if shown is not None]
 
 
 def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() and c.isascii() else "_" for c in text.lower()).strip("_") or "all"
+    return "".join(c if c.isalnum() and c.isascii() else "_" for c in text.lower()).strip("_")[:60] or "all"

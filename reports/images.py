@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.columns import Metric
-from bench.store import Store
-from reports.drawing import Cast
+from reports.drawing import TICK, Cast, literal
 from reports.results import Block, Line, Results
 
 if TYPE_CHECKING:
@@ -48,19 +48,18 @@ class Gallery:
     ranks: tuple[str, ...]  # worst, median, best or nothing
     pictures: tuple[tuple[Picture, ...], ...]
     rule: str  # what worst and best mean
+    keys: tuple[str, ...] = ()  # of the heads: a line's key, or "" for the truth and the input
 
 
-def gallery(
-    store: Store, results: Results, block: Block, column: str, metric: Metric | None, scores: Scores
-) -> Gallery | None:
+def gallery(results: Results, block: Block, column: str, metric: Metric | None, scores: Scores) -> Gallery | None:
     """The images that every finished method of this column kept. None where there are none."""
-    kept: list[tuple[Line, str | None, dict[str, np.ndarray]]] = []
+    kept: list[tuple[Line, str | None, Mapping[str, np.ndarray]]] = []
     for line in results.lines:
         cells = results.by_key.get((line.key, block.key, column))
         if cells is None:
             continue
         done = next((cell.id for cell in cells if cell.status == "done"), None)
-        kept.append((line, done, store.samples(done) if done else {}))
+        kept.append((line, done, results.samples(done) if done else {}))
     filled = [(cell, samples) for _, cell, samples in kept if samples]
     if not filled:
         return None
@@ -89,7 +88,8 @@ def gallery(
     given = UNEDITED if results.edits else MEASURED
     heads = (TRUTH, *((given,) if measured else ()), *(line.title for line, _, _ in kept))
     rule = RULE.format(metric=metric.title, n=len(ids)) if metric is not None else ""
-    return Gallery(block, column, heads, tuple(ids), tuple(ranks), tuple(rows), rule)
+    keys = ("",) * (len(heads) - len(kept)) + tuple(line.key for line, _, _ in kept)
+    return Gallery(block, column, heads, tuple(ids), tuple(ranks), tuple(rows), rule, keys)
 
 
 def ranked(
@@ -179,24 +179,25 @@ def _frame(view: Pixels, line: int) -> None:
         edge[...] = FRAME
 
 
+def _wrapped(head: str) -> list[str]:
+    return textwrap.wrap(head, 16, max_lines=4, placeholder="…")
+
+
 def image_grid(shown: Gallery, cast: Cast) -> Figure:
     """The worst, the median and the best image with a zoom inset below each, for the methods that are in colour.
 
     One bitmap holds all tiles: an axis a tile would take seconds to draw.
     """
-    import textwrap
-
     from matplotlib.figure import Figure
 
-    leads = {cast.titles[key] for key in cast.leads}
-    columns = [i for i, head in enumerate(shown.heads) if head in leads or head in (TRUTH, MEASURED, UNEDITED)]
+    columns = [i for i, key in enumerate(shown.keys) if not key or key in cast.leads]
     rows = [i for i, rank in enumerate(shown.ranks) if rank] or list(range(min(3, len(shown.ids))))
     images = [p.image for row in shown.pictures for p in row if p.image is not None]
     largest = max(image.shape[0] for image in images)
     side = largest * max(1, math.ceil(TILE / largest)) if largest < 256 else 256
     gap, foot, margin = side // 16, side // 4, side // 5
     inch = 0.95 / side  # a tile is .95 inch wide on paper, whatever its pixels
-    heads = [textwrap.wrap(shown.heads[column], 16, max_lines=4, placeholder="…") for column in columns]
+    heads = [_wrapped(cast.titles.get(shown.keys[column], shown.heads[column])) for column in columns]
     lines = max(map(len, heads))
     tall = 2 * side + side // 24 + foot
     canvas = np.full((len(rows) * tall, margin + len(columns) * (side + gap) - gap, 3), 255, dtype=np.uint8)
@@ -206,7 +207,7 @@ def image_grid(shown: Gallery, cast: Cast) -> Figure:
     axes = figure.add_axes((border / width, border / height, 1 - 2 * border / width, canvas.shape[0] * inch / height))
     for r, row in enumerate(rows):
         pictures = [shown.pictures[row][column] for column in columns]
-        made = [p.image for p, column in zip(pictures, columns, strict=True) if shown.heads[column] in leads]
+        made = [p.image for p, column in zip(pictures, columns, strict=True) if shown.keys[column]]
         known = [image for image in made if image is not None]
         part = window(known or [p.image for p in pictures if p.image is not None])
         for c, picture in enumerate(pictures):
@@ -216,7 +217,7 @@ def image_grid(shown: Gallery, cast: Cast) -> Figure:
             if picture.caption:
                 low, va = (side, "center") if tile is None else (tall - foot * 0.9, "top")
                 axes.text(x + side / 2, y + low, picture.caption, ha="center", va=va, fontsize=6.5, color="#444444")
-        words = shown.ranks[row] or shown.ids[row]
+        words = shown.ranks[row] or literal(shown.ids[row])
         axes.text(
             margin * 0.45, r * tall + side, words, rotation=90, ha="center", va="center", fontsize=8, color="#555555"
         )
@@ -225,7 +226,7 @@ def image_grid(shown: Gallery, cast: Cast) -> Figure:
     for c, head_lines in enumerate(heads):
         x = margin + c * (side + gap) + side // 2
         axes.text(x, -side / 14, "\n".join(head_lines), ha="center", va="bottom", fontsize=7.5)
-    title = f"{shown.block.title}, {shown.block.axis} {shown.column}"
+    title = f"{literal(shown.block.title)}, {shown.block.axis} {literal(shown.column, TICK)}"
     figure.text(border / width, 1 - 0.06 / height, title, fontsize=9.5, va="top")
     note = f"worst, median, best: {shown.rule}; inset: where these outputs differ most" if shown.rule else ""
     figure.text(border / width, 1 - 0.26 / height, textwrap.shorten(note, 130), fontsize=6.5, va="top", color="#666666")

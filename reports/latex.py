@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from reports.results import plain
 from reports.tables import DAGGER, EXPLODED_SIGN, Group, Table
 
 ROWS_A_PAGE = 45
@@ -13,10 +14,12 @@ MINUS = "\u2212"
 _SIGNS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$",
-    "±": r"$\pm$", "–": "--", "·": r"$\cdot$", "×": r"$\times$", "∞": r"$\infty$", "²": "$^2$", "≤": r"$\le$",
+    "`": r"\textasciigrave{}", "±": r"$\pm$", "–": r"\textendash{}",
+    "·": r"$\cdot$", "×": r"$\times$", "∞": r"$\infty$", "²": "$^2$", "≤": r"$\le$",
     "≥": r"$\ge$", "→": r"$\to$", "…": r"\dots{}", MINUS: "$-$", DAGGER: r"$^\dagger$", EXPLODED_SIGN: r"$^\ddagger$",
 }  # fmt: skip
-LATIN = 0x180
+ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327"
+"""Over or under a Latin letter: those that LaTeX's own font encoding has."""
 _RAISED = {"<super>": "^", "<sub>": "_"}
 _GREEK = re.compile(
     r"alpha|beta|[gG]amma|[dD]elta|epsilon|zeta|eta|[tT]heta|iota|kappa|[lL]ambda|mu|nu|[xX]i|[pP]i|rho|[sS]igma|tau|"
@@ -30,14 +33,15 @@ _FIT = (
 
 def escape(text: str, mark: str = "") -> str:
     """Text for LaTeX, bold or underlined by its mark; a hyphen before a digit is a minus sign where no word ends."""
-    escaped = "".join(map(_sign, text))
+    escaped = re.sub(r"([-'])(?=\1)", r"\1{}", "".join(map(_sign, plain(text))))  # "--" is no dash, "''" no quote
     escaped = re.sub(r"(?<![\w.}])-(?=\d)", "$-$", escaped)
     return rf"\textbf{{{escaped}}}" if mark == "best" else rf"\underline{{{escaped}}}" if mark == "second" else escaped
 
 
 def _sign(character: str) -> str:
-    """What sets a character; one that pdfLaTeX has no way to set is told by its number."""
-    if character in _SIGNS or ord(character) < LATIN:
+    """What sets a character; one that pdfLaTeX has no way to set is given by its number."""
+    letter, accent = unicodedata.normalize("NFD", character)[0], unicodedata.normalize("NFD", character)[1:]
+    if character in _SIGNS or character.isascii() or (letter.isascii() and accent and accent in ACCENTS):
         return _SIGNS.get(character, character)
     tag, _, codes = unicodedata.decomposition(character).partition(" ")
     if tag in _RAISED and len(codes) == 4:

@@ -9,13 +9,16 @@ scale, and a sweep of edits has strengths for columns and one block a kind of ed
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+import shlex
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from bench.columns import AXES, MEASUREMENT, METRICS, Metric, declared
 from bench.store import Store
+from reports.damage import arrays, damaged, torn_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +32,11 @@ NAMED = 5  # differing measurements that an error names
 
 
 class MixedMeasurements(ValueError):
-    """Rows that a table would compare start from different measurements y."""
+    """Rows that a table would compare start from different measurements y; `remedy` is what to do, in one line."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the manifest: its place in the tables, and done, failed or missing."""
+    """One cell of the manifest: its place in the tables, and done, failed, damaged or missing."""
 
     id: str
     key: Key
@@ -87,9 +94,10 @@ class Results:
     lines: tuple[Line, ...]
     blocks: tuple[Block, ...]
     rows: pd.DataFrame  # the store's rows and `line`, `block`, `column`
-    failures: Mapping[str, Mapping[str, Any]]
+    failures: Mapping[str, Mapping[str, Any]]  # of failed cells; of damaged ones with the class `DAMAGED`
     records: Mapping[str, Mapping[str, Any]]
-    features: Callable[[str], Mapping[str, np.ndarray]] = field(default=lambda _: {})  # of a cell's images
+    samples: Callable[[str], Mapping[str, np.ndarray]] = field(default=lambda _: {})  # images that a cell kept
+    features: Callable[[str], Mapping[str, np.ndarray]] = field(default=lambda _: {})  # of all images of a cell
 
     @property
     def edits(self) -> bool:
@@ -143,8 +151,22 @@ class Results:
             places.setdefault(cell.key, []).append(cell)
         return places
 
+    def axis(self, name: str) -> pd.Series:
+        """The value of an axis for each row, from the manifest."""
+        return self.rows["cell_id"].astype(object).map({cell.id: cell.axes.get(name) for cell in self.cells})
+
     def count(self, status: str) -> int:
         return sum(cell.status == status for cell in self.cells)
+
+
+def plain(text: object) -> str:
+    """Text on one line: white space and control characters become single spaces, halves of a character U+FFFD."""
+    kinds = {"Cc": " ", "Cs": "\ufffd"}
+    return " ".join("".join(kinds.get(unicodedata.category(c), c) for c in str(text)).split())
+
+
+def title_of(manifest: Mapping[str, Any]) -> str:
+    return plain(manifest.get("title") or manifest["name"])
 
 
 def words(value: Any) -> str:
@@ -156,9 +178,9 @@ def words(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
-def _title(manifest: Mapping[str, Any], axis: str, name: str, plain: str | None = None) -> str:
-    """As the manifest titles it, else `plain`, else the name."""
-    return str((manifest.get("titles") or {}).get(axis, {}).get(name) or plain or name)
+def _title(manifest: Mapping[str, Any], axis: str, name: str, otherwise: str = "") -> str:
+    """As the manifest titles it, else `otherwise`, else the name: on one line."""
+    return plain((manifest.get("titles") or {}).get(axis, {}).get(name) or otherwise) or name
 
 
 def _layout(manifest: Mapping[str, Any], cells: Sequence[Axes]) -> tuple[str, str]:
@@ -224,6 +246,7 @@ def arrange(
     varying = _varying(listed, placed | ({"model"} if by_model else set()))
     cells: list[Cell] = []
     lines: dict[str, Line] = {}
+    tails: dict[str, str] = {}
     titles: dict[str, str] = {}
     columns: dict[str, set[str]] = {}
     places: dict[str, tuple[tuple[str, str], ...]] = {}
@@ -231,7 +254,9 @@ def arrange(
         method = str(axes["method"])
         told = [(name.removeprefix("method."), words(axes[name])) for name in varying[method] if name in axes]
         tail = "".join(f" · {word}" if name in SPEAKING else f" · {name} {word}" for name, word in told)
-        line = Line(method + tail, _title(manifest, "method", method) + tail.replace("_", " "), method, axes)
+        name = _title(manifest, "method", method)
+        line = Line(method + tail, name, method, axes)
+        tails[line.key] = plain(tail.replace("_", " "))
         value = words(axes.get(block_axis))
         where = [name for name, several in (("model", by_model), ("dataset", len(datasets) > 1)) if several]
         named = [(name, words(axes.get(name))) for name in where if name != block_axis]
@@ -239,8 +264,8 @@ def arrange(
         block = value + place
         places[block] = (*named, (block_axis, value)) if named else ()
         named_itself = block_axis in ("corruption", "edit")
-        plain = value.replace("_", " ") if named_itself else f"{block_axis} {value}"
-        title = _title(manifest, block_axis, value, plain)
+        otherwise = value.replace("_", " ") if named_itself else f"{block_axis} {value}"
+        title = _title(manifest, block_axis, value, otherwise)
         lines.setdefault(line.key, line)
         titles.setdefault(block, title + place if not by_model else f"{place.removeprefix(' · ')} · {title}")
         column = words(axes.get(column_axis))
@@ -248,20 +273,32 @@ def arrange(
         cells.append(Cell(entry["id"], (line.key, block, column), axes, status.get(entry["id"], "missing")))
     blocks = [
         Block(key, title, block_axis, column_axis.removeprefix("method."), _column_order(columns[key]), places[key])
-        for key, title in titles.items()
+        for key, title in apart(titles).items()
     ]
     if by_model:  # a model's guidance scales stand together, models as the manifest first names them
         models = list(dict.fromkeys(dict(block.places).get("model") for block in blocks))
         blocks.sort(key=lambda block: models.index(dict(block.places).get("model")))
-    return tuple(cells), tuple(sorted(_told_apart(lines.values()), key=_method_order(lines))), tuple(blocks)
+    return tuple(cells), tuple(sorted(_titled(lines, tails), key=_method_order(lines))), tuple(blocks)
 
 
-def _told_apart(lines: Collection[Line]) -> list[Line]:
-    """Without the method's name in their titles where all lines are of one method and have more to tell."""
-    shared = {line.title.partition(" · ")[0] for line in lines}
-    if len(shared) > 1 or not all(" · " in line.title for line in lines):
-        return list(lines)
-    return [replace(line, title=line.title.partition(" · ")[2]) for line in lines]
+def _titled(lines: Mapping[str, Line], tails: Mapping[str, str]) -> list[Line]:
+    """Lines with their whole titles: the method's title and what varies within the method. Where all lines are of one
+    method and something varies in each, that alone."""
+    alone = len({line.method for line in lines.values()}) == 1 and all(tails.values())
+    titles = {
+        k: tails[k].removeprefix("· ") if alone else f"{line.title} {tails[k]}".strip() for k, line in lines.items()
+    }
+    distinct = apart(titles)
+    return [replace(line, title=distinct[key]) for key, line in lines.items()]
+
+
+def apart(titles: Mapping[str, str], numbered: bool = False) -> dict[str, str]:
+    """Titles of keys; where several keys have one title, the key stands behind it, or its number."""
+    same: dict[str, list[str]] = {}
+    for key, title in titles.items():
+        same.setdefault(title, []).append(key)
+    behind = {key: str(n) if numbered else plain(key) for keys in same.values() for n, key in enumerate(keys, start=1)}
+    return {k: title if len(same[title]) == 1 else f"{title} ({behind[k]})" for k, title in titles.items()}
 
 
 def _method_order(lines: Mapping[str, Line]) -> Any:
@@ -273,18 +310,35 @@ def _method_order(lines: Mapping[str, Line]) -> Any:
 
 
 UNREAD = (*AXES, *MEASUREMENT)
-"""Columns of the rows that no table or figure needs: the axes come from the manifest."""
+"""Columns of the rows that no table or figure needs. The axes come from the manifest: one option may have two types."""
+
+DAMAGED = "damaged"
+"""The status of a cell whose files cannot be read, and the class that stands for it among the failures."""
 
 
-def load(store: Store, manifest: Mapping[str, Any]) -> Results:
-    """Read the finished cells of a sweep."""
+def load(store: Store, manifest: Mapping[str, Any], torn: Mapping[str, str] | None = None) -> Results:
+    """Read the finished cells of a sweep. Cells that are damaged have no rows: those that are seen to be so, and those
+    in `torn` (cell -> reason). Raises `reports.damage.Torn` later on for what shows only when it is read."""
     import pandas as pd
 
-    done, failed = store.done(), store.failed()
     ids = [cell["id"] for cell in manifest["cells"]]
-    status = {i: "done" if i in done else "failed" for i in ids if i in done or i in failed}
+    done, failed = store.done(), store.failed()
+    broken = {**damaged(store, ids), **(torn or {})}
+    unread = {*UNREAD, *(name for cell in manifest["cells"] for name in cell["axes"])}
+    whole = [i for i in ids if i in done and i not in broken]
+    try:
+        rows = store.rows(whole, unread, categories=True)
+        if whole and set(rows["cell_id"].unique()) != set(whole):
+            raise ValueError("rows of other cells")
+    except Exception:  # a damaged file may raise anything: the cells are read one by one
+        broken |= torn_rows(store, whole)
+        whole = [i for i in whole if i not in broken]
+        rows = store.rows(whole, unread, categories=True)
+    failures = {i: store.failure(i) for i in ids if i in failed and i not in broken}
+    failures |= {i: {"class": DAMAGED, "message": broken[i], "traceback": broken[i]} for i in ids if i in broken}
+    status = {i: DAMAGED if i in broken else "done" if i in done else "failed" for i in ids if i in done or i in failed}
+    records = {i: store.record(i) for i in whole}
     cells, lines, blocks = arrange(manifest, status)
-    rows = store.rows((i for i in ids if i in done), UNREAD, categories=True)
     if rows.empty:
         rows = pd.DataFrame({"cell_id": pd.Series(dtype=str), "image_id": pd.Series(dtype=str)})
     place = {cell.id: (*cell.key, cell.axes.get("seed")) for cell in cells}
@@ -295,39 +349,53 @@ def load(store: Store, manifest: Mapping[str, Any]) -> Results:
             values = values.astype("category")
         rows[name] = values.take(codes).array
     return Results(
-        manifest,
-        cells,
-        lines,
-        blocks,
-        rows,
-        {i: store.failure(i) for i in ids if status.get(i) == "failed"},
-        {i: store.record(i) for i in ids if status.get(i) == "done"},
-        store.features,
-    )
+        manifest, cells, lines, blocks, rows, failures, records,
+        partial(arrays, store, "samples"), partial(arrays, store, "features"),
+    )  # fmt: skip
 
 
-def check_measurements(results: Results) -> None:
-    """Raise MixedMeasurements if one image at one corruption (or edit), severity and seed was measured in two ways."""
+def check_measurements(results: Results, cells: str = "results/cells") -> None:
+    """Raise MixedMeasurements if one image at one corruption (or edit), severity and seed was measured in two ways.
+
+    `cells`: the store's folder of cells, for the remedy: without the cells that do not agree with the youngest one
+    beside them, the same run computes them again.
+    """
     if not results.has("y_sha256"):
         return
     places = ["block", "column", "image_id", "seed"]
-    columns = [*places, "y_sha256", "cell_id"]
+    columns = [*places, "y_sha256", "cell_id", "line"]
     known = results.rows.loc[results.rows["y_sha256"].notna(), columns]
     kinds = known.drop_duplicates([*places, "y_sha256"])
     clashing = kinds.loc[kinds.duplicated(places, keep=False), places].drop_duplicates()
     if clashing.empty:
         return
     titles = {block.key: f"{block.title}, {block.axis}" for block in results.blocks}
-    told = []
-    for place, rows in known.merge(clashing.head(NAMED), on=places).groupby(places, sort=True, dropna=False):
-        block, column, image, seed = place
-        sources = "; ".join(
-            f"{sha[:12]}… in {', '.join(sorted(part['cell_id'].unique()))}"
-            for sha, part in rows.groupby("y_sha256", sort=True)
-        )
-        told.append(f"image {image}, {titles[block]} {column}, seed {seed}: {sources}")
-    more = len(clashing) - len(told)
+    methods = {line.key: line.title for line in results.lines}
+    found: list[str] = []
+    outdated: set[str] = set()
+    for place, rows in known.merge(clashing, on=places).groupby(places, sort=True, dropna=False, observed=True):
+        youngest = max(rows["cell_id"], key=lambda i: (_started(results.records[i]), i))
+        agreed = rows.loc[rows["cell_id"] == youngest, "y_sha256"].iloc[0]
+        outdated |= set(rows.loc[rows["y_sha256"] != agreed, "cell_id"])
+        if len(found) < NAMED:
+            block, column, image, seed = place
+            sources = "; ".join(
+                f"{sha[:12]}… in {', '.join(f'{i} ({methods[line]})' for i, line in _pairs(part))}"
+                for sha, part in rows.groupby("y_sha256", sort=True, observed=True)
+            )
+            found.append(f"image {image}, {titles[block]} {column}, seed {seed}: {sources}")
+    more = len(clashing) - len(found)
+    folders = " ".join(shlex.quote(f"{cells}/{i}") for i in sorted(outdated))
     raise MixedMeasurements(
-        f"{len(clashing)} measurement(s) differ between cells that would be compared: {' | '.join(told)}"
-        + (f" | and {more} more" if more else "")
+        f"{len(clashing)} measurement(s) differ between cells that would be compared: {' | '.join(found)}"
+        + (f" | and {more} more" if more else ""),
+        f"rm -r {folders} (cells that do not agree with the youngest one), then the same bench.run command again",
     )
+
+
+def _pairs(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    return sorted(set(zip(rows["cell_id"], rows["line"], strict=True)))
+
+
+def _started(record: Mapping[str, Any]) -> str:
+    return str(record.get("provenance", {}).get("started", ""))

@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.errors import UserError
 from bench.mirror.records import CELL_FILES, FAILURE_FILE, SWEEP_FILE, Mark, offline_runs, server_runs
 from bench.store import Store
+from reports.damage import manifest_of
 
 Fetch = Callable[[str, Path], bool]
 """Puts a run's file of that name into a folder; False if the run has none."""
 CONNECTIONS = 8
-
-
-class NoMirror(Exception):
-    """There is no mirror of that sweep, in one line that says where it was looked for."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Source:
 
 
 def from_files(folder: Path, sweep: str, root: Path) -> Store:
-    """The store of a sweep from the run folders in `folder`, put into `root`. Raises NoMirror."""
+    """The store of a sweep from the run folders in `folder`, put into `root`. Raises UserError."""
 
     def fetch(files: Path) -> Fetch:
         return lambda name, to: (files / name).is_file() and bool(shutil.copyfile(files / name, to / name))
@@ -46,7 +44,7 @@ def from_files(folder: Path, sweep: str, root: Path) -> Store:
 
 
 def from_server(project: str, entity: str | None, sweep: str, root: Path) -> Store:
-    """The store of a sweep from a W&B server, put into `root`. Raises NoMirror, also where the server cannot be had."""
+    """The store of a sweep from a W&B server, put into `root`. Raises UserError, also without a server."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
@@ -66,7 +64,7 @@ def from_server(project: str, entity: str | None, sweep: str, root: Path) -> Sto
         return _assemble(found, sweep, root, f"no complete run of sweep {sweep!r} in {path}")
     except (wandb.Error, OSError) as error:  # requests' errors are OSErrors
         text = str(error).strip().splitlines()
-        raise NoMirror(f"W&B cannot be read: {text[0] if text else type(error).__name__}") from error
+        raise UserError(f"W&B cannot be read: {text[0] if text else type(error).__name__}") from error
 
 
 def _assemble(found: Iterable[Source], sweep: str, root: Path, absent: str) -> Store:
@@ -75,12 +73,12 @@ def _assemble(found: Iterable[Source], sweep: str, root: Path, absent: str) -> S
     shutil.rmtree(root / "failures", ignore_errors=True)
     overview = [source for source in latest.values() if source.mark.kind == "sweep"]
     if not overview:
-        raise NoMirror(absent)
+        raise UserError(absent)
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         list(pool.map(lambda source: _place(source, root), latest.values()))
     store = Store(root)
     held = {source.mark.record for source in latest.values() if source.mark.kind == "cell"}
-    for cell_id in {cell["id"] for cell in store.manifest(sweep)["cells"]} & store.done() - held:
+    for cell_id in {cell["id"] for cell in manifest_of(store, sweep)["cells"]} & store.done() - held:
         shutil.rmtree(root / "cells" / cell_id)  # of another mirror, fetched before
     return store
 
@@ -103,7 +101,7 @@ def _place(source: Source, root: Path) -> None:
         there = [name for name in wanted if source.fetch(name, temporary)]
         missing = set(wanted[:2]) - set(there)  # a cell may have kept no images and no features
         if missing:
-            raise NoMirror(f"run {mark.run_id} has no file {', '.join(sorted(missing))}")
+            raise UserError(f"run {mark.run_id} has no file {', '.join(sorted(missing))}")
         final.parent.mkdir(parents=True, exist_ok=True)
         if mark.kind == "cell":
             shutil.rmtree(final, ignore_errors=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.columns import Metric
-from reports.drawing import MARKERS, PALETTE, legend, panels
+from reports.drawing import MARKERS, PALETTE, legend, literal, panels
 from reports.results import Block, Line, Results
 from reports.tables import MISSING, Entry, Group, Row, Table
 
@@ -143,7 +143,7 @@ def strictness_figure(metric: Metric, lines: list[Strict], summary: pd.DataFrame
 
 def _ticks(panel: Axes, bounds: list[float], free: dict[float, str]) -> None:
     places = [*bounds, *free]
-    panel.set_xticks(places, [*(f"{bound:.1f}" for bound in bounds), *free.values()], fontsize=7)
+    panel.set_xticks(places, [*(f"{bound:.1f}" for bound in bounds), *map(literal, free.values())], fontsize=7)
     for label in panel.get_xticklabels()[len(bounds) :]:
         label.set(rotation=60, horizontalalignment="right", rotation_mode="anchor")
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bench.columns import COSTS, LATENTS, OF_INPUT, SHARE, Metric
 from reports.distances import DISTANCES
-from reports.results import Block, Cell, Line, Results, words
+from reports.results import DAMAGED, Block, Cell, Line, Results, words
 from reports.statistics import cluster_means, holm, interval, paired_difference, rank
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _entry(
 ) -> dict[str, Any]:
     """One entry. `place`: its rows; `expected`: the images that any method has at this column, and it should have."""
     failures = rows.results.failures
-    failed = [cell.id for cell in cells if cell.status == "failed"]
+    failed = [cell.id for cell in cells if cell.status in ("failed", DAMAGED)]
     done = sum(cell.status == "done" for cell in cells)
     entry = _blank(metric, block, column) | {
         "line": line.key,

@@ -2,12 +2,13 @@
 `reports.latex`'s.
 
 An entry is printed as `24.31 ±0.42`: the mean over images and half its 95 % bootstrap interval, whose exact ends are
-in the CSV. Bold is the best and underlined the second, only where the paired test holds it.
+in the CSV. Bold is the best and underlined (in Markdown: italic) the second, only where the paired test holds it.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from csv import DictReader
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.columns import COSTS, LATENTS, Column, Metric
-from reports.results import Results, words
+from reports.results import DAMAGED, Results, plain, words
 from reports.summary import INPUT
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MISSING = "–"
 DAGGER = "†"
 EXPLODED_SIGN = "‡"
+SECOND = "underlined: second"  # Markdown has no underline: there it is italic
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ def _finite(value: float) -> float | None:
 
 def _entry(metric: Metric, record: Mapping[Any, Any]) -> Entry:
     if record["n"] == 0:
+        if record["failure"] == DAMAGED:
+            return Entry(DAMAGED, mark="failed", hint="its files in the store are damaged")
         if record["failure"]:
             return Entry(f"failed ({record['failure']})", mark="failed", hint="every run of this cell failed")
         if record["n_numerical"]:
@@ -188,8 +192,8 @@ def _notes(metric: Metric, summary: pd.DataFrame, results: Results) -> tuple[str
         notes = [
             f"Mean over images; ± is half the 95 % bootstrap interval over n = {_size(summary)} images (seeds averaged "
             "within an image).",
-            "Bold: best, underlined: second, only where the Wilcoxon signed-rank test paired by image (Holm over "
-            "methods, p < .05) holds it against every method ranked below.",
+            f"Bold: best, {SECOND}, only where the Wilcoxon signed-rank test paired by image (Holm over methods, "
+            "p < .05) holds it against every method ranked below.",
             *_undecided(metric, summary),
             *absent(results),
         ]
@@ -251,6 +255,8 @@ def absent(results: Results) -> list[str]:
         notes.append(f"{missing} of {total} cells missing ({MISSING} where nothing has run).")
     if failed:
         notes.append(f"{failed} of {total} cells failed.")
+    if damaged := results.count(DAMAGED):
+        notes.append(f"{damaged} of {total} cells are damaged in the store; the next run computes them again.")
     unavailable = (results.manifest.get("unavailable") or {}).values()
     return notes + [f"unavailable: {reason}" for reason in dict.fromkeys(unavailable)]
 
@@ -471,7 +477,7 @@ def print_tables(tables: Sequence[Table], console: Console) -> None:
     if not console.is_terminal:
         console.print("Without bold and underline: * marks the best, _ the second.")
     for note in dict.fromkeys(note for table in tables for note in table.notes):
-        console.print(Text(note, style="dim"))
+        console.print(Text(plain(note), style="dim"))
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -487,25 +493,31 @@ def print_table(table: Table, console: Console) -> None:
     # Where there is no bold (a pipe, a log) the marks are characters.
     signs = {} if console.is_terminal else {"best": "*", "second": "_"}
     first = max((len(row.title) for group in table.groups for row in group.rows), default=0)
-    console.print(Text(f"\n{table.title}", style="bold"))
+    console.print(Text(f"\n{plain(table.title)}", style="bold"))
     if any(not row.printed and not row.reference for group in table.groups for row in group.rows):
         console.print(Text("the last column of every method and what is flagged; the page has them all", style="dim"))
     for group in table.groups:
         if not any(row.printed for row in group.rows):
             continue
-        grid = Grid(title=group.title or None, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD)
-        grid.add_column(group.corner, min_width=min(first, 40) if alike else _widest_word(r.title for r in group.rows))
+        title = Text(plain(group.title)) if group.title else None  # as Text nothing in it is markup
+        grid = Grid(title=title, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD)
+        grid.add_column(
+            Text(group.corner), min_width=min(first, 40) if alike else _widest_word(r.title for r in group.rows)
+        )
         for i, column in enumerate(group.columns):
             needed = _widest_word([column, *(row.entries[i].text for row in group.rows)])
-            grid.add_column(column, justify="right", min_width=width if alike else needed, overflow="fold")
+            grid.add_column(Text(plain(column)), justify="right", min_width=width if alike else needed, overflow="fold")
         above = ""
         for row in group.rows:
             if not row.printed:
                 continue
             entries = [
-                Text(signs.get(entry.mark, "") + entry.text, style=styles.get(entry.mark, "")) for entry in row.entries
+                Text(signs.get(entry.mark, "") + plain(entry.text), style=styles.get(entry.mark, ""))
+                for entry in row.entries
             ]
-            grid.add_row(Text(row.title if row.title != above else "", style="dim" if row.reference else ""), *entries)
+            grid.add_row(
+                Text(plain(row.title) if row.title != above else "", style="dim" if row.reference else ""), *entries
+            )
             above = row.title
         console.print(grid)
 
@@ -516,23 +528,27 @@ def _widest_word(texts: Iterable[str]) -> int:
 
 
 def markdown(tables: Sequence[Table], title: str) -> str:
-    """All tables as GitHub Markdown, the marks as **bold** and <u>underlined</u>."""
-    parts = [f"# {title}\n"]
+    """All tables as GitHub Markdown, the marks as **bold** and *italic*; no HTML."""
+    parts = [f"# {md(title)}\n"]
     for table in tables:
-        parts.append(f"## {table.title}\n")
+        parts.append(f"## {md(table.title)}\n")
         for group in table.groups:
             if group.title:
-                parts.append(f"### {group.title}\n")
-            lines = [_md_row([group.corner, *group.columns]), _md_row(["---", *("---:" for _ in group.columns)])]
-            lines += [_md_row([_md(row.title), *(_md(e.text, e.mark) for e in row.entries)]) for row in group.rows]
+                parts.append(f"### {md(group.title)}\n")
+            lines = [
+                _md_row(map(md, [group.corner, *group.columns])),
+                _md_row(["---", *("---:" for _ in group.columns)]),
+            ]
+            lines += [_md_row([md(row.title), *(md(e.text, e.mark) for e in row.entries)]) for row in group.rows]
             parts.append("\n".join(lines) + "\n")
-        parts.append("\n".join(f"- {note}" for note in table.notes) + "\n")
+        parts.append("\n".join(f"- {md(note.replace(SECOND, 'italic: second'))}" for note in table.notes) + "\n")
     return "\n".join(parts)
 
 
-def _md(text: str, mark: str = "") -> str:
-    text = text.replace("|", "\\|")
-    return f"**{text}**" if mark == "best" else f"<u>{text}</u>" if mark == "second" else text
+def md(text: str, mark: str = "") -> str:
+    """Text for Markdown, where nothing in it is markup, HTML or mathematics; bold or italic by its mark."""
+    text = re.sub(r"([\\`*_<>|$~#&]|\](?=[(\[:]))", r"\\\1", plain(text))
+    return f"**{text}**" if mark == "best" else f"*{text}*" if mark == "second" else text
 
 
 def _md_row(cells: Iterable[str]) -> str:
@@ -544,8 +560,20 @@ def chosen(tables: Sequence[Table], metric: str | None) -> list[Table]:
     return [t for t in tables if t.key == "costs" or (t.key == metric if metric else t.printed)]
 
 
-def csv(frame: pd.DataFrame, results: Results) -> str:
-    """Full precision: the shortest decimal that reads back as the same number. Axes go by their own names."""
+def csv(frame: pd.DataFrame) -> str:
+    """Full precision: the shortest decimal that reads back as the same number. Text is no spreadsheet's formula."""
+    texts = {name: frame[name].map(_cell) for name in frame if frame[name].dtype.kind not in "biuf"}
+    return frame.assign(**texts).rename(columns=_cell).to_csv(index=False, lineterminator="\n")
+
+
+def _cell(value: Any) -> Any:
+    """Text with an apostrophe before it where a spreadsheet would run it as a formula."""
+    formula = isinstance(value, str) and value.lstrip()[:1] in ("=", "+", "-", "@") and _number(value) is None
+    return f"'{value}" if formula else value
+
+
+def placed(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """A summary or costs with axes by their own names."""
     names = {"block": results.blocks[0].over, "column": results.blocks[0].axis} if results.blocks else {}
     places = {block.key: dict(block.places) for block in results.blocks if block.places}
     if places and "block" in frame:
@@ -556,7 +584,7 @@ def csv(frame: pd.DataFrame, results: Results) -> str:
                 frame["block"] = values
             else:
                 frame.insert(list(frame.columns).index("block") + position, name, values)
-    return frame.drop(columns="axis", errors="ignore").rename(columns=names).to_csv(index=False, lineterminator="\n")
+    return frame.drop(columns="axis", errors="ignore").rename(columns=names)
 
 
 def without_hints(table: Table) -> Table:

@@ -27,8 +27,9 @@ from reports.drawing import (
     number,
     panels,
     plain_ticks,
+    power,
 )
-from reports.results import Results
+from reports.results import Results, words
 from reports.statistics import bootstrap
 from reports.summary import EXPLODED, INPUT
 
@@ -142,7 +143,7 @@ def _slopes(panel: Axes, first: float, last: float, start: float) -> list[End]:
 
 def _strip(panel: Axes, floor: float, bottom: float, named: list[str], rounding: float) -> None:
     """The names of the exact methods, below a floor where the axis has no ticks: heights there mean nothing."""
-    from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, NullLocator
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     panel.axhspan(bottom, floor, color="#F0F0F0", zorder=0.5, linewidth=0)
     words = f"exact to rounding (below {rounding:.0e}): {', '.join(named) or 'where a line ends here'}"
@@ -150,9 +151,8 @@ def _strip(panel: Axes, floor: float, bottom: float, named: list[str], rounding:
         0.012, STRIP * 0.94, textwrap.fill(words, 56), transform=panel.transAxes, va="top", fontsize=LABEL,
         color="#555555", linespacing=1.15, zorder=4, bbox={"facecolor": "#F0F0F0", "edgecolor": "none", "pad": 1},
     )  # fmt: skip
-    plain = LogFormatterSciNotation()
     panel.yaxis.set_minor_locator(NullLocator())
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value) if value > 0.99 * floor else ""))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power(value) if value > 0.99 * floor else ""))
 
 
 # --- latents -------------------------------------------------------------------------------------------------------
@@ -215,7 +215,9 @@ def growing(results: Results) -> dict[str, tuple[str, float]]:
         method = results.records.get(cell.id, {}).get("config", {}).get("method", {})
         if cell.key[0] not in found and isinstance(method, Mapping) and method.get("class") in GROWTH:
             option, law, factor = GROWTH[method["class"]]
-            value = method["options"][option]
+            value = method["options"].get(option)
+            if not isinstance(value, float):
+                continue
             symbol = {"p": "p", "gamma": "γ"}[option]
             found[cell.key[0]] = (f"{law}, {symbol} = {value:g}", factor(value))
     return found
@@ -288,6 +290,8 @@ SIDES = (
 
 def marginals(results: Results) -> Figure | None:
     """Marginals of RF-Inversion's ODEs and SDEs against their control. None where a sweep varies neither."""
+    import pandas as pd
+
     shown = [
         side for side in SIDES if _varies(results, side[1]) and _varies(results, side[2]) and side[3] in results.rows
     ]
@@ -298,18 +302,20 @@ def marginals(results: Results) -> Figure | None:
         rows = results.rows
         other_control, other_mode = next((s[1], s[2]) for s in SIDES if s[1] != control)
         # The other direction at its plain setting: where it varies, only the rows that leave it alone compare.
-        plain = rows[f"method.{other_control}"].eq(1.0 if control == "eta" else 0.0)
+        plain = results.axis(f"method.{other_control}").eq(1.0 if control == "eta" else 0.0)
         if _varies(results, other_mode):
-            plain &= rows[f"method.{other_mode}"].eq("ode")
+            plain &= results.axis(f"method.{other_mode}").eq("ode")
         if _varies(results, "start"):  # inversions stop short of pure noise, decodings start from it
-            plain &= rows["method.start"].eq(0.0) == (control == "eta")
-        rows = rows[plain & rows[column].notna()]
+            plain &= results.axis("method.start").eq(0.0) == (control == "eta")
+        levels = pd.to_numeric(results.axis(f"method.{control}"), errors="coerce")
+        rows = rows.assign(mode=results.axis(f"method.{mode}"), control=levels)
+        rows = rows[plain & rows[column].notna() & levels.notna()]
         for i, kind in enumerate(("ode", "sde")):
-            part = rows[rows[f"method.{mode}"] == kind]
-            levels = sorted(part[f"method.{control}"].unique())
+            part = rows[rows["mode"] == kind]
+            levels = sorted(part["control"].unique())
             found = []
             for level in levels:
-                here = part[part[f"method.{control}"] == level]
+                here = part[part["control"] == level]
                 found.append(bootstrap(here[column].to_numpy(dtype=float), here["image_id"].to_numpy(dtype=str)))
             mean, low, high = (np.array([getattr(f, name) for f in found]) for name in ("mean", "low", "high"))
             if column == "latent_mse":
@@ -331,4 +337,4 @@ def marginals(results: Results) -> Figure | None:
 
 def _varies(results: Results, option: str) -> bool:
     name = f"method.{option}"
-    return name in results.rows and results.rows[name].nunique() > 1
+    return len({words(cell.axes[name]) for cell in results.cells if cell.status == "done" and name in cell.axes}) > 1
