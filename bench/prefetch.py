@@ -8,6 +8,7 @@ of metrics go to torch's cache (CLIP's to Hugging Face's), checked by the sha256
 from __future__ import annotations
 
 from bench import hub, metrics
+from bench.arguments import own_arguments
 from bench.errors import UserError, run_command, unknown
 from bench.files import sha256
 from bench.spec.compose import compose_config
@@ -66,8 +67,8 @@ def _file(weights: metrics.Weights) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    asked = [name for a in arguments if a.startswith("metric=") for name in a.removeprefix("metric=").split(",")]
-    others = [a for a in arguments if not a.startswith("metric=")]
+    given, others = own_arguments(arguments, {"metric": ""})
+    asked = [name for name in given["metric"].split(",") if name]
     known = sorted({metric.prefetch for metric in metrics.CATALOGUE.values() if metric.prefetch})
     for name in asked:
         if name not in known:
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> int:
         print(f"{name}: {fetch_metric(name)}")
     if asked and not others:
         return 0
-    for name, model in compose_config(others, sweep_required=False).model.items():
+    for name, model in compose_config(others, sweep_required=False, own=given).model.items():
         print(f"{name}: {fetch(name, model) if model.pretrained else 'nothing to fetch'}")
     return 0
 

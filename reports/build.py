@@ -18,16 +18,18 @@ the arguments. Nothing is redrawn while the store holds what it held at the last
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import terminal
+from bench.arguments import one_of, only_arguments, truth
+from bench.errors import UserError, nearest, run_command
 from bench.files import PROJECT
 from bench.store import Store
 from reports.results import METRICS, Metric, MixedMeasurements, Results, check_measurements, load
@@ -47,12 +49,11 @@ from reports.tables import (
 )
 
 VERSION = 26  # of the reports: raise it when the same rows should give other files
-KEYS = ("sweep", "store", "out", "metric", "quiet", "style", "source", "project", "entity")
+DEFAULTS = {
+    "sweep": "", "store": "results", "out": "", "metric": "", "quiet": "false", "style": "full", "source": "store",
+    "project": PROJECT, "entity": "",
+}  # fmt: skip
 INPUTS = ".inputs"
-
-
-class UsageError(Exception):
-    """A mistake in the arguments, in one line."""
 
 
 @dataclass(frozen=True)
@@ -68,63 +69,46 @@ class Options:
 # --- arguments -----------------------------------------------------------------------------------------------------
 
 
-def _nearest(given: str, allowed: Iterable[str]) -> str:
-    found = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else ""
-
-
-def _one_of(what: str, given: str, allowed: Sequence[str]) -> str:
-    if given not in allowed:
-        raise UsageError(f"{what} {given!r} is not one of {', '.join(allowed) or '(none)'}{_nearest(given, allowed)}")
-    return given
-
-
 def parse(arguments: Sequence[str]) -> Options:
-    """key=value arguments, checked against the store. Raises UsageError."""
-    given: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        _one_of("argument", key, KEYS)
-        if not equals or not value:
-            raise UsageError(f"argument {argument!r} has no value; write {key}=VALUE")
-        given[key] = value
-    root = Path(given.get("store", "results"))
-    out = Path(given["out"]) if "out" in given else root / "reports" / given.get("sweep", "")
+    """key=value arguments, checked against the store. Raises UserError."""
+    given = only_arguments(arguments, DEFAULTS)
+    quiet, style = truth(given, "quiet"), one_of(given, "style", ("full", "paper"))
+    if given["metric"]:
+        one_of(given, "metric", tuple(METRICS))
+    root = Path(given["store"]).expanduser()
+    out = Path(given["out"]).expanduser() if given["out"] else root / "reports" / given["sweep"]
     root = _mirrored(given, root)
     stores = _stores_beside(root)
     if not (root / "sweeps").is_dir():
-        raise UsageError(
+        raise UserError(
             f"store={root} holds no sweeps; results folders beside it: {', '.join(stores) or '(none)'}"
-            + _nearest(str(root), stores)
+            + nearest(str(root), stores)
         )
     sweeps = Store(root).manifests()
-    if "sweep" not in given:
-        raise UsageError(f"no sweep given; write sweep=NAME with one of {', '.join(sweeps) or '(none)'}")
-    sweep = _one_of("sweep", given["sweep"], sweeps)
-    metric = _one_of("metric", given["metric"], tuple(METRICS)) if "metric" in given else None
-    quiet = _one_of("quiet", given.get("quiet", "false").lower(), ("true", "false")) == "true"
-    style = _one_of("style", given.get("style", "full"), ("full", "paper"))
+    if not given["sweep"]:
+        raise UserError(f"no sweep given; write sweep=NAME with one of {', '.join(sweeps) or '(none)'}")
+    sweep = one_of(given, "sweep", sweeps)
     if out.exists() and not out.is_dir():
-        raise UsageError(f"out={out} is a file; give a folder")
-    return Options(sweep, root, out, metric, quiet, style)
+        raise UserError(f"out={out} is a file; give a folder")
+    return Options(sweep, root, out, given["metric"] or None, quiet, style)
 
 
 def _mirrored(given: Mapping[str, str], root: Path) -> Path:
     """The store itself, or the one put together from its mirror."""
-    source = _one_of("source", given.get("source", "store"), ("store", "wandb", "files"))
+    source = one_of(given, "source", ("store", "wandb", "files"))
     if source == "store":
         return root
-    if "sweep" not in given:
-        raise UsageError(f"no sweep given; source={source} needs sweep=NAME")
+    if not given["sweep"]:
+        raise UserError(f"no sweep given; source={source} needs sweep=NAME")
     from reports.sources import NoMirror, from_files, from_server
 
     place = root / "mirrored" / source
     try:
         if source == "files":
             return from_files(root / "wandb", given["sweep"], place).root
-        return from_server(given.get("project", PROJECT), given.get("entity"), given["sweep"], place).root
+        return from_server(given["project"], given["entity"] or None, given["sweep"], place).root
     except NoMirror as error:
-        raise UsageError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _stores_beside(root: Path) -> list[str]:
@@ -201,14 +185,14 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def headline(results: Results, asked: str | None) -> Metric | None:
-    """The metric asked for, else the first there is. Raises UsageError if no row has the one asked for."""
+    """The metric asked for, else the first there is. Raises UserError if no row has the one asked for."""
     names = [metric.name for metric in results.metrics]
     if asked is None:
         return results.metrics[0] if names else None
     if asked not in names:
         reason = (results.manifest.get("unavailable") or {}).get(asked)
         why = f" ({reason})" if reason else ""
-        raise UsageError(f"metric {asked!r} has no values in this sweep{why}; it has {', '.join(names) or '(none)'}")
+        raise UserError(f"metric {asked!r} has no values in this sweep{why}; it has {', '.join(names) or '(none)'}")
     return METRICS[asked]
 
 
@@ -306,7 +290,6 @@ def _build(store: Store, results: Results, lead: Metric | None, out: Path, input
 
 
 def run(options: Options) -> int:
-    from rich.console import Console
     from rich.text import Text
 
     store = Store(options.store)
@@ -315,7 +298,7 @@ def run(options: Options) -> int:
     built = Built.read(options.out)
     if built is None or built.digest != inputs:
         built = build(store, manifest, options.out, options.metric, inputs, options.style)
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = terminal.console()
     if built.error:
         print(f"mixed measurements, no comparison: {built.error}", file=sys.stderr)
     elif not options.quiet:
@@ -325,17 +308,12 @@ def run(options: Options) -> int:
     return 1 if built.error else 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
+def main(arguments: Sequence[str]) -> int:
     if any(argument in ("-h", "--help", "help") for argument in arguments):
         print((__doc__ or "").strip())
         return 0
-    try:
-        return run(parse(arguments))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(parse(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -27,17 +27,27 @@ FORBIDDEN = {
     "reports": ("methods", "corruptions", "torch", "torchvision", "pytorch_lightning", "hydra", "submitit"),
     "bench": ("reports",),
 }
-ADMITTED = {"reports": ("bench.store", "bench.columns", "bench.errors", "bench.files", "bench.mirror.records")}
+ADMITTED = {
+    "reports": (
+        "bench.store", "bench.columns", "bench.errors", "bench.terminal", "bench.arguments", "bench.files",
+        "bench.mirror.records",
+    )
+}  # fmt: skip
 """What a room may know of bench."""
 FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("bench.errors", "bench.files", "bench.store", "bench.provenance", "bench.hub", "bench.columns"),),
+    (
+        (
+            "bench.terminal", "bench.errors", "bench.arguments", "bench.files", "bench.store", "bench.provenance",
+            "bench.hub", "bench.columns",
+        ),
+    ),
     (("bench.data",), ("bench.metrics",)),
     (("bench.spec",),),
     (("bench.cell",),),
     (("bench.cluster",), ("bench.mirror",)),
     (("bench.training",),),
     (("bench",),),  # the commands
-)
+)  # fmt: skip
 """The rooms of bench/ from the ground up. A room may import from itself and from the floors below it."""
 HEAVY = ("torch", "pytorch_lightning", "torchvision", "lpips", "wandb", "sklearn", "matplotlib", "methods.base")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +94,6 @@ def compose_config(overrides: list[str], sweep_required: bool = True, own: Colle
         if name not in methods:
             raise unknown("method", name, methods, "in highlight")
     return config
-
-
-def own_arguments(arguments: Sequence[str], defaults: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """A verb's own key=value arguments over their defaults, and what is left for the configuration."""
-    own, overrides = dict(defaults), []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in own:
-            own[key] = value
-        else:
-            overrides.append(argument)
-    return own, overrides
 
 
 def _key(override: str) -> str:
