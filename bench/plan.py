@@ -48,6 +48,13 @@ class Outlook:
 
 def look(overrides: list[str]) -> Outlook:
     """Compose, expand and compare with the store. Raises UserError for a user's mistake; starts nothing."""
+    try:
+        return _look(overrides)
+    except OSError as error:  # of a path that the user gave: too long, not permitted
+        raise UserError(f"cannot be read: {error}") from error
+
+
+def _look(overrides: list[str]) -> Outlook:
     config = compose_config(overrides)
     for name in config.retry:
         if name not in (*FAILURES, "all"):

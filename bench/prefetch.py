@@ -24,7 +24,7 @@ def fetch(name: str, model: ModelConfig) -> str:
     try:
         if hub.missing(model.pretrained, model.revision):
             given = {key: value for key, value in asked.items() if value is not None}
-            diffusers().DiffusionPipeline.download(model.pretrained, **given)
+            diffusers().DiffusionPipeline.download(model.pretrained, use_safetensors=True, **given)
     except (ImportError, OSError, ValueError) as error:
         raise UserError(
             f"pipeline of model {name}, {model.pretrained}: {str(error.__cause__ or error) or repr(error)}"

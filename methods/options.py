@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 
 class MethodOptions(BaseModel):
     """Common to every method. `steps` and `guidance` are axes of a sweep; a cell sets them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
     calls_per_step: ClassVar[int] = 1
     """Network calls of one step in either direction, for the plan's prediction and the NFE formula."""
     refuses: ClassVar[dict[str, str]] = {"guarantee": "a guarantee is of a flow that a solver walks, as flow_ode does"}
     """task -> why this method has no answer to it; the plan skips such cells and says so."""
+    least_steps: ClassVar[int] = 1
+    """Fewest steps that this method can walk; the plan skips cells of fewer and says so."""
     runs_on: ClassVar[tuple[str, ...]] = ()
     """Classes of the only models that it can run on; none named: any. The plan skips the others and says so."""
 
-    version: int = Field(1, description="raised when the method's numbers change; part of a cell's identity")
+    version: int = Field(1, ge=1, description="raised when the method's numbers change; part of a cell's identity")
     steps: int = Field(20, ge=1, le=1000, description="N, steps of the whole grid")
     guidance: float = Field(1.0, ge=0, le=50, description="w of classifier-free guidance; 1 is the caption alone")
     guidance_invert: float | None = Field(
@@ -36,6 +38,11 @@ class MethodOptions(BaseModel):
         description="re-impose a mask's known pixels: never, on the result, or after every decoding step too",
     )
 
+    @property
+    def walked(self) -> int:
+        """The steps that are walked: the share `strength` of all, at least one, as `TimeGrid.truncate` counts them."""
+        return max(1, int(round(self.steps * self.strength, 9)))
+
 
 Walk = Literal[
     "rk4", "leapfrog", "leapfrog_bits", "reversible_heun", "reversible_heun_bits", "mccallum_foster"
@@ -45,9 +52,9 @@ Walk = Literal[
 class Guarantees(BaseModel):
     """How hard task=guarantee looks at a flow (`methods.guarantees`); in float64 where nothing else is said."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
-    version: int = Field(4, description="raised when the numbers change; part of a cell's identity")
+    version: int = Field(4, ge=1, description="raised when the numbers change; part of a cell's identity")
     steps: int = Field(
         5,
         ge=1,
@@ -62,7 +69,7 @@ class Guarantees(BaseModel):
     rate: float = Field(0.3, gt=0, description="of Adam, about the change of a coordinate in an update")
     distance: float = Field(0.01, gt=0, description="of the points of a pair, L2")
     probes: int = Field(2, ge=2, description="of Hutchinson's estimator of the log-determinant")
-    tolerances: tuple[float, ...] = Field(
+    tolerances: tuple[PositiveFloat, ...] = Field(
         (1e-3, 1e-5, 1e-7), min_length=1, description="rtol = atol of dopri5's round trips"
     )
     solvers: tuple[Walk, ...] = Field(

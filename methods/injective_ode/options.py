@@ -66,6 +66,7 @@ class InjectiveODE(FlowODE):
 
     version: int = Field(
         4,
+        ge=1,
         description="2: guidance takes the caption away and keeps the measurement; 3: default solver; 4: x_T alone is "
         "handed on to another guidance",
     )
