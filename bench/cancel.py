@@ -6,13 +6,15 @@ From the store and the job ids alone. What is finished stays; the same `bench.ru
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
+from bench.arguments import only_arguments
 from bench.cluster import runs, slurm
 from bench.cluster.claims import Claims
 from bench.cluster.jobs import stop
 from bench.cluster.launch import end_local
 from bench.errors import UserError, run_command
-from bench.status import manifests, parse
+from bench.status import manifests
 from bench.store import Store
 
 KEYS = {"sweep": "", "results": "results"}
@@ -43,8 +45,8 @@ def cancel(store: Store, sweep: str) -> tuple[int, set[str]]:
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(arguments, KEYS)
-    store = Store(given["results"])
+    given = only_arguments(arguments, KEYS)
+    store = Store(Path(given["results"]).expanduser())
     if not given["sweep"]:
         raise UserError(f"name the sweep to cancel: sweep=NAME, one of {', '.join(store.manifests()) or 'none'}")
     manifests(store, given["sweep"])

@@ -7,6 +7,8 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
+from bench import terminal
+
 
 class UserError(Exception):
     """Ends a command with its message in one line and exit code 2, before anything has started."""
@@ -46,7 +48,8 @@ def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> U
 
 
 def run_command(main: Callable[[list[str]], int]) -> None:
-    """The entry of every verb: user's errors become one line and exit code 2, Ctrl-C exit code 130."""
+    """The entry of every command: user's errors become one line and exit code 2, Ctrl-C exit code 130."""
+    terminal.prepare()
     try:
         code = main(sys.argv[1:])
     except UserError as error:
@@ -58,7 +61,4 @@ def run_command(main: Callable[[list[str]], int]) -> None:
     except KeyboardInterrupt:
         print("interrupted: what was finished is kept", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        sys.stderr.close()
-        code = 1
-    sys.exit(code)
+    sys.exit(terminal.finish(code))

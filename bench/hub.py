@@ -1,7 +1,4 @@
-"""Pretrained pipelines on this disk: local folders and the Hugging Face cache, read without its library. No torch.
-
-The cache holds models--ORG--NAME/refs/REVISION, which names a commit, and snapshots/COMMIT, the files of that commit.
-"""
+"""Weights on this disk, before they are loaded: pipelines in folders and the Hugging Face cache, files. No torch."""
 
 from __future__ import annotations
 
@@ -19,21 +16,22 @@ NEVER_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 def cache() -> Path:
     """The hub's cache folder, as its library finds it."""
     if folder := os.environ.get("HF_HUB_CACHE"):
-        return Path(folder).expanduser()
+        return Path(os.path.expanduser(folder))
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
-    return Path(home).expanduser() / "hub"
+    return Path(os.path.expanduser(home)) / "hub"
 
 
 def snapshot(pretrained: str, revision: str | None = None) -> Path | None:
     """The folder of a pipeline's files: `pretrained` itself, or its snapshot in the cache; None if there is neither."""
-    folder = Path(pretrained).expanduser()
+    folder = Path(os.path.expanduser(pretrained))
     if folder.is_dir():
         return folder
-    repository = cache() / f"models--{pretrained.replace('/', '--')}"
-    reference = repository / "refs" / (revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else revision
-    found = repository / "snapshots" / commit if commit else None
-    return found if found and found.is_dir() else None
+    from huggingface_hub import snapshot_download  # a third of a second, for pretrained models alone
+
+    try:
+        return Path(snapshot_download(pretrained, revision=revision, cache_dir=cache(), local_files_only=True))
+    except (OSError, ValueError):  # not in the cache, or no name of a repository
+        return None
 
 
 def commit(pretrained: str, revision: str | None = None) -> str | None:
@@ -55,16 +53,59 @@ def missing(pretrained: str, revision: str | None = None) -> str | None:
     index = folder / "model_index.json"
     if not index.is_file():
         return f"{str(folder)!r} has no model_index.json: it is not a pipeline's folder"
-    parts = {name for name, part in json.loads(index.read_text()).items() if isinstance(part, list) and part[0]}
-    broken = sorted(part for part in parts - {*NEVER_LOADED} if not _complete(folder / part))
-    return f"{pretrained} lacks {', '.join(broken)} in {str(folder)!r}" if broken else None
+    try:
+        named = json.loads(index.read_text())
+        parts = sorted({name for name, part in named.items() if isinstance(part, list) and part[0]} - {*NEVER_LOADED})
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{str(index)!r} cannot be read: {error}"
+    faults = [f"{part} ({why})" for part in parts if (why := _lacking(folder / part))]
+    return f"{pretrained} lacks {', '.join(faults)} in {str(folder)!r}" if faults else None
 
 
-def _complete(part: Path) -> bool:
-    """Whether one part of a pipeline has its weights; schedulers and tokenizers have none, and no config.json."""
+def _lacking(part: Path) -> str | None:
+    """What one part of a pipeline lacks; schedulers and tokenizers have no weights, and no config.json."""
     if not (part / "config.json").is_file():
-        return part.is_dir()
-    shards = [set(json.loads(index.read_text())["weight_map"].values()) for index in part.glob("*.index*.json")]
-    if shards:
-        return any(all((part / shard).is_file() for shard in files) for files in shards)
-    return any(file.suffix in (".safetensors", ".bin") for file in part.iterdir())
+        return None if part.is_dir() else "no such folder"
+    try:
+        shards = [{*json.loads(file.read_text())["weight_map"].values()} for file in part.glob("*.safetensors.index*")]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return "its index of weights cannot be read"
+    files = next((names for names in shards if all((part / name).is_file() for name in names)), None)
+    if files is None:
+        files = {file.name for file in part.glob("*.safetensors")} if not shards else set()
+    if not files:
+        pickled = not shards and any(file.suffix in (".bin", ".pt", ".ckpt") for file in part.iterdir())
+        return "weights as .safetensors; other formats can run code and are not read" if pickled else "weights"
+    return next((why for name in sorted(files) if (why := damage(part / name))), None)
+
+
+def damage(file: Path) -> str | None:
+    """Why a file holds no whole safetensors weights, or None. Reads the header alone: eight bytes with its length, JSON
+    with the place of each tensor; the tensors follow without a gap (https://github.com/huggingface/safetensors)."""
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as opened:
+            start = opened.read(8)
+            length = int.from_bytes(start, "little")
+            header = opened.read(length) if 8 + length <= size else b""
+    except OSError as error:
+        return f"{file.name} cannot be read: {error.strerror}"
+    try:
+        tensors = [tensor for name, tensor in json.loads(header).items() if name != "__metadata__"]
+        whole = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return f"{file.name} {_kind(start, size)}"
+    if size < whole:
+        return f"{file.name} is cut: it has {size} of {whole} bytes"
+    return (
+        f"{file.name} is no safetensors file: it has {size} bytes, its header names {whole}" if size > whole else None
+    )
+
+
+def _kind(start: bytes, size: int) -> str:
+    """What a file is that does not begin as safetensors do, by its first eight bytes."""
+    if start == b"version ":
+        return "is a Git LFS pointer, not the weights; git lfs pull fetches them"
+    if start.startswith((b"PK\3\4", b"\x80\2")):
+        return "is a file of torch.save, which can run code; write it anew with safetensors.torch.save_file"
+    return "is empty" if size == 0 else "is no safetensors file, or is cut within its header"

@@ -17,7 +17,7 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
-from bench import hub
+from bench import hub, terminal
 from bench.cluster.launch import backend, scripts, workers
 from bench.errors import UserError, run_command, unknown
 from bench.spec.cells import Cell, Expansion, expand
@@ -48,6 +48,13 @@ class Outlook:
 
 def look(overrides: list[str]) -> Outlook:
     """Compose, expand and compare with the store. Raises UserError for a user's mistake; starts nothing."""
+    try:
+        return _look(overrides)
+    except OSError as error:  # of a path that the user gave: too long, not permitted
+        raise UserError(f"cannot be read: {error}") from error
+
+
+def _look(overrides: list[str]) -> Outlook:
     config = compose_config(overrides)
     for name in config.retry:
         if name not in (*FAILURES, "all"):
@@ -140,11 +147,12 @@ def duration(minutes: float) -> str:
 
 
 def say_gaps(outlook: Outlook, console: Console) -> None:
-    """What the sweep will not have, and why: combinations that are skipped, metrics that are unavailable."""
+    """What the sweep will not have, and why: combinations that are skipped, metrics that are unavailable. The console
+    is that of bench.terminal: it prints text as it is."""
     for reason, count in Counter(skip.reason for skip in outlook.expansion.skipped).items():
-        console.print(f"skipped {count} combinations: {reason}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"skipped {count} combinations: {reason}", style="yellow", soft_wrap=True)
     for reason in dict.fromkeys(outlook.expansion.unavailable.values()):
-        console.print(f"unavailable: {reason}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"unavailable: {reason}", style="yellow", soft_wrap=True)
 
 
 def show(outlook: Outlook, console: Console) -> None:
@@ -167,18 +175,17 @@ def show(outlook: Outlook, console: Console) -> None:
         bad = found.count("failed") + found.count("retried")
         table.add_row(*group, values, *(str(n) for n in (len(cells), found.count("done"), found.count("missing"), bad)))
     console.print(table)
-    console.print(summary(outlook), highlight=False, soft_wrap=True)
+    console.print(summary(outlook), soft_wrap=True)
     say_gaps(outlook, console)
     for asset in outlook.missing_assets:
-        console.print(f"missing {asset}", style="red", highlight=False, soft_wrap=True)
+        console.print(f"missing {asset}", style="red", soft_wrap=True)
     if outlook.chunks and backend(outlook.config.launcher) == "slurm":
         for text in scripts(outlook.chunks, outlook.config):
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            console.print(text, soft_wrap=True)
 
 
 def main(arguments: list[str]) -> int:
-    outlook = look(arguments)
-    show(outlook, Console(width=None if Console().is_terminal else 120))
+    show(look(arguments), terminal.console())
     return 0
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from bench.arguments import own_arguments, whole_number
 from bench.errors import UserError, run_command
 from bench.spec.cells import Cell, expand
-from bench.spec.compose import compose_config, own_arguments
+from bench.spec.compose import compose_config
 
 SHOWN = 2
 """Samples in a row of the picture."""
@@ -35,9 +36,7 @@ class Row:
 def parse(arguments: list[str]) -> tuple[list[Cell], int, int, Path, dict[str, str]]:
     """Cells, index of the image, number of draws, output file, titles of corruptions."""
     own, overrides = own_arguments(arguments, {"image": "0", "draws": "16", "out": "results/posterior.png"})
-    for key, least in (("image", 0), ("draws", SHOWN)):
-        if not own[key].isdecimal() or int(own[key]) < least:
-            raise UserError(f"{key}={own[key]}: must be a whole number, {least} or more")
+    index, draws = whole_number(own, "image", 0), whole_number(own, "draws", SHOWN)
     out = Path(own["out"]).expanduser()
     if not out.suffix and not out.is_dir():
         out = out.with_suffix(".png")  # the file that matplotlib would write, and that is told
@@ -47,8 +46,7 @@ def parse(arguments: list[str]) -> tuple[list[Cell], int, int, Path, dict[str, s
     defaults = {"sweep": "corruptions", "method": "injective_ode", "severity": "3", "steps": "10"}
     preset = [f"{key}={value}" for key, value in defaults.items() if key not in given]
     config = compose_config([*preset, *overrides], own=own)
-    cells = list(expand(config).cells)
-    return cells, int(own["image"]), int(own["draws"]), out, config.titles["corruption"]
+    return list(expand(config).cells), index, draws, out, config.titles["corruption"]
 
 
 def solve(cell: Cell, index: int, draws: int) -> Row:

@@ -8,6 +8,7 @@ of metrics go to torch's cache (CLIP's to Hugging Face's), checked by the sha256
 from __future__ import annotations
 
 from bench import hub
+from bench.arguments import own_arguments
 from bench.columns import METRICS
 from bench.errors import UserError, run_command
 from bench.files import sha256
@@ -26,7 +27,7 @@ def fetch(name: str, model: ModelConfig) -> str:
     try:
         if hub.missing(model.pretrained, model.revision):
             given = {key: value for key, value in asked.items() if value is not None}
-            diffusers().DiffusionPipeline.download(model.pretrained, **given)
+            diffusers().DiffusionPipeline.download(model.pretrained, use_safetensors=True, **given)
     except (ImportError, OSError, ValueError) as error:
         raise UserError(
             f"pipeline of model {name}, {model.pretrained}: {str(error.__cause__ or error) or repr(error)}"
@@ -71,13 +72,13 @@ def _file(weights: Weights) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    asked = [name for a in arguments if a.startswith("metric=") for name in a.removeprefix("metric=").split(",")]
-    others = [a for a in arguments if not a.startswith("metric=")]
+    given, others = own_arguments(arguments, {"metric": ""})
+    asked = [name for name in given["metric"].split(",") if name]
     for name in asked:
         print(f"{name}: {fetch_metric(name)}")
     if asked and not others:
         return 0
-    for name, model in compose_config(others, sweep_required=False).model.items():
+    for name, model in compose_config(others, sweep_required=False, own=given).model.items():
         print(f"{name}: {fetch(name, model) if model.pretrained else 'nothing to fetch'}")
     return 0
 

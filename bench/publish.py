@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
+from rich.text import Text
 
+from bench import terminal
+from bench.arguments import only_arguments
 from bench.errors import UserError, run_command, unknown
 from bench.mirror.companion import publish_command
 from bench.mirror.records import RECIPE_FILE
@@ -24,6 +26,7 @@ from bench.spec.compose import compose_config, options_of_group
 from bench.spec.config import TrackerConfig
 from bench.store import Store
 
+KEYS = {"sweep": "", "results": "results", "train": "", "out": "results/train"}
 Maker = Callable[[TrackerConfig, str], Mirror]
 
 
@@ -56,32 +59,26 @@ def dashboard(mirror: Mirror) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    own = {"sweep": "", "results": "results", "train": "", "out": "results/train"}
-    overrides = ["tracker=wandb"]
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in own:
-            own[key] = value
-        elif key.startswith("tracker."):
-            overrides.append(argument)
-        else:
-            raise unknown("argument", key, [*own, "tracker.mode", "tracker.project", "tracker.entity"])
+    tracking = [argument for argument in arguments if argument.startswith("tracker.")]
+    others = [argument for argument in arguments if argument not in tracking]
+    own = only_arguments(others, KEYS, more=("tracker.mode", "tracker.project", "tracker.entity"))
     make = (
         _training(own["train"], Path(own["out"]).expanduser()) if own["train"] else _sweep(own["sweep"], own["results"])
     )
-    tracker = compose_config(overrides, sweep_required=False).tracker
+    tracker = compose_config(["tracker=wandb", *tracking], sweep_required=False).tracker
     chosen = mode(tracker)
     if chosen == "disabled":
         raise UserError("WANDB_MODE=disabled: nothing can be published")
     if chosen == "online":
         require_login()
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal.console()
     mirror = make(tracker, chosen)
-    with console.status("publishing") as status:
-        outcome = complete(mirror, lambda text: status.update(f"publishing {text}"))
+    with console.status(Text("publishing")) as status:
+        outcome = complete(mirror, lambda text: status.update(Text(f"publishing {text}")))
     if chosen == "online" and own["sweep"] and not outcome.left:
-        console.print(dashboard(mirror))
-    console.print(outcome.line(publish_command(own["train"] or own["sweep"], bool(own["train"]))))
+        console.print(dashboard(mirror), soft_wrap=True)
+    line = outcome.line(publish_command(own["train"] or own["sweep"], bool(own["train"])))
+    console.print(line, soft_wrap=True)
     return 1 if outcome.left else 0
 
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench.arguments import own_arguments, whole_number
 from bench.errors import UserError, run_command
-from bench.spec.compose import compose_config, own_arguments
+from bench.spec.compose import compose_config
 from bench.spec.config import ModelConfig
 from bench.spec.registry import load
 
@@ -68,9 +69,7 @@ def seconds(loss: Callable[[], Any]) -> float:
 def parse(arguments: list[str]) -> tuple[ModelConfig, int, int]:
     """The model's configuration, the number of images and of probes."""
     own, overrides = own_arguments(arguments, {"images": "32", "probes": "16"})
-    for key, least in (("images", 1), ("probes", 2)):
-        if not own[key].isdecimal() or int(own[key]) < least:
-            raise UserError(f"{key}={own[key]}: must be a whole number, {least} or more")
+    images, probes = whole_number(own, "images", 1), whole_number(own, "probes", 2)
     if not any(override.startswith("model=") for override in overrides):
         overrides = ["model=digits_inode", *overrides]
     models = compose_config(overrides, sweep_required=False, own=own).model
@@ -83,7 +82,7 @@ def parse(arguments: list[str]) -> tuple[ModelConfig, int, int]:
         raise UserError(
             f"model={name}: its weights are not on disk ({model.weights}); python -m bench.train makes them"
         )
-    return model, int(own["images"]), int(own["probes"])
+    return model, images, probes
 
 
 def main(arguments: list[str]) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bench import terminal
 from bench.cluster.launch import cores, launch, waits
 from bench.errors import UserError, run_command
 from bench.mirror.companion import Companion
@@ -50,7 +51,8 @@ def compute(outlook: Outlook, console: Console) -> dict[str, int]:
     total = len(outlook.plan.todo)
     store = Store(outlook.config.results)
     columns = (
-        TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} done"),
+        TextColumn("{task.description}", "bold", markup=False), BarColumn(),
+        TextColumn("{task.completed}/{task.total} done"),
         TextColumn("{task.fields[running]} running  {task.fields[failed]} failed"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
@@ -66,9 +68,9 @@ def compute(outlook: Outlook, console: Console) -> dict[str, int]:
             bar.update(task, completed=finished, failed=failed, running=min(slots, total - finished))
             if outcome != "done":
                 text = f"failed ({outcome}): {cell_id}: {_why(store, cell_id)}"
-                bar.console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+                bar.console.print(text, style="red", soft_wrap=True)
             elif not console.is_terminal and (finished % 10 == 0 or finished == total):
-                console.print(f"{finished}/{total} cells done, {failed} failed", highlight=False)
+                console.print(f"{finished}/{total} cells done, {failed} failed")
 
         bar.update(task, running=min(slots, total))
         launch(outlook.chunks, outlook.config, ended, {cell.id for cell in outlook.plan.retried})
@@ -109,13 +111,13 @@ def _with_path(root: Path) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    console = Console(width=None if Console().is_terminal else 120)
+    console = terminal.console()
     outlook = look(arguments)
     if outlook.config.dry_run:
         show(outlook, console)
         return 0
     require_assets(outlook)
-    console.print(summary(outlook), highlight=False, soft_wrap=True)
+    console.print(summary(outlook), soft_wrap=True)
     say_gaps(outlook, console)
     store = Store(outlook.config.results)
     try:
@@ -131,18 +133,18 @@ def main(arguments: list[str]) -> int:
         raise
     if outlook.plan.todo and not waits(outlook.config.launcher):
         text = f"{len(outlook.plan.todo)} cells are in jobs; once they have ended, the same command writes the report"
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
         return 0
     computed = counts.get("done", 0)
     failed = sum(counts.values()) - computed
     lost = len(outlook.plan.todo) - sum(counts.values())
-    console.print(f"{computed} cells computed, {failed} failed" + (f", {lost} lost" if lost else ""), highlight=False)
+    console.print(f"{computed} cells computed, {failed} failed" + (f", {lost} lost" if lost else ""))
     if failed or outlook.plan.failed:
         text = f"retry=all runs failed cells again; tracebacks: {store.root / 'failures'}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
     code = report(outlook) if outlook.config.report else 0
     if mirror:
-        console.print(mirror.close(), highlight=False, soft_wrap=True)
+        console.print(mirror.close(), soft_wrap=True)
     return 1 if failed or lost or outlook.plan.failed else code
 
 

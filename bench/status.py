@@ -10,7 +10,6 @@ are gone while cells are open, one sacct. Nothing is asked of single jobs.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bench import terminal
+from bench.arguments import only_arguments, truth
 from bench.cluster import runs, slurm
 from bench.cluster.claims import Claim, Claims
 from bench.errors import UserError, run_command, unknown
@@ -52,17 +53,6 @@ class Status:
     slowest: tuple[Claim, ...]
     """What runs, the longest first."""
     troubles: tuple[str, ...]
-
-
-def parse(arguments: Sequence[str], keys: Mapping[str, str] = KEYS) -> dict[str, str]:
-    """key=value arguments over their defaults. Raises UserError."""
-    given = dict(keys)
-    for argument in arguments:
-        key, sign, value = argument.partition("=")
-        if key not in keys or not sign:
-            raise unknown("key", key, keys)
-        given[key] = os.path.expanduser(value) if key == "results" else value
-    return given
 
 
 def manifests(store: Store, sweep: str) -> dict[str, dict[str, Any]]:
@@ -205,21 +195,17 @@ def last_line(log: str | None) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(arguments)
-    console = Console(width=None if Console().is_terminal else 120)
-    store = Store(given["results"])
-
-    if given["watch"] not in ("true", "false"):
-        raise UserError(f"watch={given['watch']!r}: must be true or false")
-    if given["watch"] == "false":
+    given = only_arguments(arguments, KEYS)
+    console, store = terminal.console(), Store(Path(given["results"]).expanduser())
+    if not truth(given, "watch"):
         for one in look(store, given["sweep"]):
-            console.print(show(one), highlight=False, soft_wrap=True)
+            console.print(show(one), soft_wrap=True)
         return 0
     with Live(console=console, auto_refresh=False) as live:
         while True:  # what is shown last is what ended the watch
             seen = look(store, given["sweep"])
             live.update(Group(*(show(one) for one in seen)), refresh=True)
-            if not any(state in OPEN for one in seen for state in one.states.values()):
+            if not terminal.heard() or not any(state in OPEN for one in seen for state in one.states.values()):
                 return 0
             time.sleep(5)
 

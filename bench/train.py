@@ -1,4 +1,4 @@
-"""Train an embedded model: `python -m bench.train model=scenes_vp [train.steps=5000] [out=DIR] [card=true]`.
+"""Train an embedded model: `python -m bench.train model=scenes_vp [train.steps=5000] [out=DIR] [card=only]`.
 
 Checkpoints go to DIR/NAME/ (default results/train), and the same command goes on from the last one. At the end DIR
 holds NAME.safetensors and its card: NAME.md, NAME.json (figures, sha256, command) and a picture. The curves go to
@@ -20,7 +20,7 @@ from bench.training.fit import parse, train
 
 
 def main(arguments: list[str]) -> int:
-    name, config, out, _ = parse([argument for argument in arguments if not argument.startswith("card=")])
+    name, config, out, _ = parse(arguments)
     own = [argument for argument in arguments if argument.startswith(("launcher", "config_dir="))]
     launcher = compose_config(own, sweep_required=False).launcher
     if launcher.kind != "slurm":

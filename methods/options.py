@@ -8,23 +8,25 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 
 class MethodOptions(BaseModel):
     """Options common to all methods. `steps` and `guidance` are axes of a sweep, so the cell sets them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
     calls_per_step: ClassVar[int] = 1
     """Network calls of one step, in either direction, for the plan's prediction and the NFE formula."""
     refuses: ClassVar[dict[str, str]] = {
         "guarantee": "task=guarantee needs a flow that a solver integrates, such as flow_ode"
     }
     """task -> why this method cannot do it; the plan skips such cells and gives the reason."""
+    least_steps: ClassVar[int] = 1
+    """The fewest steps that this method can take; the plan skips cells with fewer and gives the reason."""
     runs_on: ClassVar[tuple[str, ...]] = ()
     """Model classes that the method can run on; empty: all. The plan skips other models and gives the reason."""
 
-    version: int = Field(1, description="raised when the method's numbers change; part of a cell's identity")
+    version: int = Field(1, ge=1, description="raised when the method's numbers change; part of a cell's identity")
     steps: int = Field(20, ge=1, le=1000, description="N, steps of the whole grid")
     guidance: float = Field(1.0, ge=0, le=50, description="w of classifier-free guidance; 1 is the caption alone")
     guidance_invert: float | None = Field(
@@ -42,6 +44,11 @@ class MethodOptions(BaseModel):
         description="write a mask's known pixels: never, into the result, or also after every decoding step",
     )
 
+    @property
+    def walked(self) -> int:
+        """The steps that are walked: the share `strength` of all, at least one, as `TimeGrid.truncate` counts them."""
+        return max(1, int(round(self.steps * self.strength, 9)))
+
 
 Walk = Literal[
     "rk4", "leapfrog", "leapfrog_bits", "reversible_heun", "reversible_heun_bits", "mccallum_foster"
@@ -51,9 +58,9 @@ Walk = Literal[
 class Guarantees(BaseModel):
     """Settings of task=guarantee (`methods.guarantees`): how thoroughly it measures a flow, in float64 by default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
-    version: int = Field(4, description="raised when the numbers change; part of a cell's identity")
+    version: int = Field(4, ge=1, description="raised when the numbers change; part of a cell's identity")
     steps: int = Field(
         5,
         ge=1,
@@ -70,7 +77,7 @@ class Guarantees(BaseModel):
     rate: float = Field(0.3, gt=0, description="learning rate of Adam: about the change of a coordinate per update")
     distance: float = Field(0.01, gt=0, description="L2 distance of the points of a pair")
     probes: int = Field(2, ge=2, description="probes of Hutchinson's estimator of the log-determinant")
-    tolerances: tuple[float, ...] = Field(
+    tolerances: tuple[PositiveFloat, ...] = Field(
         (1e-3, 1e-5, 1e-7), min_length=1, description="rtol = atol of dopri5's round trips"
     )
     solvers: tuple[Walk, ...] = Field(

@@ -28,8 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import terminal
+from bench.arguments import one_of, only_arguments, truth
 from bench.columns import Metric, declared
-from bench.errors import StoreError, UserError, nearest, run_command, unknown
+from bench.errors import StoreError, UserError, nearest, run_command
 from bench.files import PROJECT, ROOT, sha256
 from bench.mirror.records import CELL_FILES
 from bench.store import Store
@@ -51,7 +53,10 @@ from reports.tables import (
     print_tables,
 )
 
-KEYS = ("sweep", "store", "out", "metric", "quiet", "style", "source", "project", "entity")
+DEFAULTS = {
+    "sweep": "", "store": "results", "out": "", "metric": "", "quiet": "false", "style": "full", "source": "store",
+    "project": PROJECT, "entity": "",
+}  # fmt: skip
 NAMED = 5  # damaged cells that the message names
 
 
@@ -68,23 +73,12 @@ class Options:
 # --- arguments -----------------------------------------------------------------------------------------------------
 
 
-def _one_of(what: str, given: str, allowed: Sequence[str], where: str = "") -> str:
-    if given not in allowed:
-        raise unknown(what, given, allowed, where)
-    return given
-
-
 def parse(arguments: Sequence[str]) -> Options:
     """key=value arguments, checked against the store. Raises UserError."""
-    given: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        _one_of("argument", key, KEYS)
-        if not equals or not value:
-            raise UserError(f"argument {argument!r} has no value; write {key}=VALUE")
-        given[key] = value
-    root = Path(given.get("store", "results"))
-    out = Path(given["out"]) if "out" in given else root / "reports" / given.get("sweep", "")
+    given = only_arguments(arguments, DEFAULTS)
+    quiet, style = truth(given, "quiet"), one_of(given, "style", ("full", "paper"))
+    root = Path(given["store"]).expanduser()
+    out = Path(given["out"]).expanduser() if given["out"] else root / "reports" / given["sweep"]
     root = _mirrored(given, root)
     stores = _stores_beside(root)
     if not (root / "sweeps").is_dir():
@@ -93,13 +87,10 @@ def parse(arguments: Sequence[str]) -> Options:
             + nearest(str(root), stores)
         )
     sweeps = Store(root).manifests()
-    if "sweep" not in given:
+    if not given["sweep"]:
         raise UserError(f"no sweep given; write sweep=NAME with one of {', '.join(sweeps) or 'none'}")
-    sweep = _one_of("sweep", given["sweep"], sweeps)
-    known = tuple(declared(Store(root).manifest(sweep)))
-    metric = _one_of("metric", given["metric"], known) if "metric" in given else None
-    quiet = _one_of("quiet", given.get("quiet", "false").lower(), ("true", "false")) == "true"
-    style = _one_of("style", given.get("style", "full"), ("full", "paper"))
+    sweep = one_of(given, "sweep", sweeps)
+    metric = one_of(given, "metric", tuple(declared(manifest_of(Store(root), sweep)))) if given["metric"] else None
     if out.exists() and not out.is_dir():
         raise UserError(f"out={out} is a file; give a folder")
     return Options(sweep, root, out, metric, quiet, style)
@@ -107,17 +98,17 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def _mirrored(given: Mapping[str, str], root: Path) -> Path:
     """The store itself, or the one put together from its mirror."""
-    source = _one_of("source", given.get("source", "store"), ("store", "wandb", "files"))
+    source = one_of(given, "source", ("store", "wandb", "files"))
     if source == "store":
         return root
-    if "sweep" not in given:
+    if not given["sweep"]:
         raise UserError(f"no sweep given; source={source} needs sweep=NAME")
     from reports.sources import from_files, from_server
 
     place = root / "mirrored" / source
     if source == "files":
         return from_files(root / "wandb", given["sweep"], place).root
-    return from_server(given.get("project", PROJECT), given.get("entity"), given["sweep"], place).root
+    return from_server(given["project"], given["entity"] or None, given["sweep"], place).root
 
 
 def _stores_beside(root: Path) -> list[str]:
@@ -282,7 +273,6 @@ def _build(results: Results, lead: Metric | None, out: Path, inputs: str, style:
 
 
 def run(options: Options) -> int:
-    from rich.console import Console
     from rich.text import Text
 
     store = Store(options.store)
@@ -291,7 +281,7 @@ def run(options: Options) -> int:
     built = Built.read(options.out)
     if built is None or built.digest != inputs:
         built = build(store, manifest, options.out, options.metric, inputs, options.style)
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = terminal.console()
     if built.tables and not options.quiet:
         console.print(Text(title_of(manifest), style="bold"))
         print_tables(chosen(built.tables, options.metric), console)

@@ -28,10 +28,16 @@ FORBIDDEN = {
     "reports": ("methods", "corruptions", "torch", "torchvision", "pytorch_lightning", "hydra", "submitit"),
     "bench": ("reports",),
 }
-ADMITTED = {"reports": ("bench.store", "bench.columns", "bench.errors", "bench.files", "bench.mirror.records")}
+ADMITTED = {
+    "reports": (
+        "bench.store", "bench.columns", "bench.errors", "bench.terminal", "bench.arguments", "bench.files",
+        "bench.mirror.records",
+    )
+}  # fmt: skip
 """What a room may know of bench."""
+GROUND = ("terminal", "errors", "arguments", "files", "store", "provenance", "hub", "weights", "columns")
 FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (tuple(f"bench.{name}" for name in ["errors", "files", "store", "provenance", "hub", "weights", "columns"]),),
+    (tuple(f"bench.{name}" for name in GROUND),),
     (("bench.data",), ("bench.metrics",)),
     (("bench.spec",),),
     (("bench.cell",),),

@@ -496,7 +496,7 @@ def test_a_lost_file_is_rebuilt(tmp_path: Path) -> None:
         (["sweep=corruption"], ["corruption", "nearest: corruptions"]),
         (["sweep=corruptions", "metric=pnsr"], ["pnsr", "lpips", "nearest: psnr"]),
         (["sweep=corruptions", "metric=lpips"], ["weights not on disk", "psnr, ssim, mse"]),
-        (["sweep=corruptions", "quiet=maybe"], ["maybe", "true, false"]),
+        (["sweep=corruptions", "quiet=maybe"], ["maybe", "false, true"]),
         (["sweep="], ["sweep=VALUE"]),
         (["sweep=corruptions", "store=STOREx"], ["STOREx", "nearest: STORE"]),
         ([], ["no sweep given", "corruptions"]),

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bench.errors import UserError
+from bench.hub import damage
 from bench.spec.config import ModelConfig
 from bench.spec.registry import load
 from methods.denoiser import Denoiser
@@ -31,6 +32,8 @@ def build_backbone(config: ModelConfig, weights: bool = True, strict: bool = Tru
     except (TypeError, ValueError, ImportError, FileNotFoundError) as error:
         raise UserError(f"model class {config.class_path}: {error}") from error
     if weights and config.weights_file is not None:
+        if config.weights_file.is_file() and (why := damage(config.weights_file)):
+            raise UserError(f"weights {config.weights}: {why}")
         network.load_state_dict(load_file(config.weights_file), strict=strict)
     return network
 

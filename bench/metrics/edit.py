@@ -136,7 +136,8 @@ def kept(batch: Batch) -> Tensor:
 def _clip(folder: str) -> tuple[Any, Any]:
     from transformers import CLIPModel, CLIPProcessor
 
-    return CLIPModel.from_pretrained(folder).eval().requires_grad_(False), CLIPProcessor.from_pretrained(folder)
+    model = CLIPModel.from_pretrained(folder, use_safetensors=True)
+    return model.eval().requires_grad_(False), CLIPProcessor.from_pretrained(folder)
 
 
 def clip_similarity(images: Tensor, captions: Sequence[str]) -> Tensor:

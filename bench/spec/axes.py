@@ -54,7 +54,7 @@ def _check_axis(axis: str, values: Collection[Any], config: RunConfig, where: st
             raise unknown("method option", option, known, f"in {where}")
     elif axis in NUMBER_AXES:
         for value in values:
-            _check_number(axis, value)
+            check_number(axis, value)
     elif axis == EDIT_AXIS:
         for value in values:
             if not isinstance(value, str):
@@ -65,7 +65,7 @@ def _check_axis(axis: str, values: Collection[Any], config: RunConfig, where: st
         raise UserError(f"axis {axis} has no values in {where}")
 
 
-def _check_number(axis: str, value: Any) -> None:
+def check_number(axis: str, value: Any) -> None:
     """Ranges are the method's own, but for a seed's; text, yes and no are never numbers, as pydantic would have it."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if axis == "guidance" and not number:
@@ -98,7 +98,7 @@ def points(config: RunConfig) -> Iterator[Point]:
                 raise unknown("axis", axis, first, "in exclude")
             if axis in NUMBER_AXES:
                 for value in _listed(pattern[axis]):
-                    _check_number(axis, value)
+                    check_number(axis, value)
     for combination in itertools.product(*factors):
         point = {k: v for part in combination for k, v in part.items()}
         if not any(_matches(point, pattern) for pattern in config.exclude):

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import hub
-from bench.columns import EDIT_AXIS, MEASURING
+from bench.columns import EDIT_AXIS, MEASURING, NUMBER_AXES
 from bench.errors import UserError, unknown
 from bench.files import sha256
 from bench.spec import metrics
-from bench.spec.axes import _fields, points
-from bench.spec.config import ModelConfig, RunConfig
+from bench.spec.axes import _fields, check_number, points
+from bench.spec.config import SAME, ModelConfig, RunConfig
 from bench.spec.datasets import dataset_spec, open_dataset
 from bench.spec.registry import check_model, check_options, check_weights, identity, resolve
 
@@ -88,9 +88,13 @@ def expand(config: RunConfig) -> Expansion:
 
 def _check_reference(reference: Mapping[str, Any], cells: Collection[Cell]) -> None:
     known = {axis for cell in cells for axis in cell.axes}
-    for axis in reference:
+    for axis, value in reference.items():
         if cells and axis not in known:
             raise unknown("axis", axis, known, "in reference")
+        if isinstance(value, (list, tuple, Mapping)):
+            raise UserError(f"reference.{axis}={value!r}: must be one value")
+        if axis in NUMBER_AXES and value != SAME:
+            check_number(axis, value)
 
 
 _MEASURE = f"{' and '.join(f'task={task}' for task in MEASURING)} measure"
@@ -182,6 +186,7 @@ def _cell(config: RunConfig, point: Point, judged_by: dict[str, Any], model_spec
         or _stranger(point, model, getattr(options, "runs_on", ()))
         or (_unmade(point, model) if point["model"] not in config.model else None)
         or getattr(options, "refuses", {}).get(config.task)
+        or _too_few(point, options)
     )
     if reason:
         return Skip(axes, reason)
@@ -225,6 +230,15 @@ def _unmade(point: Point, model: ModelConfig) -> str | None:
     )
 
 
+def _too_few(point: Point, options: Any) -> str | None:
+    """Why a method cannot walk so few steps, if it cannot."""
+    least = getattr(options, "least_steps", 1)
+    if options.walked >= least:
+        return None
+    cut = f" at strength {options.strength:g}" if options.strength < 1 else ""
+    return f"{point['method']} needs {least} steps or more, got {options.steps}{cut}"
+
+
 def _options(class_path: str, kind: str, options: dict[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
     """The checked options, and what a cell records of them. Thousands of cells share a few."""
     key = (class_path, kind, where, repr(options))
@@ -252,9 +266,8 @@ def _mismatch(point: Point, model: ModelConfig, dataset: Any, images: int, split
 
 def _evaluations(options: Any) -> int:
     """Network evaluations of one image, by the options' declared calls a step."""
-    steps = max(1, int(round(options.steps * options.strength, 9)))
     guided = 1 if options.guidance in (0.0, 1.0) else 2
-    return steps * getattr(options, "calls_per_step", 1) * (1 + guided)
+    return options.walked * getattr(options, "calls_per_step", 1) * (1 + guided)
 
 
 def _model_spec(name: str, model: ModelConfig) -> dict[str, Any]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.columns import EDIT_AXIS, NAME_AXES, NUMBER_AXES
 from bench.errors import UserError, unknown
 from bench.files import SWEEPS
-from bench.spec.config import GROUPS, RunConfig
+from bench.spec.config import GROUPS, SAME, RunConfig
 from bench.spec.validation import validate
 
-_OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
+_OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
 _TEXT = re.compile(r"results|(.*\.)?(name|title|description|weights|root|pretrained)")
 """Keys whose value is text or a path: taken as it stands, commas, spaces and tildes included."""
+
+
+LISTS = ("zip", "exclude", "include", "reference")
+"""Keys that hold a list of mappings, or one mapping: a list on the command line replaces what a YAML says."""
+MERGING = "Error merging override "
 
 
 def options_of_group(group: str, extra: Path | None = None) -> list[str]:
@@ -73,8 +79,11 @@ def compose_config(overrides: list[str], sweep_required: bool = True, own: Colle
     for override in overrides:
         if override.startswith("config_dir="):
             continue
-        rewritten.append(_rewrite(override, extra, own))
-        key = _key(rewritten[-1])
+        written = _rewrite(override, extra, own)
+        key = _key(written)
+        if key in LISTS and written.partition("=")[2].startswith("["):
+            rewritten.append(f"++{key}=null")  # Hydra merges no list into a mapping
+        rewritten.append(written)
         if key in given:
             raise UserError(f"{key} is given more than once")
         given[key] = override
@@ -97,18 +106,6 @@ def compose_config(overrides: list[str], sweep_required: bool = True, own: Colle
     return config
 
 
-def own_arguments(arguments: Sequence[str], defaults: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """A verb's own key=value arguments over their defaults, and what is left for the configuration."""
-    own, overrides = dict(defaults), []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in own:
-            own[key] = value
-        else:
-            overrides.append(argument)
-    return own, overrides
-
-
 def _key(override: str) -> str:
     return override.split("=")[0].lstrip("+")
 
@@ -123,10 +120,32 @@ def _config_dir(overrides: list[str]) -> Path | None:
     if len(overrides) > 1:
         raise UserError("config_dir is given more than once")
     given = overrides[0].removeprefix("config_dir=")
-    folder = Path(given).expanduser().resolve()
+    folder = Path(os.path.expanduser(given)).resolve()
     if not given or not folder.is_dir():
         raise UserError(f"config_dir={given!r} is not a folder")
+    for group in GROUPS:
+        for file in sorted((folder / group).glob("*.y*ml")):
+            _check_yaml(file, group)
     return folder
+
+
+def _check_yaml(file: Path, group: str) -> None:
+    """Refuse a YAML that Hydra would not find, or would read as another."""
+    name = file.name.removesuffix(file.suffix)
+    if file.suffix != ".yaml":
+        raise UserError(f"{str(file)!r} is not read: name it {name}.yaml")
+    if not re.fullmatch(r"[A-Za-z_][\w-]*", name):
+        fitting = re.sub(r"\W", "_", name)
+        raise UserError(
+            f"{str(file)!r}: {name!r} cannot be written as {group}=NAME; begin with a letter, then letters, digits, _ "
+            f"and -, such as {fitting if fitting[0].isalpha() else f'my_{fitting}'}.yaml"
+        )
+    try:
+        text = file.read_bytes().decode()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(file)!r} is not UTF-8 text: {getattr(error, 'reason', error)}") from error
+    if text.startswith("\ufeff"):
+        raise UserError(f"{str(file)!r} begins with a byte order mark (BOM): save it as UTF-8 without one")
 
 
 def _compose(rewritten: list[str], given: Mapping[str, str], extra: Path | None) -> dict[str, Any]:
@@ -154,21 +173,26 @@ def _compose(rewritten: list[str], given: Mapping[str, str], extra: Path | None)
         raise UserError(f"{place}not YAML: {getattr(error, 'problem', None) or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"a YAML is not UTF-8 text: {error}") from error
-    except (HydraException, OmegaConfBaseException, OSError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        key = getattr(error, "full_key", None)
-        raise UserError((f"{key}: " if key else "") + (lines[0] if lines else repr(error))) from error
+    except (HydraException, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+        text = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+        if text.startswith(MERGING):
+            written = given.get(_key(text.removeprefix(MERGING)), text)
+            kind = "mapping" if written.partition("=")[2].startswith("{") else "list"
+            raise UserError(f"{written}: it takes no {kind}") from error
+        key = getattr(error, "full_key", None) or "the configuration cannot be read"
+        text = re.sub(r"^\w+Error raised while resolving interpolation: ", "", text)
+        raise UserError(f"{key}: {text}") from error
     return composed
 
 
 def _check_named(config: RunConfig, extra: Path | None) -> None:
-    """`exclude` and `include` may name what this run has not chosen, but not what does not exist."""
-    for where in ("exclude", "include"):
+    """`exclude`, `include`, `reference` may name what this run has not chosen, but not what does not exist."""
+    for where in ("exclude", "include", "reference"):
         for pattern in getattr(config, where):
             for axis in set(pattern) & set(NAME_AXES):
                 known = {*getattr(config, axis), *options_of_group(axis, extra)}
                 for name in pattern[axis] if isinstance(pattern[axis], (list, tuple)) else [pattern[axis]]:
-                    if str(name) not in known:
+                    if str(name) not in known and not (where == "reference" and name == SAME):
                         raise unknown(axis, str(name), known, f"in {where}")
 
 

@@ -7,12 +7,23 @@ methods and corruptions are checked by their own models (`bench.spec.registry`).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from bench.columns import NAME_AXES, Task
 from bench.errors import unknown
@@ -21,6 +32,8 @@ from bench.spec.validation import validate
 from methods.options import Guarantees
 
 GROUPS = ("sweep", "profile", "method", "model", "dataset", "corruption", "launcher", "tracker")
+SAME = "same"
+"""In `reference`: each line is compared at its own value of that axis."""
 SPACINGS = {
     "vp": ("leading", "leading1", "trailing", "linspace"),
     "rectified": ("linspace", "flux_shift"),
@@ -33,12 +46,29 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
+def _file_name(value: str) -> str:
+    """The name of a sweep, method, model, ...: it becomes a part of file names. Empty where it may be left out."""
+    if not re.fullmatch(r"([\w-][\w.-]*)?", value) or len(value.encode()) > 100:
+        raise ValueError("must be letters, digits, _, - and inner dots, at most 100 bytes: it names files")
+    return value
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
+
+
+def _as_text(value: Any) -> Any:
+    """A number as the text that a YAML shows."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
 class Component(Strict):
     """A method: a class by dotted path or entry point, and its options."""
 
     class_path: str = Field(alias="class", min_length=1)
     title: str = ""
-    models: dict[str, ModelConfig] = Field({}, description="its own: it runs on the one that takes the data's images")
+    models: dict[FileName, ModelConfig] = Field(
+        {}, description="its own: it runs on the one that takes the data's images"
+    )
     options: dict[str, Any] = {}
 
     @model_validator(mode="before")
@@ -140,7 +170,7 @@ class TrainConfig(Strict):
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are the ones kept")
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     time_mean: float = Field(0.0, ge=-5, le=5, description="mean of the logit-normal time; above 0: more noise")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     validate_every: int = Field(500, ge=1, description="updates between two checkpoints and held-out losses")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
     init: str | None = Field(None, description="weights to start from: zoo:NAME or a path; None: random")
@@ -154,7 +184,7 @@ def weights_file(weights: str | None) -> Path | None:
         return None
     if weights.startswith("zoo:"):
         return ZOO / f"{weights.removeprefix('zoo:')}.safetensors"
-    return Path(weights).expanduser()
+    return Path(os.path.expanduser(weights))
 
 
 class ModelConfig(Strict):
@@ -167,13 +197,28 @@ class ModelConfig(Strict):
     prediction: Literal["eps", "x0", "v", "velocity"] = "eps"
     grid: GridConfig = GridConfig(spacing="trailing")
     backbone: dict[str, Any] = Field({}, description="arguments of the class")
-    shape: tuple[int, int, int] = Field(description="channels, height, width of its images")
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(description="channels, height, width of its images")
     vocabulary: str | None = Field(None, description="the caption grammar it was trained on")
     dataset: str | None = Field(None, description="the data set it is trained on")
     weights: str | None = Field(None, description="zoo:NAME for shipped weights, else a path")
     guidance: float = Field(1.0, ge=0, description="default guidance for sampling, the one that its card judges")
-    version: int = Field(1, description="raised when new weights are shipped under the old name")
+    version: int = Field(1, ge=1, description="raised when new weights are shipped under the old name")
     train: TrainConfig | None = None
+
+    @field_validator("backbone")
+    @classmethod
+    def _texts(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in ("pretrained", "revision"):
+            if not isinstance(value.get(key, ""), str | None):
+                raise ValueError(f"{key} must be text")
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _in_the_zoo(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith("zoo:"):
+            _file_name(value.removeprefix("zoo:"))
+        return value
 
     @model_validator(mode="after")
     def _grid_of_its_path(self) -> ModelConfig:
@@ -246,7 +291,9 @@ class LauncherConfig(Resources):
     array_parallelism: int = Field(64, ge=1, description="jobs of a sweep at a time")
     models: dict[str, dict[str, Any]] = Field({}, description="model -> resources that its jobs ask for instead")
     setup: tuple[str, ...] = Field((), description="shell lines before the job")
-    env: dict[str, str] = Field({}, description="environment of the jobs")
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], Annotated[str, BeforeValidator(_as_text)]] = Field(
+        {}, description="environment of the jobs"
+    )
     cache: str | None = Field(
         None, description="the nodes' folder for huggingface and torch in place of ~/.cache; None: as in this shell"
     )
@@ -254,7 +301,7 @@ class LauncherConfig(Resources):
     signal_s: int = Field(90, ge=10, description="seconds before its time limit at which a job is told to stop")
     partial_s: float = Field(30, ge=0, description="seconds of work after which the images of an open cell are kept")
     cell_timeout_min: float | None = Field(None, gt=0, description="minutes that one cell may take")
-    retries: dict[FailureClass, int] = Field({}, description="failure class -> further attempts at once")
+    retries: dict[FailureClass, NonNegativeInt] = Field({}, description="failure class -> further attempts at once")
     deaths: int = Field(5, ge=1, description="times that a cell may take its process with it, without progress")
     max_failed: float | None = Field(None, gt=0, description="failed cells that end a run; below 1: their share")
 
@@ -262,9 +309,8 @@ class LauncherConfig(Resources):
     def _meaningful(self) -> LauncherConfig:
         if (self.kind == "plugin") != (self.executor is not None):
             raise ValueError("kind=plugin and executor need each other")
-        for number in self.retries.values():
-            if number < 0:
-                raise ValueError(f"retries={self.retries}: must be 0 or more")
+        if self.max_failed is not None and self.max_failed >= 1 and self.max_failed % 1:
+            raise ValueError(f"max_failed={self.max_failed:g}: must be a share below 1, or a whole number of cells")
         for model in self.models:
             self.resources(model)
         return self
@@ -280,7 +326,7 @@ class TrackerConfig(Strict):
 
     kind: Literal["wandb", "none"] = "none"
     mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online only if logged in")
-    project: str = PROJECT
+    project: str = Field(PROJECT, min_length=1)
     entity: str | None = None
 
 
@@ -292,7 +338,7 @@ class ProfileConfig(Strict):
 class RunConfig(Strict):
     """A sweep, as composed."""
 
-    name: str = Field("", pattern=r"^[\w.-]*$", description="names its files; left out: the sweep's own name")
+    name: FileName = Field("", description="names its files; left out: the sweep's own name")
     title: str = ""
     description: str = ""
     task: Task = "restore"
@@ -314,10 +360,10 @@ class RunConfig(Strict):
         (), description="axes of a line; the paired differences of all others to it make a table each"
     )
     profile: ProfileConfig
-    method: dict[str, Component] = {}
-    model: dict[str, ModelConfig] = {}
-    dataset: dict[str, DatasetConfig] = {}
-    corruption: dict[str, CorruptionConfig] = {}
+    method: dict[FileName, Component] = {}
+    model: dict[FileName, ModelConfig] = {}
+    dataset: dict[FileName, DatasetConfig] = {}
+    corruption: dict[FileName, CorruptionConfig] = {}
     launcher: LauncherConfig
     tracker: TrackerConfig
 
@@ -341,8 +387,8 @@ class RunConfig(Strict):
             raise ValueError("must map axes to lists of values")
         flat: dict[Any, Any] = {}
         for axis, values in value.items():
-            nested = {f"{axis}.{option}": v for option, v in values.items()} if isinstance(values, Mapping) else None
-            flat |= nested or {axis: values}
+            options = values if axis == "method" and isinstance(values, Mapping) else {}
+            flat |= {f"{axis}.{option}": v for option, v in options.items()} or {axis: values}
         return {axis: tuple(v) if isinstance(v, (list, tuple)) else (v,) for axis, v in flat.items()}
 
     @field_validator("zip", "exclude", "include", "reference", mode="before")

@@ -22,6 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from bench import hub
 from bench.errors import UserError, unknown
 from bench.spec.config import ModelConfig
 from bench.spec.validation import validate
@@ -161,10 +162,11 @@ def check_weights(model: ModelConfig, where: str) -> None:
     card beside its weights says they were trained as."""
     if model.train is not None and model.weights is None:
         raise UserError(f"{where}.weights: it would run untrained; name weights, or train some (python -m bench.train)")
-    card = model.weights_file.with_suffix(".json") if model.weights_file else None
-    if card is None or not card.is_file():
+    if model.weights_file is None or not model.weights_file.exists():
         return
-    trained, told = json.loads(card.read_text()).get("network", {}), model.network
+    if why := hub.damage(model.weights_file):
+        raise UserError(f"{where}.weights={model.weights}: {why}")
+    trained, told = _network(model.weights_file.with_suffix(".json")), model.network
     for part in ("path", "backbone"):
         kept = trained.pop(part, {})
         trained |= {f"{part}.{key}": value for key, value in kept.items()}
@@ -175,6 +177,25 @@ def check_weights(model: ModelConfig, where: str) -> None:
                 f"{where}: {key}={_shown(value)} does not fit its weights {model.weights}, trained with {key}="
                 f"{_shown(trained[key])}; name other weights ({where}.weights), or train some (python -m bench.train)"
             )
+
+
+def _network(card: Path) -> dict[str, Any]:
+    """What the card beside weights says they were trained as; nothing without a card."""
+    if not card.is_file():
+        return {}
+    try:
+        network = json.loads(card.read_text(encoding="utf-8"), object_pairs_hook=_each_once).get("network", {})
+        return {key: dict(value) if key in ("path", "backbone") else value for key, value in network.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{str(card)!r}, the card of weights, cannot be read: {error}") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object without duplicate keys, of which JSON itself takes the last."""
+    if len(dict(pairs)) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return dict(pairs)
 
 
 def _shown(value: Any) -> str:

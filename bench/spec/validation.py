@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args, get_origin
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,15 +14,70 @@ from bench.errors import UserError, nearest, unknown
 
 def validate(model: type[Any], content: Any, where: str = "") -> Any:
     """content -> model, or a UserError that names the field, what was given, what is allowed and the nearest name."""
+    _check_values(content, where)
     try:
-        return model.model_validate(content)
+        made = model.model_validate(content)
     except ValidationError as error:
         raise _explain(error, model, content, where) from error
+    _check_kinds(made, content, where)
+    return made
+
+
+def _parts(content: Any) -> Iterator[tuple[Any, Any]]:
+    """The keys and values of a mapping, the indices and values of a list."""
+    if isinstance(content, Mapping):
+        yield from content.items()
+    elif isinstance(content, (list, tuple)):
+        yield from enumerate(content)
+
+
+def _check_values(content: Any, place: str) -> None:
+    """Refuse numbers that no cell can hold, and text that no file can hold."""
+    for key, value in _parts(content):
+        _check_values(value, f"{place}.{key}" if place else str(key))
+    if isinstance(content, float) and not math.isfinite(content):
+        raise UserError(f"{place}={content!r}: must be a number, not infinite or undefined")
+    if isinstance(content, int) and abs(content) >= 2**63:
+        raise UserError(f"{place}={_shown(content)}: must be a number within 64 bits")
+    if isinstance(content, str) and ("\0" in content or content != content.encode(errors="replace").decode()):
+        raise UserError(f"{place}={content!r}: must be UTF-8 text without null characters")
+
+
+def _check_kinds(made: Any, content: Any, place: str) -> None:
+    """Refuse what pydantic guesses: true as the number 1, text as a number, a number as true or false."""
+    names = {field.alias or name: name for name, field in made.model_fields.items()} if _is_model(made) else {}
+    for key, value in _parts(content):
+        inner = f"{place}.{key}" if place else str(key)
+        if key in names:
+            _check_kinds(getattr(made, names[key]), value, inner)
+        elif (isinstance(made, Mapping) and key in made) or (
+            isinstance(made, (list, tuple)) and isinstance(key, int) and key < len(made)
+        ):
+            _check_kinds(made[key], value, inner)
+    guessed = isinstance(content, str) or content == made  # else another value was laid over this one
+    if isinstance(made, bool) and not isinstance(content, bool) and guessed:
+        raise UserError(f"{place}={content!r}: must be true or false")
+    if isinstance(made, (int, float)) and not isinstance(made, bool) and isinstance(content, (bool, str)) and guessed:
+        raise UserError(
+            f"{place}={content!r}: must be a number{', without quotes' if isinstance(content, str) else ''}"
+        )
+
+
+def _is_model(made: Any) -> TypeGuard[BaseModel]:
+    return isinstance(made, BaseModel)
+
+
+def _shown(given: Any) -> str:
+    """What was given, on a line of a sensible length. Python refuses to write integers of thousands of digits."""
+    if isinstance(given, int) and abs(given) >= 10**40:
+        return "a number of more than 40 digits"
+    text = repr(given)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _explain(error: ValidationError, model: type[BaseModel], content: Any, where: str) -> UserError:
-    first = error.errors(include_url=False)[0]
-    location, given, message = first["loc"], first["input"], first["msg"].removeprefix("Value error, ")
+    first = min(error.errors(include_url=False), key=lambda one: one["type"] == "missing")
+    location, given, message = first["loc"], first["input"], _message(first)
     place = ".".join([where] * bool(where) + [str(part) for part in location])
     if first["type"] == "extra_forbidden":
         prefix = place.rpartition(".")[0]
@@ -36,14 +92,31 @@ def _explain(error: ValidationError, model: type[BaseModel], content: Any, where
         return UserError(f"{place} is missing")
     if first["type"] == "too_short":
         return UserError(f"{place} is empty")
-    if first["type"] == "literal_error":
-        message += nearest(str(given), re.findall(r"'([^']*)'", message))
-    message = message.replace("valid tuple", "list").replace("valid dictionary", "mapping")
-    message = re.sub("^(Input|String|Value) ", lambda word: word[0].lower(), message)
+    if location and location[-1] == "[key]":
+        return UserError(f"{'.'.join(map(str, location[:-2]))}: key {location[-2]!r}: {message}")
     if where.startswith("method.") and isinstance(given, (list, tuple)):
         message += f"; for an axis of several values write matrix.method.{location[0]}=A,B"
-    shown = "" if isinstance(given, (Mapping, BaseModel)) else f"={given!r}"
+    shown = "" if isinstance(given, (Mapping, BaseModel)) else f"={_shown(given)}"
     return UserError(f"{place}{shown}: {message}")
+
+
+WORDS = {
+    "int": "must be a whole number", "float": "must be a number", "bool": "must be true or false",
+    "string": "must be text", "tuple": "must be a list", "list": "must be a list", "dict": "must be a mapping",
+    "model": "must be a mapping", "mapping": "must be a mapping",
+}  # fmt: skip
+"""What pydantic's errors of type TYPE_type, TYPE_parsing and TYPE_from_float say in our words."""
+
+
+def _message(error: Any) -> str:
+    """What is allowed, of one of pydantic's errors."""
+    kind, _, about = error["type"].partition("_")
+    if kind in WORDS and about in ("type", "parsing", "from_float", "attributes_type"):
+        return WORDS[kind]
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "literal_error":
+        message += nearest(str(error["input"]), re.findall(r"'([^']*)'", message))
+    return re.sub("^(Input|String|Value|Tuple|List) should", "must", message)
 
 
 def _names(model: type[BaseModel]) -> list[str]:

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import one_of, own_arguments
 from bench.errors import UserError
 from bench.mirror.companion import Companion
 from bench.mirror.records import HISTORY_FILE, RECIPE_FILE
-from bench.spec.compose import compose_config, own_arguments
+from bench.spec.compose import compose_config
 from bench.spec.config import ModelConfig, TrackerConfig
 from bench.spec.registry import check_model, resolve
 from bench.training.observer import Observer
@@ -22,12 +23,13 @@ from methods.injective_ode.options import InjectiveODE
 
 def parse(arguments: list[str]) -> tuple[str, ModelConfig, Path, TrackerConfig]:
     """The model's name, its configuration, the output folder and the tracker."""
-    own, overrides = own_arguments(arguments, {"out": "results/train"})
+    own, overrides = own_arguments(arguments, {"out": "results/train", "card": "true"})
+    one_of(own, "card", ("true", "only"))
     names = [argument.partition("=")[2] for argument in overrides if argument.startswith("model=")]
     if len(names) != 1:
         raise UserError("name one model to train: model=NAME")
     overrides = [f"model.{names[0]}.{o}" if o.startswith("train.") else o for o in overrides]
-    config = compose_config(overrides, sweep_required=False, own=(*own, "card", "train"))
+    config = compose_config(overrides, sweep_required=False, own=(*own, "train"))
     if names[0] not in config.model:
         raise UserError(f"model={names[0]}: train one model at a time, by its name")
     out = Path(own["out"]).expanduser()
@@ -167,7 +169,6 @@ def _leads() -> bool:
 def train(arguments: list[str]) -> None:
     """Train in this process, and write the card unless another process of the job does."""
     card_only = "card=only" in arguments
-    arguments = [argument for argument in arguments if not argument.startswith("card=")]
     name, config, out, tracker = parse(arguments)
     out.mkdir(parents=True, exist_ok=True)
     if not card_only:
@@ -178,6 +179,6 @@ def train(arguments: list[str]) -> None:
         return
     from bench.training.cards import write_card
 
-    recipe = [argument for argument in arguments if not argument.startswith(("out=", "launcher"))]
+    recipe = [argument for argument in arguments if not argument.startswith(("out=", "card=", "launcher"))]
     command = " ".join(["python -m bench.train", *recipe])
     print(f"card: {write_card(name, config, out, command)}")

@@ -7,6 +7,7 @@ Face hub that is already in the local cache: a job never downloads.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,12 +43,13 @@ def load_pipeline(
     """
     library = diffusers()
     wide = torch.promote_types(dtype, torch.float32)
-    source = Path(pretrained).expanduser()
+    source = Path(os.path.expanduser(pretrained))
     try:
         pipeline = getattr(library, kind).from_pretrained(
             str(source) if source.is_dir() else pretrained,
             dtype={"default": dtype, network: dtype, "vae": wide},
             local_files_only=True,
+            use_safetensors=True,  # other formats can run code while they are read
             **dict.fromkeys(absent),
             **{key: value for key, value in hub.items() if value is not None},
         )

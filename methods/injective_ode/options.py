@@ -70,6 +70,7 @@ class InjectiveODE(FlowODE):
 
     version: int = Field(
         4,
+        ge=1,
         description="2: the null condition of guidance keeps the measurement and drops the caption; 3: default "
         "solver; 4: a decode at another guidance starts from x_T alone",
     )

@@ -121,7 +121,7 @@ class FlowEdit(MethodOptions):
     def _meaningful(self) -> FlowEdit:
         if self.n_max is not None and self.strength != type(self).model_fields["strength"].default:
             raise ValueError("n_max and strength set the same number: set only one of them")
-        walked = self.n_max or max(1, int(round(self.steps * self.strength, 9)))
+        walked = self.n_max or self.walked
         if not self.n_min <= walked <= self.steps:
             raise ValueError(f"n_min <= n_max <= steps must hold, got {self.n_min}, {walked}, {self.steps}")
         if self.decode == "null":
@@ -134,10 +134,13 @@ class FlowEdit(MethodOptions):
 class OBELM(MethodOptions):
     """O-BELM (Wang et al. 2024), the optimal 2-step BELM; it has no options of its own."""
 
+    least_steps: ClassVar[int] = 2
+
 
 class BDIA(MethodOptions):
     """BDIA-DDIM (Zhang et al. 2024); the authors advise gamma 0.92 .. 1 for editing and use 0.94 in their notebook."""
 
+    least_steps: ClassVar[int] = 2
     gamma: float = Field(
         0.94, gt=0, le=1, description="weight of the backward integral; the inversion amplifies by gamma^-N"
     )
@@ -185,7 +188,7 @@ class NullText(MethodOptions):
     @model_validator(mode="after")
     def _meaningful(self) -> NullText:
         _pivot_at_one(self)
-        if int(round(self.steps * self.strength, 9)) > 100:
+        if self.walked > 100:
             raise ValueError(f"NullText takes at most 100 steps, got {self.steps} at strength {self.strength:g}")
         return self
 
@@ -256,7 +259,7 @@ class FlowODE(MethodOptions):
 
     refuses: ClassVar[dict[str, str]] = {}
 
-    version: int = Field(2, description="2: a decode under another condition starts from x_T alone")
+    version: int = Field(2, ge=1, description="2: a decode under another condition starts from x_T alone")
     steps: int = Field(32, ge=1, le=1000, description="N, steps of the whole grid; dopri5 chooses its own steps")
     solver: SolverName = Field(
         "leapfrog", description="the first three are reversible and keep more than x_T; rk4 and dopri5 keep x_T alone"
