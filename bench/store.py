@@ -287,6 +287,12 @@ class Store:
             return {name: archive[name] for name in archive.files}
 
 
+def told(damaged: Mapping[str, str], most: int = 5) -> list[str]:
+    """Lines that name damaged cells, and say why."""
+    lines = [f"damaged: {cell_id}: {why}" for cell_id, why in list(damaged.items())[:most]]
+    return lines + [f"damaged: {len(damaged) - most} cells more"] * (len(damaged) > most)
+
+
 def _json(file: Path, key: str) -> dict[str, Any]:
     """The content of a JSON file that must have this key. Raises Damaged."""
     with _reading(file):
