@@ -81,7 +81,7 @@ def named(outlook: Outlook, content: Mapping[str, Any], store: Store) -> tuple[s
     own = f"{name}-{hashlib.sha256(repr(sorted(places)).encode()).hexdigest()[:6]}"
     return (
         own,
-        f"not all cells of {name}, whose report stays as it is: this run's name is {own}; name=NAME sets another",
+        f"not all cells of {name}, whose report stays as it is: this run's name is {own} (or name=NAME)",
     )
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -311,13 +311,13 @@ def _slurm(
     job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: Progress, retried: Collection[str]
 ) -> None:
     store = Path(job.store)
-    with Claims(store) as claims:
-        with claims.alone("submit", lambda: print("waiting for another driver that is submitting")):
-            again = Store(store).failed() & set(retried)
-            earlier = _in_jobs(store) - again  # a job that goes on does not come back to a cell that has failed
-            rest = without(chunks, earlier | Store(store).done())
-            with _retrying(Store(store), again, run):
-                ids = _submit(job, run, rest, code)
+    waiting = partial(print, "waiting for another driver that is submitting")
+    with Claims(store) as claims, claims.alone("submit", waiting):
+        again = Store(store).failed() & set(retried)
+        earlier = _in_jobs(store) - again  # a job that goes on does not come back to a cell that has failed
+        rest = without(chunks, earlier | Store(store).done())
+        with _retrying(Store(store), again, run):
+            ids = _submit(job, run, rest, code)
     mine = {cell.id for cell in job.cells}
     if mine & earlier:
         followed = "followed, " if job.launcher.wait else ""
