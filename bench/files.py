@@ -129,6 +129,21 @@ def whole_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def without_percent(folder: Path) -> Path:
+    """The absolute path, by way of a link in the user's cache if there is a `%` in it: submitit and sbatch replace %j
+    and the like in paths."""
+    last = max((i for i, part in enumerate(folder.parts) if "%" in part), default=None)
+    if last is None:
+        return folder
+    named = Path(*folder.parts[: last + 1])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / PROJECT / "paths"
+    link = cache / hashlib.sha256(os.fsencode(named)).hexdigest()[:16]
+    cache.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(named)
+    return link / folder.relative_to(named)
+
+
 def child_environment() -> dict[str, str]:
     """The environment for a Python process of ours: it imports this code, from whatever folder it starts in."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)

@@ -25,6 +25,7 @@ from bench.cluster.claims import Claims, started
 from bench.cluster.jobs import Job
 from bench.cluster.runs import Run
 from bench.errors import UserError, unknown, writing
+from bench.files import without_percent
 from bench.metrics import torch_home
 from bench.spec.cells import Cell
 from bench.spec.chunks import Chunk
@@ -189,7 +190,7 @@ def _local(job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: Pr
     import submitit
 
     launcher = job.launcher
-    executor = submitit.AutoExecutor(folder=run.plain_logs(), cluster="local")
+    executor = submitit.AutoExecutor(folder=without_percent(run.logs), cluster="local")
     executor.update_parameters(timeout_min=60 * 24 * 7)
     worker = job.driven_by(os.getpid())
     with _environment(environment(launcher, code, job.threads)), _children_ignore_interrupts():
@@ -268,7 +269,7 @@ def _plugin(job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: P
     launcher = job.launcher
     if launcher.executor not in get_executors():
         raise unknown("launcher.executor", str(launcher.executor), get_executors())
-    executor = submitit.AutoExecutor(folder=run.plain_logs(), cluster=launcher.executor)
+    executor = submitit.AutoExecutor(folder=without_percent(run.logs), cluster=launcher.executor)
     executor.update_parameters(
         name=f"bench-{run.sweep}", timeout_min=launcher.timeout_min, cpus_per_task=launcher.cpus,
         mem_gb=launcher.mem_gb, gpus_per_node=launcher.gpus, **launcher.additional_parameters,
@@ -378,7 +379,7 @@ def _submit(job: Job, run: Run, chunks: Sequence[Chunk], code: Path) -> list[str
         for size, parallel in slurm.shares(len(members), largest, launcher.array_parallelism):
             part, start = members[start : start + size], start + size
             jobs = [job.of(chunk.cells, resources.cpus) for chunk in part]
-            new = slurm.submit(jobs, {**asked, "array_parallelism": parallel}, run.plain_logs())
+            new = slurm.submit(jobs, {**asked, "array_parallelism": parallel}, run.logs)
             run.add(new, [[cell.id for cell in chunk.cells] for chunk in part])
             ids += new
     return ids

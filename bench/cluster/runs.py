@@ -7,10 +7,7 @@ ROOT/jobs/RUN/stop        if it exists, the workers end after the cell in hand; 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
 import shutil
 import time
 import uuid
@@ -21,7 +18,7 @@ from typing import Any
 
 from bench.cluster import slurm
 from bench.cluster.claims import machine, started
-from bench.files import PROJECT, remove_drafts, stale, write_json
+from bench.files import remove_drafts, stale, write_json
 
 FILE = "run.json"
 STOP = "stop"
@@ -56,18 +53,6 @@ class Run:
     @property
     def logs(self) -> Path:
         return self.folder / "logs"
-
-    def plain_logs(self) -> Path:
-        """A path to the logs without `%`: submitit and sbatch replace %j and the like wherever they find them."""
-        root = self.folder.parent.parent
-        if "%" not in str(root):
-            return self.logs
-        name = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
-        link = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / PROJECT / "stores" / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            link.symlink_to(root)
-        return link / self.logs.relative_to(root)
 
     def live(self, queue: Mapping[str, Any] | None) -> list[str]:
         """Its jobs that are waiting or running, by squeue's answer or, of local workers, this machine's processes."""
