@@ -1,7 +1,8 @@
 """Run a sweep: `python -m bench.run sweep=corruptions [key=value ...]`.
 
 Expands the sweep into cells, computes those that the store does not hold, mirrors them to W&B and rebuilds the report.
-The same command again computes nothing; after a crash it computes what is missing.
+The same command again computes nothing; after a crash it computes what is missing, and what is damaged. A run of part
+of a sweep leaves the report of the whole as it is (`named`).
 """
 
 from __future__ import annotations

@@ -73,8 +73,9 @@ def drill(kills: int, folder: Path, seed: int = 0) -> None:
     assert tables[0].read_bytes() == tables[1].read_bytes()
     drafts = [path for path in killed.rglob(".*.*") if "wandb" not in path.parts]
     assert all(time.time() - path.stat().st_mtime < STALE_SECONDS for path in drafts), drafts
-    claims = [claim.cell for claim in Claims(killed).all() if not claim.alive]
-    assert not set(claims) & ours.done() or all(cell in ours.done() for cell in claims)
+    while workers(killed):  # one whose driver was killed ends after its cell
+        time.sleep(0.05)
+    assert not Claims(killed).all()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from bench.store import Damaged, Store
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     "sweep=corruptions", "profile=digits", "method=ddim", "corruption=block_mask", "severity=1,2,3", "steps=2",
-    "images=2", "samples=1", "launcher=debug", "tracker=none",
+    "images=2", "samples=1", "launcher=debug", "tracker=none", "report=false",
 ]  # fmt: skip
 
 # --- damaged files -----------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ DAMAGE = [empty, halved, garbage, zeros, missing]
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two cells that are done (one with features) and one that has failed, in a sweep with its report."""
+    """A sweep of two cells that are done, one of them with features, and one that has failed."""
     results = tmp_path_factory.mktemp("computed") / "results"
     assert run.main([*SMALL, f"results={results}"]) == 0
     store = Store(results)
@@ -182,7 +182,7 @@ def test_a_damaged_manifest_is_named_and_written_again(
     assert "other: 3 cells" in told and (damage is missing or "corruptions.json is damaged" in told)
     if damage is not missing:
         assert cancel.main([f"results={results}", "sweep=corruptions"]) == 0
-    assert run.main([*SMALL, f"results={results}", "report=false"]) == 1
+    assert run.main([*SMALL, f"results={results}"]) == 1
     assert len(ids(results)) == 3
 
 
@@ -199,7 +199,7 @@ def test_a_damaged_run_is_named_and_stops_no_command(
     named = kind == "run.json" and damage is not missing
     assert ("run.json is damaged" in told.out) == ("run.json is damaged" in told.err) == named
     assert (runs.why_stopped(folder) is None) == (kind == "stop" and damage is missing)
-    assert run.main([*SMALL, f"results={results}", "retry=all"]) == 0
+    assert run.main([*SMALL, f"results={results}"]) == 1, "one cell has failed"
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -209,7 +209,6 @@ def test_damaged_images_of_an_open_cell_are_none(results: Path, damage: Callable
     assert store.partial_images(cell) == 1
     damage(results / "partial" / f"{cell}.npz")
     assert store.partial_images(cell) == 0 and store.partial(cell, "maker") == ([], {}, 0.0)
-    assert run.main([*SMALL, f"results={results}", "retry=all"]) == 0
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -284,7 +283,7 @@ def test_what_kills_left_is_removed_when_it_is_old(results: Path) -> None:
     for path in (*old, folder, unsubmitted, partial / f"{done}.npz", partial / f"{failed}.npz"):
         age(path)
     with Claims(results) as alive:
-        assert alive.take("mine") and run.main([*SMALL, f"results={results}", "report=false"]) == 1
+        assert alive.take("mine") and run.main([*SMALL, f"results={results}"]) == 1
         assert alive.look("mine")
     assert [path for path in old if path.exists()] == [] and all(path.exists() for path in young)
     assert not folder.exists() and not unsubmitted.exists() and fresh.exists()
@@ -339,7 +338,8 @@ def test_a_percent_sign_in_the_path_is_only_a_sign(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     results = tmp_path / name / "results"
-    given = [*(a for a in SMALL if not a.startswith(("launcher", "severity"))), "severity=1", "launcher.workers=1"]
+    given = [argument for argument in SMALL if not argument.startswith(("launcher", "severity", "report"))]
+    given += ["severity=1", "launcher.workers=1"]
     assert run.main([*given, f"results={results}", f"launcher={launcher}"]) == 0
     assert len(Store(results).done()) == 1 and (results / "reports" / "corruptions" / "table.csv").is_file()
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == [name]
