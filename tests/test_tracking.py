@@ -22,6 +22,7 @@ from bench import publish
 from bench.errors import UserError
 from bench.mirror.companion import Companion
 from bench.mirror.records import Mark, offline_runs
+from bench.mirror.writing import Mirror
 from bench.spec.config import TrackerConfig
 from bench.store import Store
 from reports import build
