@@ -11,10 +11,9 @@ from pathlib import Path
 from bench.arguments import only_arguments
 from bench.cluster import runs, slurm
 from bench.cluster.claims import Claims
-from bench.cluster.jobs import stop
 from bench.cluster.launch import end_local
 from bench.errors import UserError, run_command
-from bench.status import manifests
+from bench.status import sweeps
 from bench.store import Store
 
 KEYS = {"sweep": "", "results": "results"}
@@ -29,7 +28,7 @@ def cancel(store: Store, sweep: str) -> tuple[int, set[str]]:
         raise UserError("squeue does not answer: nothing was cancelled; try again later")
     live = [(run, job) for run in found for job in run.live(queue)]
     for folder in {run.folder for run, _ in live}:
-        stop(folder, "cancelled")  # its jobs that are just starting, and a driver that has gone unseen
+        runs.stop(folder, "cancelled")  # its jobs that are just starting, and a driver that has gone unseen
     refused = slurm.cancel(job for run, job in live if run.kind == "slurm")
     refused |= {job for run, job in live if run.kind == "plugin"}
     for run in found:
@@ -49,7 +48,9 @@ def main(arguments: list[str]) -> int:
     store = Store(Path(given["results"]).expanduser())
     if not given["sweep"]:
         raise UserError(f"name the sweep to cancel: sweep=NAME, one of {', '.join(store.manifests()) or 'none'}")
-    manifests(store, given["sweep"])
+    sweeps(store, given["sweep"])
+    for line in runs.damaged(store.root):
+        print(f"{line}; none of them is cancelled", file=sys.stderr)
     count, refused = cancel(store, given["sweep"])
     print(f"{count} jobs cancelled; what was finished is kept")
     if refused:

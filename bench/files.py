@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +18,8 @@ PROJECT = "inversion-bench"
 ROOT = Path(__file__).resolve().parent.parent
 SWEEPS = ROOT / "sweeps"
 ZOO = ROOT / "methods" / "zoo"
+STALE_SECONDS = 600
+"""Age from which a draft has no writer any more: a younger one may be in the hands of another process."""
 
 
 def sha256(file: Path) -> str:
@@ -36,6 +40,31 @@ def flush(path: Path) -> None:
 def draft_of(path: Path) -> Path:
     """A new hidden name beside a path: `.NAME.RANDOM`."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")
+
+
+def stale(path: Path) -> bool:
+    """Whether a file or folder has not changed for STALE_SECONDS; one that is not there is not stale."""
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime > STALE_SECONDS
+    return False
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove the stale drafts in a folder: a killed process left them."""
+    for path in folder.glob(".*.*"):
+        if _DRAFT.fullmatch(path.name) and stale(path):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder at once: no reader sees it in part. If that is interrupted, a draft is left."""
+    draft = draft_of(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, draft)
+    shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -60,6 +89,25 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         json.dump(content, file, indent=1, sort_keys=True, allow_nan=False)
 
 
+def create_json(path: Path, content: Mapping[str, Any]) -> bool:
+    """Write a JSON file, whole or not at all, if nothing has its name yet; False if something has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = draft_of(path)
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            json.dump(content, file, sort_keys=True, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())  # else a crash could leave the name without the content
+        os.link(draft, path)
+    except FileExistsError:
+        # A network file system repeats a request whose answer was lost, and meets what it has made itself.
+        return draft.stat().st_nlink == 2
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+    return True
+
+
 @contextlib.contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """A draft folder that gets its name `final` when the block ends; after an exception it is removed. If another
@@ -79,6 +127,21 @@ def whole_folder(final: Path) -> Iterator[Path]:
         flush(final.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def without_percent(folder: Path) -> Path:
+    """The absolute path, by way of a link in the user's cache if there is a `%` in it: submitit and sbatch replace %j
+    and the like in paths."""
+    last = max((i for i, part in enumerate(folder.parts) if "%" in part), default=None)
+    if last is None:
+        return folder
+    named = Path(*folder.parts[: last + 1])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / PROJECT / "paths"
+    link = cache / hashlib.sha256(os.fsencode(named)).hexdigest()[:16]
+    cache.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(named)
+    return link / folder.relative_to(named)
 
 
 def child_environment() -> dict[str, str]:

@@ -6,10 +6,9 @@ Prints the cells (done, missing, failed), the jobs that the missing ones make, p
 from __future__ import annotations
 
 import gc
-import json
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -25,7 +24,7 @@ from bench.spec.chunks import Chunk, Clock, chunk
 from bench.spec.compose import compose_config
 from bench.spec.config import FailureClass, RunConfig
 from bench.spec.reconcile import Plan, reconcile
-from bench.store import Store
+from bench.store import Damaged, Store, told
 
 FAILURES = get_args(FailureClass)
 
@@ -39,6 +38,8 @@ class Outlook:
     plan: Plan
     chunks: tuple[Chunk, ...]
     missing_assets: tuple[str, ...]
+    damaged: Mapping[str, str]
+    """Cells among the missing whose record cannot be read, and why."""
 
     @property
     def minutes(self) -> float:
@@ -69,12 +70,14 @@ def _look(overrides: list[str]) -> Outlook:
     if not there.is_dir():
         raise UserError(f"results={config.results!r}: {str(there)!r} is a file; it must be a folder")
     store = Store(config.results)
-    done, failed = store.done(), store.failed()
+    damaged = store.damaged(cell.id for cell in expansion.cells)
+    done, failed = store.done() - damaged.keys(), store.failed() - damaged.keys()
     plan = reconcile(expansion.cells, done, failed, config.retry, lambda cell_id: store.failure(cell_id)["class"])
     clock = Clock(_recorded(store, expansion.cells, done))
     used = {cell.axes["model"] for cell in expansion.cells}
     limit = config.launcher.chunk_minutes if kind in ("slurm", "plugin") else float("inf")
-    return Outlook(config, expansion, plan, chunk(plan.todo, clock.minutes, limit), missing_assets(config, used))
+    chunks = chunk(plan.todo, clock.minutes, limit)
+    return Outlook(config, expansion, plan, chunks, missing_assets(config, used), damaged)
 
 
 def _existing(path: Path) -> Path:
@@ -89,7 +92,7 @@ def _recorded(store: Store, cells: tuple[Cell, ...], done: set[str]) -> list[tup
     for cell in sample:
         try:
             seconds = store.record(cell.id)["provenance"]["seconds"]
-        except (OSError, KeyError, json.JSONDecodeError):
+        except (OSError, KeyError, Damaged):
             continue
         recorded.append((cell.axes["model"], cell.axes["method"], cell.evaluations, float(seconds)))
     return recorded
@@ -147,8 +150,10 @@ def duration(minutes: float) -> str:
 
 
 def say_gaps(outlook: Outlook, console: Console) -> None:
-    """What the sweep will not have, and why: combinations that are skipped, metrics that are unavailable. The console
-    is that of bench.terminal: it prints text as it is."""
+    """Print what the sweep lacks, and why: skipped combinations, unavailable metrics, damaged cells. The console is
+    that of bench.terminal, which prints text as it is."""
+    for line in told(outlook.damaged):
+        console.print(f"{line}; it will be computed again", style="yellow", soft_wrap=True)
     for reason, count in Counter(skip.reason for skip in outlook.expansion.skipped).items():
         console.print(f"skipped {count} combinations: {reason}", style="yellow", soft_wrap=True)
     for reason in dict.fromkeys(outlook.expansion.unavailable.values()):

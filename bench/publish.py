@@ -10,6 +10,7 @@ upload from a machine with a network.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from bench.mirror.server import mode, require_login
 from bench.mirror.writing import Mirror, TrainingMirror, complete, one_line
 from bench.spec.compose import compose_config, options_of_group
 from bench.spec.config import TrackerConfig
-from bench.store import Store
+from bench.store import Store, told
 
 KEYS = {"sweep": "", "results": "results", "train": "", "out": "results/train"}
 Maker = Callable[[TrackerConfig, str], Mirror]
@@ -36,6 +37,8 @@ def _sweep(name: str, results: str) -> Maker:
         raise UserError(f"name a sweep: sweep=NAME, one of {', '.join(store.manifests()) or '(none in this store)'}")
     if name not in store.manifests():
         raise unknown("sweep", name, store.manifests(), f"in {str(store.root)!r}")
+    for line in told(store.damaged(cell["id"] for cell in store.manifest(name)["cells"])):
+        print(f"{line}; not mirrored", file=sys.stderr)
     return lambda tracker, mode: Mirror(store, name, tracker, mode)
 
 

@@ -1,32 +1,52 @@
 """Run a sweep: `python -m bench.run sweep=corruptions [key=value ...]`.
 
 Expands the sweep into cells, computes those that the store does not hold, mirrors them to W&B and rebuilds the report.
-The same command again computes nothing; after a crash it computes what is missing.
+The same command again computes nothing; after a crash it computes what is missing, and what is damaged. A run of part
+of a sweep leaves the report of the whole as it is (`named`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
+import json
+import re
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench import terminal
-from bench.cluster.launch import cores, launch, waits
+from bench.cluster.launch import cores, launch, tidy, waits
 from bench.errors import UserError, run_command
+from bench.files import child_environment
 from bench.mirror.companion import Companion
 from bench.plan import Outlook, look, require_assets, say_gaps, show, summary
 from bench.spec import metrics
-from bench.store import Store
+from bench.store import Damaged, Store
 
 LINE = 160
 """Characters of a failure's message that the terminal shows."""
+NO_CELLS = (
+    "results", "name", "title", "description", "highlight", "launcher", "tracker", "report", "retry", "batch_size",
+    "samples",
+)  # fmt: skip
+"""Keys that do not change which cells a run has."""
 
 
-def manifest(outlook: Outlook) -> dict[str, object]:
-    """What a report needs to know of the sweep: its cells by id and axes, titles, and what could not be."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: the run ends as with Ctrl-C."""
+
+
+def manifest(outlook: Outlook, arguments: Sequence[str]) -> dict[str, Any]:
+    """What a report needs to know of the sweep: its cells by id and axes, titles, and what could not be computed."""
     config = outlook.config
     return {
         "title": config.title,
@@ -37,12 +57,43 @@ def manifest(outlook: Outlook) -> dict[str, object]:
         "highlight": config.highlight,
         "titles": config.titles,
         "columns": metrics.foreign(config.metrics),
+        "chosen_by": sorted(a for a in arguments if re.split(r"[.=]", a)[0] not in NO_CELLS),
         "cells": [{"id": c.id, "axes": c.axes, "evaluations": c.evaluations} for c in outlook.expansion.cells],
         "reference": list(config.reference),
         "options": {name: method.options for name, method in config.method.items() if method.options},
         "unavailable": outlook.expansion.unavailable,
         "skipped": [{"axes": skip.axes, "reason": skip.reason} for skip in outlook.expansion.skipped],
     }
+
+
+def named(outlook: Outlook, content: Mapping[str, Any], store: Store) -> tuple[str, str]:
+    """The name that the run's report has, and a line if it is not this run's alone under the sweep's own name.
+
+    A run of part of a sweep leaves the report of the whole as it is. If the whole has all its cells, there is nothing
+    to change; else (an option differs, so that its numbers would not belong into that table) it has a report of its
+    own. The same command again, or one with all that was there, replaces the report: the sweep itself may have changed.
+    """
+    name = outlook.config.name
+    try:
+        before = store.manifest(name)
+    except (FileNotFoundError, Damaged):
+        return name, ""
+    places, ids = _places(content), {cell["id"] for cell in content["cells"]}
+    if before.get("chosen_by") == content["chosen_by"] or places >= _places(before):
+        return name, ""
+    if ids <= {cell["id"] for cell in before["cells"]}:
+        return name, f"{len(ids)} of the {len(before['cells'])} cells of {name}: its report shows all of them"
+    own = f"{name}-{hashlib.sha256(repr(sorted(places)).encode()).hexdigest()[:6]}"
+    return (
+        own,
+        f"not all cells of {name}, whose report stays as it is: this run's name is {own} (or name=NAME)",
+    )
+
+
+def _places(content: Mapping[str, Any]) -> set[str]:
+    """Where the cells of a manifest stand in a table."""
+    axes = [{axis: v for axis, v in cell["axes"].items() if not axis.endswith("_title")} for cell in content["cells"]]
+    return {json.dumps(one, sort_keys=True) for one in axes}
 
 
 def compute(outlook: Outlook, console: Console) -> dict[str, int]:
@@ -81,7 +132,7 @@ def _why(store: Store, cell_id: str) -> str:
     """The message of a failure, in one line of a sensible length; the store keeps the whole of it."""
     try:
         message = " ".join(str(store.failure(cell_id)["message"]).split())
-    except FileNotFoundError:  # another driver retries it
+    except (FileNotFoundError, Damaged):  # another driver retries it
         return "tried again elsewhere"
     return message if len(message) <= LINE else message[: LINE - 1] + "…"
 
@@ -97,20 +148,37 @@ def companion(outlook: Outlook) -> Companion | None:
 def report(outlook: Outlook) -> int:
     """Rebuild tables, figures and HTML in a process of their own: reports know the store, not us."""
     command = [sys.executable, "-m", "reports.build", f"sweep={outlook.config.name}", f"store={outlook.config.results}"]
-    root = Path(__file__).resolve().parent.parent
-    return subprocess.run(command, env=_with_path(root), check=False).returncode
+    return subprocess.run(command, env=child_environment(), check=False).returncode
 
 
-def _with_path(root: Path) -> dict[str, str]:
-    import os
+@contextlib.contextmanager
+def _ends_on_term() -> Iterator[None]:
+    """SIGTERM raises Terminated in the block, once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
-    }
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(arguments: list[str]) -> int:
+    try:
+        with _ends_on_term():
+            return _run(arguments)
+    except Terminated:
+        print("terminated: what was finished is kept; the same command goes on", file=sys.stderr)
+        return 128 + signal.SIGTERM
+
+
+def _run(arguments: list[str]) -> int:
     console = terminal.console()
     outlook = look(arguments)
     if outlook.config.dry_run:
@@ -120,10 +188,17 @@ def main(arguments: list[str]) -> int:
     console.print(summary(outlook), soft_wrap=True)
     say_gaps(outlook, console)
     store = Store(outlook.config.results)
+    content = manifest(outlook, arguments)
+    name, told = named(outlook, content, store)
+    if told:
+        console.print(told, soft_wrap=True)
     try:
-        store.write_manifest(outlook.config.name, manifest(outlook))
+        if not told or name != outlook.config.name:  # else the manifest that is there has all these cells
+            store.write_manifest(name, content)
+        tidy(store.root)
     except OSError as error:
         raise UserError(f"results={outlook.config.results} cannot be written: {error}") from error
+    outlook = dataclasses.replace(outlook, config=outlook.config.model_copy(update={"name": name}))
     mirror = companion(outlook)
     try:
         counts = compute(outlook, console) if outlook.plan.todo else {}

@@ -6,6 +6,7 @@ are gone while cells are open, one sacct. Nothing is asked of single jobs.
     done      has its record                          queued   in a job that waits, or waits in a running one
     running   claimed by a living process             lost     was in a job that is gone: run the sweep again
     failed    by class; `retry=CLASS` runs it again   missing  was never submitted
+    damaged   its record cannot be read: run the sweep again
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bench.arguments import only_arguments, truth
 from bench.cluster import runs, slurm
 from bench.cluster.claims import Claim, Claims
 from bench.errors import UserError, run_command, unknown
-from bench.store import Store
+from bench.store import Damaged, Store, told
 
 SLOWEST = 5
 OPEN = ("running", "queued", "unknown")
@@ -43,7 +44,7 @@ class Status:
     cells: Mapping[str, Mapping[str, Any]]
     """id -> its entry in the manifest."""
     states: Mapping[str, str]
-    """id -> done, running, queued, lost, missing, unknown, or `failed (CLASS)`."""
+    """id -> done, running, queued, lost, missing, damaged, unknown, or `failed (CLASS)`."""
     used_s: float
     """Seconds that finished cells took, over all workers."""
     left_s: float | None
@@ -55,18 +56,19 @@ class Status:
     troubles: tuple[str, ...]
 
 
-def manifests(store: Store, sweep: str) -> dict[str, dict[str, Any]]:
-    """The sweeps of a store, or the one that is named."""
+def sweeps(store: Store, sweep: str) -> list[str]:
+    """The names of a store's sweeps, or the one that is given."""
     names = store.manifests()
     if not names:
         raise UserError(f"results={str(store.root)!r} holds no sweep; python -m bench.run sweep=NAME makes one")
     if sweep and sweep not in names:
         raise unknown("sweep", sweep, names, f"in {str(store.root)!r}")
-    return {name: store.manifest(name) for name in ([sweep] if sweep else names)}
+    return [sweep] if sweep else names
 
 
 def look(store: Store, sweep: str = "") -> list[Status]:
-    """Every sweep of the store, or one."""
+    """Every sweep of the store, or one. A damaged manifest is a trouble among several sweeps; alone it is Damaged."""
+    names = sweeps(store, sweep)
     found = runs.read(store.root)
     queue = runs.queue(found)
     claims = {claim.cell: claim for claim in Claims(store.root).all() if claim.alive}
@@ -75,6 +77,8 @@ def look(store: Store, sweep: str = "") -> list[Status]:
     submitted = {cell: run.kind for run in found for job in run.jobs for cell in run.cells_of(job)}
 
     def state(cell: str) -> str:
+        if cell in damaged:
+            return "damaged"
         if cell in done:
             return "done"
         if cell in claims:
@@ -88,12 +92,19 @@ def look(store: Store, sweep: str = "") -> list[Status]:
         return "lost" if cell in submitted else "missing"
 
     statuses = []
-    for name, manifest in manifests(store, sweep).items():
-        cells = {cell["id"]: cell for cell in manifest["cells"]}
+    for name in names:
+        try:
+            cells = {cell["id"]: cell for cell in store.manifest(name)["cells"]}
+        except Damaged as error:
+            if sweep:
+                raise
+            statuses.append(Status(name, {}, {}, 0.0, None, 0, (), (str(error),)))
+            continue
+        damaged = store.damaged(cells)
         states = {cell: state(cell) for cell in cells}
         used, left, gpus = _hours(store, cells, states)
         slowest = sorted((claims[c] for c in cells if states[c] == "running"), key=lambda claim: claim.since)
-        troubles = tuple(_troubles(name, found, queue, states))
+        troubles = (*told(damaged), *runs.damaged(store.root), *_troubles(name, found, queue, states))
         statuses.append(Status(name, cells, states, used, left, gpus, tuple(slowest[:SLOWEST]), troubles))
     return statuses
 
@@ -149,8 +160,9 @@ def _troubles(
     for end, count in Counter(slurm.ended(gone).values() if gone else ()).most_common():
         yield f"{count} jobs with lost cells ended as {end}"
     for run in mine:
-        if (run.folder / "stop").is_file() and any(states.get(cell) in ("lost", "queued") for cell in run.cells):
-            yield f"stopped: {(run.folder / 'stop').read_text().strip()}"
+        why = runs.why_stopped(run.folder)
+        if why is not None and any(states.get(cell) in ("lost", "queued") for cell in run.cells):
+            yield f"stopped: {why}"
 
 
 # --- showing ---------------------------------------------------------------------------------------------------
@@ -159,7 +171,7 @@ def _troubles(
 def show(status: Status) -> Group:
     """The sweep as text and tables."""
     counts = Counter(status.states.values())
-    order = ("done", "running", "queued", "lost", "missing", "unknown")
+    order = ("done", "running", "queued", "lost", "missing", "damaged", "unknown")
     parts = [f"{counts[state]} {state}" for state in order if counts[state]]
     parts += [f"{counts[state]} {state}" for state in sorted(counts) if state.startswith("failed")]
     unit = "GPU-hours" if status.gpus else "worker-hours"

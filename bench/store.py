@@ -1,7 +1,7 @@
 """The store: one atomic folder per finished cell, one file per failure, one manifest per sweep. No torch.
 
-    ROOT/cells/ID/rows.parquet    a row an image; of an adaptive solver also its steps, in a list
-    ROOT/cells/ID/cell.json       resolved configuration and provenance
+    ROOT/cells/ID/rows.parquet    one row per image; of an adaptive solver also its steps, in a list
+    ROOT/cells/ID/cell.json       resolved configuration, provenance, and the sizes of the cell's other files
     ROOT/cells/ID/samples.npz     a few images: ids, truth, input, output (uint8 [k, H, W, C])
     ROOT/cells/ID/features.npz    where a metric is of sets: ids, and EXTRACTOR_output, EXTRACTOR_truth (float32 [n, d])
     ROOT/failures/ID.json         the last failure of a cell that has no result yet
@@ -9,7 +9,8 @@
     ROOT/sweeps/NAME.json         the cells that a sweep expands to, and what its report should show
 
 A cell is done when its folder exists under its final name: it is written beside, flushed to the disk and renamed, so
-a killed run leaves at most a temporary folder, which nobody reads and the next writer of that cell removes.
+a killed run leaves at most a draft, which no reader sees and a later run removes. A full disk, a copy that was cut off
+or an editor can still damage a file: `damaged` finds such cells, and `discard` removes them, to be computed again.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import time
-from collections.abc import Collection, Iterable, Mapping
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.files import whole_file, whole_folder, write_json
+from bench.errors import UserError
+from bench.files import remove_drafts, remove_folder, stale, whole_file, whole_folder, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +33,26 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA = 1
-STALE_SECONDS = 600
+ENDS = {".parquet": (b"PAR1", b"PAR1", 4), ".npz": (b"PK\3\4", b"PK\5\6", 22)}
+"""The bytes that a whole file begins with, those near its end, and their distance from it."""
+UNREADABLE = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+"""Errors of reading a damaged file. JSON's, Unicode's and pyarrow's are ValueErrors."""
+
+
+class Damaged(UserError):
+    """A file of the store cannot be read: which one, why, and what to do."""
+
+    def __init__(self, file: Path, why: object) -> None:
+        super().__init__(f"{file} is damaged ({why}); run the sweep again: python -m bench.run makes it anew")
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Raises Damaged, with the file's name, for what cannot be read in the block."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise Damaged(file, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from error
 
 
 class Store:
@@ -54,6 +75,72 @@ class Store:
         """Whether a cell has a result or a failure."""
         return (self.root / "cells" / cell_id).is_dir() or (self.root / "failures" / f"{cell_id}.json").is_file()
 
+    # --- damage ------------------------------------------------------------------------------------------------
+
+    def damaged(self, cell_ids: Iterable[str]) -> dict[str, str]:
+        """The cells among these whose result, or failure where they have no result, is there but cannot be used:
+        id -> why. It looks at sizes and at first and last bytes, not at every number."""
+        done, failed = self.done(), self.failed()
+        found = {}
+        for cell_id in cell_ids:
+            why = self._torn(cell_id) if cell_id in done else self._torn_failure(cell_id) if cell_id in failed else None
+            if why:
+                found[cell_id] = why
+        return found
+
+    def discard(self, cell_ids: Iterable[str]) -> None:
+        """Remove what is damaged of these cells: they are missing then, and can be computed again."""
+        for cell_id in self.damaged(cell_ids):
+            remove_folder(self.root / "cells" / cell_id)
+            self.forget_failure(cell_id)
+
+    def _torn(self, cell_id: str) -> str | None:
+        """Why a result cannot be used; None if it can."""
+        folder, name = self.root / "cells" / cell_id, "cell.json"
+        try:
+            with open(folder / name, "rb") as opened:
+                content = json.loads(opened.read())
+            if content["id"] != cell_id:
+                return f"{name} is that of {content['id']}"
+            # Records of an earlier version do not say which files there are.
+            for name, size in (content.get("files") or dict.fromkeys(["rows.parquet", *os.listdir(folder)])).items():
+                if (ends := ENDS.get(os.path.splitext(name)[1])) is None:
+                    continue
+                head, tail, distance = ends
+                with open(folder / name, "rb", buffering=0) as opened:
+                    found = os.fstat(opened.fileno()).st_size
+                    if size not in (None, found):
+                        return f"{name} has {found} of {size} bytes"
+                    if found < distance or opened.read(len(head)) != head:
+                        return f"{name} does not begin as such a file does"
+                    opened.seek(-distance, os.SEEK_END)
+                    if opened.read(len(tail)) != tail:
+                        return f"{name} does not end as such a file does"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except (OSError, *UNREADABLE) as error:
+            return f"{name} cannot be read ({error})"
+        return None
+
+    def _torn_failure(self, cell_id: str) -> str | None:
+        try:
+            self.failure(cell_id)
+        except FileNotFoundError:  # it is tried again
+            return None
+        except Damaged as error:
+            return str(error)
+        return None
+
+    def tidy(self) -> None:
+        """Remove what killed runs left: drafts, and the images of cells that have a result. What is young stays: it
+        may be in the hands of another process."""
+        for folder in ("cells", "failures", "partial", "sweeps", "code"):
+            remove_drafts(self.root / folder)
+        done = self.done()
+        for name in _names(self.root / "partial"):
+            if name.removesuffix(".npz") in done and stale(self.root / "partial" / name):
+                self.drop_partial(name.removesuffix(".npz"))
+
     # --- writing -----------------------------------------------------------------------------------------------
 
     def write(
@@ -64,13 +151,15 @@ class Store:
         samples: Mapping[str, np.ndarray] | None = None,
         features: Mapping[str, np.ndarray] | None = None,
     ) -> bool:
-        """Write one finished cell. False if another run had finished it before (its result stays)."""
+        """Write one finished cell. False if another run had finished it before (its result stays, unless it is
+        damaged)."""
         import numpy as np
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         final = self.root / "cells" / cell_id
-        _remove_stale(final)
+        if final.is_dir() and self._torn(cell_id):
+            remove_folder(final)
         try:
             with whole_folder(final) as draft:
                 pq.write_table(pa.Table.from_pylist(rows), draft / "rows.parquet", compression="zstd")
@@ -78,7 +167,8 @@ class Store:
                     np.savez_compressed(draft / "samples.npz", allow_pickle=False, **samples)
                 if features:
                     np.savez_compressed(draft / "features.npz", allow_pickle=False, **features)
-                content = {"schema": SCHEMA, "id": cell_id, **record}
+                sizes = {file.name: file.stat().st_size for file in draft.iterdir()}
+                content = {"schema": SCHEMA, "id": cell_id, "files": sizes, **record}
                 (draft / "cell.json").write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False))
         except FileExistsError:
             return False
@@ -112,7 +202,7 @@ class Store:
 
     def partial(self, cell_id: str, maker: str) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], float]:
         """The rows and images of an open cell that the same maker has finished, and the seconds they took; empty if
-        there are none."""
+        there are none, or if the file is damaged: it only saves work."""
         state, images = self._partial(cell_id)
         return (state["rows"], images, state["seconds"]) if state.get("maker") == maker else ([], {}, 0.0)
 
@@ -126,9 +216,9 @@ class Store:
         try:
             with np.load(self.root / "partial" / f"{cell_id}.npz", allow_pickle=False) as archive:
                 content = {name: archive[name] for name in archive.files}
-        except FileNotFoundError:
+            return json.loads(str(content.pop("state"))), content
+        except (FileNotFoundError, *UNREADABLE):
             return {}, {}
-        return json.loads(str(content.pop("state"))), content
 
     def drop_partial(self, cell_id: str) -> None:
         (self.root / "partial" / f"{cell_id}.npz").unlink(missing_ok=True)
@@ -139,20 +229,22 @@ class Store:
     # --- reading -----------------------------------------------------------------------------------------------
 
     def manifest(self, name: str) -> dict[str, Any]:
-        """The sweep's manifest. Raises FileNotFoundError if that sweep never ran into this store."""
-        return json.loads((self.root / "sweeps" / f"{name}.json").read_text())
+        """The sweep's manifest. Raises FileNotFoundError if that sweep never ran into this store, and Damaged."""
+        return _json(self.root / "sweeps" / f"{name}.json", "cells")
 
     def manifests(self) -> list[str]:
         return sorted(name.removesuffix(".json") for name in _names(self.root / "sweeps"))
 
     def record(self, cell_id: str) -> dict[str, Any]:
-        return json.loads((self.root / "cells" / cell_id / "cell.json").read_text())
+        """A finished cell's configuration and provenance. Raises Damaged."""
+        return _json(self.root / "cells" / cell_id / "cell.json", "id")
 
     def failure(self, cell_id: str) -> dict[str, Any]:
-        return json.loads((self.root / "failures" / f"{cell_id}.json").read_text())
+        """A cell's last failure. Raises Damaged."""
+        return _json(self.root / "failures" / f"{cell_id}.json", "class")
 
     def rows(self, cell_ids: Iterable[str], without: Collection[str] = (), categories: bool = False) -> pd.DataFrame:
-        """The rows of finished cells, in the order asked; cells that are not there are left out.
+        """The rows of finished cells, in the order asked; cells that are not there are left out. Raises Damaged.
 
         Columns named in `without` are not read: text that nobody asks for is most of a million rows. With `categories`
         text is categorical: a million rows name few images, and a number stands for each.
@@ -164,7 +256,9 @@ class Store:
         tables = []
         for cell_id in cell_ids:
             path = self.root / "cells" / cell_id / "rows.parquet"
-            if path.is_file():
+            if not path.is_file():
+                continue
+            with _reading(path):
                 head = pq.read_metadata(path)
                 known = text.intersection(head.schema.names)
                 with pq.ParquetFile(path, metadata=head, read_dictionary=sorted(known)) as file:
@@ -176,11 +270,12 @@ class Store:
         return table.to_pandas(split_blocks=True, self_destruct=True)  # a column at a time, never all twice
 
     def samples(self, cell_id: str) -> dict[str, np.ndarray]:
-        """The sample images of a cell: ids, truth, input, output."""
+        """The sample images of a cell: ids, truth, input, output. Raises Damaged."""
         return self._arrays(cell_id, "samples.npz")
 
     def features(self, cell_id: str) -> dict[str, np.ndarray]:
-        """Features of every image of a cell: ids, and EXTRACTOR_output and EXTRACTOR_truth; empty where it has none."""
+        """Features of every image of a cell: ids, and EXTRACTOR_output and EXTRACTOR_truth; empty where it has none.
+        Raises Damaged."""
         return self._arrays(cell_id, "features.npz")
 
     def _arrays(self, cell_id: str, name: str) -> dict[str, np.ndarray]:
@@ -189,7 +284,7 @@ class Store:
         path = self.root / "cells" / cell_id / name
         if not path.is_file():
             return {}
-        with np.load(path, allow_pickle=False) as archive:
+        with _reading(path), np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
 
 
@@ -220,12 +315,19 @@ def _joined(tables: list[pa.Table]) -> pa.Table:
         return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _remove_stale(final: Path) -> None:
-    """Temporary folders that killed runs left of this cell; a younger one may be another run's that is still alive."""
-    for path in final.parent.glob(f".{final.name}.*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+def told(damaged: Mapping[str, str], most: int = 5) -> list[str]:
+    """Lines that name damaged cells, and say why."""
+    lines = [f"damaged: {cell_id}: {why}" for cell_id, why in list(damaged.items())[:most]]
+    return lines + [f"damaged: {len(damaged) - most} cells more"] * (len(damaged) > most)
+
+
+def _json(file: Path, key: str) -> dict[str, Any]:
+    """The content of a JSON file that must have this key. Raises Damaged."""
+    with _reading(file):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if key not in content:
+            raise ValueError(f"it has no {key!r}")
+        return content
 
 
 def _names(folder: Path) -> set[str]:

@@ -23,7 +23,7 @@ from bench.cell.guard import Guard, classify
 from bench.cell.interrupts import CellTimeout, Interrupts
 from bench.cluster import launch, runs, slurm, snapshot
 from bench.cluster.claims import Claim, Claims
-from bench.cluster.jobs import Job, _take, stop
+from bench.cluster.jobs import Job, _take
 from bench.errors import NodeFault, StoreError, UserError
 from bench.spec.cells import Cell, expand
 from bench.spec.chunks import Chunk
@@ -334,7 +334,7 @@ def test_a_card_is_there_whole_and_comes_back(tmp_path: Path, monkeypatch: pytes
     with Claims(tmp_path) as other:
 
         def replace_after_tidying(source: Path, target: Path) -> None:
-            other.tidy()
+            other.tidy(())
             tidied.append(target)
             replace(source, target)
 
@@ -683,7 +683,7 @@ def test_the_end_of_a_cancelled_run_is_no_death(tmp_path: Path) -> None:
     class CancelledJob(Job):
         def guard(self, store: Store, interrupts: Interrupts) -> Any:
             def run(cell: Cell) -> None:
-                stop(Path(self.folder), "cancelled")
+                runs.stop(Path(self.folder), "cancelled")
                 interrupts.leave()
 
             return SimpleNamespace(run=run)
@@ -712,7 +712,7 @@ def test_a_stopped_run_ends_after_the_cell_in_hand(tmp_path: Path) -> None:
     stopped = job(tmp_path, "a", "b")
     running = stopped.run()
     next(running)
-    stop(Path(stopped.folder), "enough")
+    runs.stop(Path(stopped.folder), "enough")
     assert list(running) == []
 
 

@@ -101,16 +101,16 @@ def test_nothing_half_stays_after_an_error(tmp_path: Path, monkeypatch: pytest.M
     assert store.done() == set() and not list((tmp_path / "cells").iterdir())
 
 
-def test_stale_temporaries_are_removed_and_young_ones_are_left(tmp_path: Path) -> None:
-    old, young = tmp_path / "cells" / ".c.old", tmp_path / "cells" / ".c.young"
+def test_stale_drafts_are_removed_and_young_ones_are_left(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    old, young = (bench.files.draft_of(tmp_path / "cells" / "c") for _ in range(2))
     for folder in (old, young):
         folder.mkdir(parents=True)
-    past = time.time() - 2 * bench.store.STALE_SECONDS
+    past = time.time() - 2 * bench.files.STALE_SECONDS
     os.utime(old, (past, past))
-    store = Store(tmp_path)
-    assert store.done() == set()
-    store.write("c", ROWS, {})
-    assert not old.exists() and young.exists() and store.done() == {"c"}
+    store.write("d", ROWS, {})
+    store.tidy()
+    assert not old.exists() and young.exists() and store.done() == {"d"}
 
 
 WRITER = textwrap.dedent("""

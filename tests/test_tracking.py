@@ -22,6 +22,7 @@ from bench import publish
 from bench.errors import UserError
 from bench.mirror.companion import Companion
 from bench.mirror.records import Mark, offline_runs
+from bench.mirror.writing import Mirror
 from bench.spec.config import TrackerConfig
 from bench.store import Store
 from reports import build
@@ -340,6 +341,17 @@ def test_what_a_dead_mirror_left_is_published(tmp_path: Path, nobody: dict[str, 
         companion.stop()
     assert "3 runs in" in python(["bench.publish", "sweep=toy", f"results={store.root}"], nobody)
     assert mirrored(store.root) == {cell_id("ddim", 1), cell_id("edict", 3)}
+
+
+def test_under_an_agent_of_wandb_every_record_has_its_own_run(tmp_path: Path, nobody: dict[str, str]) -> None:
+    """An agent says by the environment which run its child is: ours are others."""
+    store = make_store(tmp_path / "results")
+    agent = {"WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "agents", "WANDB_NAME": "agents", "WANDB_RESUME": "must"}
+    agent |= {"WANDB_RUN_GROUP": "agents", "WANDB_SWEEP_PARAM_PATH": str(tmp_path / "nowhere.yaml")}
+    assert "5 runs in" in python(["bench.publish", "sweep=toy", f"results={store.root}"], nobody | agent)
+    folders = [path.name.split("-", 3)[3] for path in (store.root / "wandb").glob("offline-run-*")]
+    wanted = Mirror(store, "toy", TrackerConfig(), "offline").wanted()
+    assert sorted(folders) == sorted(mark.run_id for mark in wanted) and len(set(folders)) == 5
 
 
 def test_a_sweep_does_not_notice_that_its_mirror_died(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
-"""Who works on which cell: a lease a cell, alive while the pulse of its owner is. No torch.
+"""Who works on which cell: one lease per cell, alive while the pulse of its owner is. No torch.
 
     ROOT/claims/CELL           who has it, since when, and how often it took its owner with it
-    ROOT/claims/.owners/NAME   one a process, touched by a thread: its pulse
+    ROOT/claims/.owners/NAME   one per process, touched by a thread: its pulse
+
+A claim that cannot be read is void, and so is a card: their cells are free.
 
 Claims only save work. A record is written whole and once whatever the claims say, so that a lease which a slow file
 system shows too late, or a process that was frozen and thawed, costs a second computation and nothing else.
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import writing
-from bench.files import write_json
+from bench.files import create_json, remove_drafts, write_json
 
 PULSE_SECONDS = 15.0
 LEASE_SECONDS = 180.0
@@ -61,12 +63,24 @@ def machine() -> str:
 
 
 def started(pid: int) -> str | None:
-    """When a process began, so that a pid that is used again is not taken for it; None if there is none."""
+    """When a process began, so that a pid that is used again is not taken for it; None if there is none. A zombie has
+    ended, although it has a pid."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
+        return None if os.path.isdir("/proc/self") else _without_proc(pid)
     return None if fields[0] in "ZX" else fields[19]
+
+
+def _without_proc(pid: int) -> str | None:
+    """An empty text for every process that is there: such a system does not say when it began."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return ""
 
 
 class Claims:
@@ -140,18 +154,8 @@ class Claims:
     def _write(self, claim: Claim) -> bool:
         content = {"owner": self.name, "since": claim.since, "deaths": claim.deaths, "images": claim.images}
         content |= {"cause": claim.cause, "message": claim.message, "trace": claim.trace}
-        draft = self.folder / f".{claim.cell}.{uuid.uuid4().hex}"
         with writing():
-            try:
-                draft.write_text(json.dumps(content))
-                os.link(draft, self.folder / claim.cell)  # appears with its content, or not at all if there is one
-            except FileExistsError:
-                # A network file system repeats a request whose answer was lost, and meets what it has made itself.
-                return draft.stat().st_nlink == 2
-            finally:
-                with contextlib.suppress(OSError):
-                    draft.unlink()
-        return True
+            return create_json(self.folder / claim.cell, content)
 
     def release(self, cell: str) -> None:
         (self.folder / cell).unlink(missing_ok=True)
@@ -167,11 +171,17 @@ class Claims:
             if claim.owner.get("host") == self.about["host"] and claim.owner.get("pid") in pids:
                 self.release(claim.cell)
 
-    def tidy(self) -> None:
-        """Remove the cards of the dead."""
+    def tidy(self, ended: Collection[str]) -> None:
+        """Remove what processes left that are gone: their cards, their stale drafts, their claims on cells that have
+        `ended`."""
+        remove_drafts(self.folder)
+        remove_drafts(self.owners)
         for file in self.owners.iterdir():
             if not file.name.startswith(".") and not self._owner(file.name)[1]:  # else it is still being written
                 file.unlink(missing_ok=True)
+        for claim in self.all():
+            if claim.cell in ended and not claim.alive:
+                self.release(claim.cell)
 
     @contextlib.contextmanager
     def alone(self, name: str, waiting: Callable[[], None]) -> Iterator[None]:
@@ -204,21 +214,23 @@ class Claims:
 
     def _read(self, cell: str, owner: Any) -> Claim | None:
         try:
-            content = json.loads((self.folder / cell).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            content = json.loads((self.folder / cell).read_bytes())
+            about, alive = owner(content.pop("owner"))
+            return Claim(cell, about, alive, **content)
+        except FileNotFoundError:
             return None
-        about, alive = owner(content["owner"])
-        return Claim(cell, about, alive, **{name: value for name, value in content.items() if name != "owner"})
+        except (ValueError, KeyError, TypeError, AttributeError):  # it appeared whole, so it will not become readable
+            return Claim(cell, {}, False, 0.0, 0, 0)
 
     def _owner(self, name: str) -> tuple[Mapping[str, Any], bool]:
         """(what is known of an owner, whether it lives)."""
         file = self.owners / name
         try:
-            about, beat = json.loads(file.read_text()), file.stat().st_mtime
-        except (FileNotFoundError, json.JSONDecodeError):
+            about, beat = json.loads(file.read_bytes()), file.stat().st_mtime
+            if about["host"] == self.about["host"]:
+                return about, started(about["pid"]) == about["started"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return {}, False
-        if about["host"] == self.about["host"]:
-            return about, started(about["pid"]) == about["started"]
         return about, self._now() - beat < self.lease
 
     def _now(self) -> float:

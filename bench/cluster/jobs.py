@@ -7,7 +7,6 @@ cells that somebody else has, until each has ended: who has them may die.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 import traceback
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cell.interrupts import Interrupts
-from bench.cluster import slurm
-from bench.cluster.claims import Claim, Claims
+from bench.cluster import runs, slurm
+from bench.cluster.claims import Claim, Claims, started
 from bench.errors import NodeFault, StoreError
 from bench.spec.cells import Cell
 from bench.spec.config import LauncherConfig
@@ -26,9 +25,6 @@ from bench.store import Store
 
 if TYPE_CHECKING:
     from bench.cell.guard import Guard
-
-STOP = "stop"
-"""In a run's folder: a file that tells its workers to end after the cell in hand, and why."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +41,8 @@ class Job:
     threads: int
     total: int
     """Cells of the whole run."""
-    driver: int | None = None
-    """The process whose end ends this one; None: none."""
+    driver: tuple[int, str | None] | None = None
+    """The process whose end ends this one, and when it began; None: none."""
 
     def __call__(self) -> dict[str, int]:
         """Run what is left; returns how many cells ended how."""
@@ -62,7 +58,7 @@ class Job:
 
     def run(self) -> Iterator[tuple[str, str]]:
         """Yields (cell id, `done` or its failure's class) as cells end."""
-        store, held = Store(self.store), Held(Path(self.folder, STOP))
+        store, held = Store(self.store), Held(Path(self.folder, runs.STOP))
         with _claims(self.store) as claims, Interrupts(self.launcher.signal_s / 2, held.leave) as interrupts:
             held.claims = claims
             guard = self.guard(store, interrupts)
@@ -132,33 +128,25 @@ class Job:
                 pause = min(2 * pause, 5.0)
 
     def _stopped(self) -> bool:
-        if Path(self.folder, STOP).exists():
+        if Path(self.folder, runs.STOP).exists():
             return True
-        if self.driver is None:
-            return False
-        try:
-            os.kill(self.driver, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return False
+        return self.driver is not None and started(self.driver[0]) != self.driver[1]
 
     def _stop_if_hopeless(self, store: Store) -> None:
-        limit = self.launcher.max_failed
-        if limit is None:
+        limit, run = self.launcher.max_failed, runs.load(Path(self.folder))
+        if limit is None or run is None:
             return
-        ids = json.loads(Path(self.folder, "run.json").read_text())["cells"]
-        failed = len(store.failed() & set(ids))
+        failed = len(store.failed() & set(run.cells))
         if failed >= (limit if limit >= 1 else limit * self.total):
-            stop(Path(self.folder), f"{failed} of {self.total} cells failed; launcher.max_failed={limit:g}")
+            runs.stop(run.folder, f"{failed} of {self.total} cells failed; launcher.max_failed={limit:g}")
 
     def of(self, cells: tuple[Cell, ...], threads: int | None = None) -> Job:
         """The same job for other cells, and CPU threads."""
         return replace(self, cells=cells, threads=threads or self.threads)
 
     def driven_by(self, pid: int) -> Job:
-        return replace(self, driver=pid)
+        """The same job, which ends when that process has ended."""
+        return replace(self, driver=(pid, started(pid)))
 
 
 class Held:
@@ -180,11 +168,6 @@ class Held:
                 self.claims.release(self.claim.cell)
             else:
                 self.claims.leave(self.claim, self.cause, self.message, self.trace)
-
-
-def stop(folder: Path, why: str) -> None:
-    """Have the workers of a run end after the cell in hand."""
-    (folder / STOP).write_text(why + "\n")
 
 
 def _take(claims: Claims, store: Store, cell: Cell) -> Claim | None:

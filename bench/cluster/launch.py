@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from bench.cluster.claims import Claims, started
 from bench.cluster.jobs import Job
 from bench.cluster.runs import Run
 from bench.errors import UserError, unknown, writing
+from bench.files import without_percent
 from bench.spec.cells import Cell
 from bench.spec.chunks import Chunk
 from bench.spec.config import LauncherConfig, Resources, RunConfig
@@ -73,12 +74,14 @@ def launch(
     chunks: Sequence[Chunk], config: RunConfig, progress: Progress, retried: Collection[str] = frozenset()
 ) -> None:
     """Run all chunks; returns when every cell has ended, or no worker is left that could end one; if the driver does
-    not wait, when they are submitted. The failures of cells that are `retried` are forgotten."""
+    not wait, when they are submitted. The failures of cells that are `retried` are forgotten, and records that are
+    damaged."""
     cells = tuple(cell for chunk in chunks for cell in chunk.cells)
     if not cells:
         return
     kind, store = backend(config.launcher), Path(config.results).resolve()
     with writing():
+        Store(store).discard(cell.id for cell in cells)
         code = snapshot.ROOT if kind == "debug" else snapshot.take(store, _classes(cells))
         run = Run(runs.new_folder(store), config.name, kind, [cell.id for cell in cells], code.name)
         run.write()
@@ -97,6 +100,15 @@ def launch(
     finally:
         if kind != "debug" and not run.jobs:  # it was refused, or others have all its cells
             shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def tidy(results: Path) -> None:
+    """Remove what killed runs left in a store and is in nobody's hands."""
+    store = Store(results)
+    with writing(), Claims(results) as claims:
+        store.tidy()
+        claims.tidy(store.done() | store.failed())
+        runs.tidy(results)
 
 
 @contextlib.contextmanager
@@ -167,8 +179,8 @@ def _debug(job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: Pr
 
 
 def _say_why_stopped(run: Run) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        print(f"stopped: {(run.folder / 'stop').read_text().strip()}", file=sys.stderr)
+    if (why := runs.why_stopped(run.folder)) is not None:
+        print(f"stopped: {why}", file=sys.stderr)
 
 
 # --- local -----------------------------------------------------------------------------------------------------
@@ -178,7 +190,7 @@ def _local(job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: Pr
     import submitit
 
     launcher = job.launcher
-    executor = submitit.AutoExecutor(folder=run.logs, cluster="local")
+    executor = submitit.AutoExecutor(folder=without_percent(run.logs), cluster="local")
     executor.update_parameters(timeout_min=60 * 24 * 7)
     worker = job.driven_by(os.getpid())
     with _environment(environment(launcher, code, job.threads)), _children_ignore_interrupts():
@@ -257,7 +269,7 @@ def _plugin(job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: P
     launcher = job.launcher
     if launcher.executor not in get_executors():
         raise unknown("launcher.executor", str(launcher.executor), get_executors())
-    executor = submitit.AutoExecutor(folder=run.logs, cluster=launcher.executor)
+    executor = submitit.AutoExecutor(folder=without_percent(run.logs), cluster=launcher.executor)
     executor.update_parameters(
         name=f"bench-{run.sweep}", timeout_min=launcher.timeout_min, cpus_per_task=launcher.cpus,
         mem_gb=launcher.mem_gb, gpus_per_node=launcher.gpus, **launcher.additional_parameters,
@@ -300,14 +312,13 @@ def _slurm(
     job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: Progress, retried: Collection[str]
 ) -> None:
     store = Path(job.store)
-    with Claims(store) as claims:
-        claims.tidy()
-        with claims.alone("submit", lambda: print("waiting for another driver that is submitting")):
-            again = Store(store).failed() & set(retried)
-            earlier = _in_jobs(store) - again  # a job that goes on does not come back to a cell that has failed
-            rest = without(chunks, earlier | Store(store).done())
-            with _retrying(Store(store), again, run):
-                ids = _submit(job, run, rest, code)
+    waiting = partial(print, "waiting for another driver that is submitting")
+    with Claims(store) as claims, claims.alone("submit", waiting):
+        again = Store(store).failed() & set(retried)
+        earlier = _in_jobs(store) - again  # a job that goes on does not come back to a cell that has failed
+        rest = without(chunks, earlier | Store(store).done())
+        with _retrying(Store(store), again, run):
+            ids = _submit(job, run, rest, code)
     mine = {cell.id for cell in job.cells}
     if mine & earlier:
         followed = "followed, " if job.launcher.wait else ""
@@ -335,7 +346,9 @@ def _in_jobs(store: Path) -> set[str]:
     if queue is None:
         raise UserError("squeue does not answer: it is not known which cells are in jobs already; try again later")
     _release(found, queue)
-    stopped = {run.folder for run in found if (run.folder / "stop").exists()}
+    for line in runs.damaged(store):
+        print(f"{line}; cells of theirs may be computed twice", file=sys.stderr)
+    stopped = {run.folder for run in found if runs.why_stopped(run.folder) is not None}
     queue = {job: (state, why) for job, (state, why) in queue.items() if state != "COMPLETING"}  # it starts no cell
     live = ((run, job) for run in found if run.folder not in stopped for job in run.live(queue))
     return {cell for run, job in live if run.kind == "slurm" for cell in run.cells_of(job)}

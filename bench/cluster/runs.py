@@ -8,6 +8,7 @@ ROOT/jobs/RUN/stop        if it exists, the workers end after the cell in hand; 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,10 @@ from typing import Any
 
 from bench.cluster import slurm
 from bench.cluster.claims import machine, started
-from bench.files import write_json
+from bench.files import remove_drafts, stale, write_json
 
 FILE = "run.json"
+STOP = "stop"
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Run:
     jobs: dict[str, list[int]] = field(default_factory=dict)
     """Job id -> positions in `cells`. Of local workers: pid:start -> all."""
     gpus: int = 0
-    """A job."""
+    """GPUs of each job."""
 
     def add(self, ids: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         """Note which cells jobs were submitted with."""
@@ -71,17 +73,48 @@ def new_folder(results: Path) -> Path:
     return folder
 
 
+def load(folder: Path) -> Run | None:
+    """The run of a folder; None if its file is damaged or gone: a driver that has nothing to submit removes its own."""
+    try:
+        return Run(folder=folder, **json.loads((folder / FILE).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
 def read(results: Path, sweep: str | None = None) -> list[Run]:
-    """All runs into a store, or those of one sweep, oldest first."""
-    found = []
-    for file in sorted((results / "jobs").glob(f"*/{FILE}")):
-        try:
-            content = json.loads(file.read_text())
-        except FileNotFoundError:  # a driver that had nothing to submit has just removed its own
-            continue
-        if sweep in (None, content["sweep"]):
-            found.append(Run(folder=file.parent, **content))
-    return found
+    """All runs into a store, or those of one sweep, oldest first; without those whose file is damaged."""
+    found = [load(file.parent) for file in sorted((results / "jobs").glob(f"*/{FILE}"))]
+    return [run for run in found if run is not None and sweep in (None, run.sweep)]
+
+
+def damaged(results: Path) -> list[str]:
+    """One line for each run whose file cannot be read."""
+    torn = [file for file in sorted((results / "jobs").glob(f"*/{FILE}")) if load(file.parent) is None]
+    return [f"{file} is damaged: which jobs that run has is not known" for file in torn if file.exists()]
+
+
+def stop(folder: Path, why: str) -> None:
+    """Have the workers of a run end after the cell in hand."""
+    (folder / STOP).write_text(why + "\n")
+
+
+def why_stopped(folder: Path) -> str | None:
+    """Why a run was told to stop; None if it was not."""
+    try:
+        return (folder / STOP).read_text(errors="replace").strip() or "no reason given"
+    except FileNotFoundError:
+        return None
+
+
+def tidy(results: Path) -> None:
+    """Remove the stale folders of runs that were killed before they had a job."""
+    for folder in (results / "jobs").glob("*/"):
+        remove_drafts(folder)
+        run = load(folder)
+        # A driver of SLURM may wait for long until it can submit; `debug` has no jobs.
+        unused = not run.jobs and run.kind == "local" if run else not (folder / FILE).exists()
+        if unused and stale(folder) and not any(folder.glob("logs/*")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def queue(found: Sequence[Run]) -> dict[str, tuple[str, str]] | None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from bench import provenance
 from bench.errors import UserError
+from bench.files import without_percent
 from bench.spec.config import LauncherConfig, Resources
 
 REQUEUES = 1000
@@ -86,7 +87,7 @@ def submit(jobs: Sequence[Any], asked: Mapping[str, Any], folder: Path) -> list[
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    executor = SlurmExecutor(folder=folder, max_num_timeout=REQUEUES)
+    executor = SlurmExecutor(folder=without_percent(folder), max_num_timeout=REQUEUES)
     executor.update_parameters(**asked)
     try:
         with _no_job():

@@ -2,7 +2,7 @@
 
 A queued job must not run what was edited meanwhile. ROOT/code/HASH holds the packages, the YAMLs and the shipped
 weights, and modules of third parties that the sweep names and that no package manager guards, with what these import
-from their own folder. It is made once a hash.
+from their own folder. It is made once for each hash, and again if it is damaged.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import importlib.util
 import json
 import shutil
 import sysconfig
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from bench.files import ROOT, whole_folder
+from bench.files import ROOT, remove_folder, whole_folder
 from bench.provenance import CARD, ROOMS, identity, members, tree_hash
 
 
@@ -80,7 +80,9 @@ def take(store: Path, class_paths: Collection[str]) -> Path:
     tree = _code(class_paths)
     final = store / "code" / tree_hash(tree)
     if final.is_dir():
-        return final
+        if _whole(final, tree):
+            return final
+        remove_folder(final)
     try:
         with whole_folder(final) as draft:
             for name, file in tree.items():
@@ -95,6 +97,15 @@ def take(store: Path, class_paths: Collection[str]) -> Path:
     except FileExistsError:
         pass  # another driver has made the same copy
     return final
+
+
+def _whole(copy: Path, tree: Mapping[str, Path]) -> bool:
+    """Whether a copy still holds what it was made of."""
+    try:
+        named = json.loads((copy / CARD).read_text())["code"]
+        return named == copy.name == tree_hash({name: copy / name for name in tree})
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 class _Edited(Exception):

@@ -19,6 +19,7 @@ import threading
 import time
 from pathlib import Path
 
+from bench.files import child_environment
 from bench.mirror.server import mode
 from bench.mirror.writing import (
     COMPLETE_NOW,
@@ -39,8 +40,6 @@ class Companion:
 
     def __init__(self, store: Path, sweep: str, tracker: TrackerConfig, training: bool = False) -> None:
         """`sweep` in `store`, or the training of that name in the folder `store`."""
-        root = Path(__file__).resolve().parent.parent
-        path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         order = {"store": str(store.resolve()), "name": sweep, "tracker": tracker.model_dump(), "training": training}
         self.publish = publish_command(sweep, training)
         self.lines: queue.Queue[str] = queue.Queue()
@@ -50,7 +49,7 @@ class Companion:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env=child_environment(),
             start_new_session=True,  # Ctrl-C is the sweep's affair
         )
         threading.Thread(target=self._listen, daemon=True).start()

@@ -18,9 +18,23 @@ QUIET = {
 }
 
 
+OF_A_RUN = (
+    "CONFIG_PATHS", "FORK_FROM", "JOB_TYPE", "LAUNCH", "LAUNCH_CONFIG_PATH", "NAME", "NOTES", "RESUME", "RESUME_FROM",
+    "RUN_GROUP", "RUN_ID", "SERVICE", "SWEEP_ID", "SWEEP_PARAM_PATH", "TAGS",
+)  # fmt: skip
+"""Variables WANDB_... that say which run a process is, as an agent of W&B sets them: our runs say so themselves."""
+
+
+def prepare() -> None:
+    """Set this process's environment for wandb: to be called before anything of it is used."""
+    os.environ.update(QUIET)
+    for name in OF_A_RUN:
+        os.environ.pop(f"WANDB_{name}", None)
+
+
 def server() -> str:
     """The address of the W&B server, from the environment or the user's settings."""
-    os.environ.update(QUIET)
+    prepare()
     import wandb
 
     return str(wandb.setup().settings.base_url)

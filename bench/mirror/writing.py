@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.columns import Metric, declared
+from bench.files import write_json
 from bench.mirror.records import (
     CELL_FILES,
     FAILURE_FILE,
@@ -30,15 +31,10 @@ from bench.mirror.records import (
     offline_runs,
     server_runs,
 )
-from bench.mirror.server import answers, server
+from bench.mirror.server import answers, prepare, server
 from bench.spec.config import TrackerConfig
 from bench.store import Store
 
-QUIET = {
-    "WANDB_ERROR_REPORTING": "false",  # no telemetry; else a node without a network waits for it at its exit
-    "WANDB_SILENT": "true",
-    "WANDB_CONSOLE": "off",
-}
 FINISH_SECONDS = 60
 STALL_SECONDS = 180
 POLL_SECONDS = 1.0
@@ -55,7 +51,7 @@ class Mirror:
     """The mirror of one sweep: what it should hold, what it holds, and how a run is written."""
 
     def __init__(self, store: Store, sweep: str, tracker: TrackerConfig, mode: str) -> None:
-        os.environ.update(QUIET)
+        prepare()
         self.store, self.sweep, self.tracker, self.mode = store, sweep, tracker, mode
         self.folder = store.root.resolve() / "wandb"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -64,9 +60,11 @@ class Mirror:
         self.known: set[str] = set()  # runs that the server has, complete or not
 
     def wanted(self) -> list[Mark]:
-        """Every record that should have a run now: cells in the manifest's order, then the sweep."""
-        done, failed = self.store.done(), self.store.failed()
+        """Every record that should have a run now: cells in the manifest's order, then the sweep. A damaged cell is
+        none: it is to be computed again."""
         ids = [cell["id"] for cell in self.store.manifest(self.sweep)["cells"]]
+        damaged = self.store.damaged(ids).keys()
+        done, failed = self.store.done() - damaged, self.store.failed() - damaged
         marks = [self.mark(cell_id, cell_id in done) for cell_id in ids if cell_id in done or cell_id in failed]
         content = [(self.store.root / "sweeps" / f"{self.sweep}.json").read_bytes()]
         content += [path.read_bytes() for path in self.report_files().values()]
@@ -317,10 +315,7 @@ def _images(samples: Mapping[str, Any], rows: Any, declared: Mapping[str, Metric
 
 def _mark_complete(place: Path, mark: Mark) -> None:
     """Write the mark, and drop older offline folders of the same run: `wandb sync` would append one to the other."""
-    content = {"time": time.time_ns(), MARK: mark.as_dict()}
-    temporary = place / f".{MARK}.json"
-    temporary.write_text(json.dumps(content))
-    os.replace(temporary, place / f"{MARK}.json")
+    write_json(place / f"{MARK}.json", {"time": time.time_ns(), MARK: mark.as_dict()})
     older = place.parent.glob(f"offline-run-*-{mark.run_id}") if place.name.startswith("offline-") else ()
     for folder in older:
         if folder != place and folder.name.split("-", 3)[3] == mark.run_id:
