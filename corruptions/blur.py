@@ -33,9 +33,7 @@ def reflect_index(side: int, radius: int) -> Tensor:
 
 
 # Methods call the operator at every step: the matrix is built once, and moved to a device once.
-# Outside inference mode, since a tensor made inside could not take part in a backward pass later.
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)
 def blur_matrix(side: int, sigma: float, taps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A, [side, side], rows sum to 1. Built in float64 on the CPU, then cast. Shared: not to be written to."""
     windows = reflect_index(side, taps // 2).unfold(0, taps, 1)
@@ -45,7 +43,6 @@ def blur_matrix(side: int, sigma: float, taps: int, dtype: torch.dtype, device: 
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)
 def blur_norm(side: int, sigma: float, taps: int) -> float:
     """The largest singular value of A."""
     matrix = blur_matrix(side, sigma, taps, torch.float64, torch.device("cpu"))

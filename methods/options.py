@@ -11,13 +11,13 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class MethodOptions(BaseModel):
-    """Common to every method. `steps` and `guidance` are axes of a sweep; a cell sets them."""
+class CommonOptions(BaseModel):
+    """Options of every method. `steps` and `guidance` are axes of a sweep; a cell sets them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
     calls_per_step: ClassVar[int] = 1
     """Network calls of one step in either direction, for the plan's prediction and the NFE formula."""
-    refuses: ClassVar[dict[str, str]] = {"guarantee": "a guarantee is of a flow that a solver walks, as flow_ode does"}
+    refuses: ClassVar[dict[str, str]] = {}
     """task -> why this method has no answer to it; the plan skips such cells and says so."""
     runs_on: ClassVar[tuple[str, ...]] = ()
     """Classes of the only models that it can run on; none named: any. The plan skips the others and says so."""
@@ -25,15 +25,54 @@ class MethodOptions(BaseModel):
     version: int = Field(1, description="raised when the method's numbers change; part of a cell's identity")
     steps: int = Field(20, ge=1, le=1000, description="N, steps of the whole grid")
     guidance: float = Field(1.0, ge=0, le=50, description="w of classifier-free guidance; 1 is the caption alone")
-    guidance_invert: float | None = Field(
-        None, ge=0, le=50, description="w while inverting, where the task inverts under a caption; None: the same w"
-    )
     strength: float = Field(1.0, gt=0, le=1, description="share of the steps, from the clean end, that is walked")
     dtype: Literal["float32", "float64"] = Field("float32", description="of the latents; the network keeps its own")
     decode: Literal["caption", "null"] = Field("caption", description="condition under which a restoration is decoded")
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of one image, by the declared calls per step, for the plan's prediction."""
+        return self._walked * self._guided
+
+    @property
+    def _walked(self) -> int:
+        """Network calls in one direction."""
+        return max(1, int(round(self.steps * self.strength, 9))) * self.calls_per_step
+
+    @property
+    def _guided(self) -> int:
+        """Evaluations per call."""
+        return 1 if self.guidance in (0.0, 1.0) else 2
+
+
+class MethodOptions(CommonOptions):
+    """Options of methods that invert, and of editors."""
+
+    refuses: ClassVar[dict[str, str]] = {"guarantee": "a guarantee is of a flow that a solver walks, as flow_ode does"}
+
+    guidance_invert: float | None = Field(
+        None, ge=0, le=50, description="w while inverting, where the task inverts under a caption; None: the same w"
+    )
     project: Literal["none", "final", "each_step"] = Field(
         "each_step",
         description="re-impose a mask's known pixels: never, on the result, or after every decoding step too",
+    )
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of one image, inverted without guidance and decoded with it."""
+        return self._walked * (1 + self._guided)
+
+
+class RestorerOptions(CommonOptions):
+    """Options of methods that only restore measurements."""
+
+    refuses: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("reconstruct", "edit", "guarantee"), "the method only restores measurements, and has no latent"
+    )
+
+    project: Literal["none", "final"] = Field(
+        "none", description="re-impose a mask's known pixels: never, or on the result"
     )
 
 
