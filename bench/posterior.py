@@ -54,7 +54,8 @@ def solve(cell: Cell, index: int, draws: int) -> Row:
     import torch
 
     import corruptions.base as corruptions
-    from bench.cell.execute import build_method, image_generator, measure
+    from bench.cell.execute import build_method
+    from bench.cell.posing import image_generator, measure
     from bench.spec.datasets import open_dataset
     from methods.injective_ode.method import InjectiveODE, uncertainty
 

@@ -154,7 +154,6 @@ class MeasurementBatch:
             return self.operators[0].adjoint(y)
         return torch.stack([operator.adjoint(image) for operator, image in zip(self.operators, y, strict=True)])
 
-    @torch.inference_mode(False)
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> MeasurementBatch:
         """The same batch on `device`, y in `dtype`; the hashes stay those of the float32 measurement."""
         known = None if self.known is None else self.known.to(device)
@@ -169,8 +168,6 @@ class MeasurementBatch:
             raise ValueError(f"expected [{len(self)}, C, H, W], one image for each measurement, got {tuple(x.shape)}")
 
 
-# A tensor made under inference mode (Lightning's test loop) could never take part in a backward pass (guided methods).
-@torch.inference_mode(False)
 def measure(corruption: Corruption[Any], x: Tensor, key: Key) -> Measurement:
     """y = A x + n with n ~ N(0, (2 sigma01)^2); a mask measures kept pixels only, y = M (x + n).
 
@@ -197,7 +194,6 @@ def measure(corruption: Corruption[Any], x: Tensor, key: Key) -> Measurement:
     )
 
 
-@torch.inference_mode(False)
 def stack(measurements: Sequence[Measurement]) -> MeasurementBatch:
     """Measurements of one corruption and image size as a batch. Raises ValueError where they do not belong together."""
     if not measurements:

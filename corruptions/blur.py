@@ -33,9 +33,7 @@ def reflect_index(side: int, radius: int) -> Tensor:
 
 
 # Methods call the operator at every step, so the matrix is built once and moved to a device once.
-# It is built outside inference mode: a tensor made inside cannot take part in a later backward pass.
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)
 def blur_matrix(side: int, sigma: float, taps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return A [side, side], whose rows sum to 1, computed in float64 on the CPU. It is shared: do not write to it."""
     windows = reflect_index(side, taps // 2).unfold(0, taps, 1)
@@ -45,7 +43,6 @@ def blur_matrix(side: int, sigma: float, taps: int, dtype: torch.dtype, device: 
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)
 def blur_norm(side: int, sigma: float, taps: int) -> float:
     """Return the largest singular value of A."""
     matrix = blur_matrix(side, sigma, taps, torch.float64, torch.device("cpu"))

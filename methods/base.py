@@ -1,7 +1,9 @@
-"""The one interface of every method: invert, decode, and the tasks that are built from them.
+"""The interface of every method: a problem goes in, a solution comes out.
 
-A method is a LightningModule made of a denoiser, its frozen options and a time grid. Tensors go in and tensors come
-out: images are [B, C, H, W] in [-1, 1], a batch gives what its images give alone, and inputs are never changed.
+`Method` is a LightningModule made of a denoiser, its frozen options and a time grid. `InversionMethod` inverts and
+decodes, and its tasks are built from these; a `Restorer` restores measurements and has no latent. Tensors go in and
+tensors come out: images are [B, C, H, W] in [-1, 1], a batch gives what its images give alone, and inputs are never
+changed.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -25,7 +27,12 @@ Constrain = Callable[[Tensor, Node], Tensor]
 """Called with a latent after each decoding step and the level that it reached; returns the latent to go on with."""
 
 Generators = Sequence[torch.Generator]
-"""One generator an image, so that a batch draws what its images would draw alone."""
+"""One generator per image, so that a batch draws what its images would draw alone."""
+
+Column = Sequence[float | int | bool | None]
+"""A column of the result rows: one value per image."""
+
+T = TypeVar("T")
 
 
 class Measurement(Protocol):
@@ -86,7 +93,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Problem:
-    """A batch to solve. `source` describes the image as it is, `target` what an edit asks for."""
+    """A batch to solve. `source` describes the image as it is, `target` what an edit asks for.
+
+    `guarantee`: how the task guarantee looks at a flow, whose restoration is then measured further.
+    """
 
     task: str
     image: Tensor
@@ -95,30 +105,35 @@ class Problem:
     target: Condition | None = None
     measurement: Measurement | None = None
     mask: Tensor | None = None
+    guarantee: options.Guarantees | None = None
 
     def to(self, device: torch.device | str) -> Problem:
         """On a device; generators stay, since noise is drawn on the CPU to be the same everywhere."""
-        return Problem(
-            self.task,
-            self.image.to(device),
-            self.source.to(device),
-            self.generators,
-            self.target and self.target.to(device),
-            self.measurement and self.measurement.to(device),
-            self.mask.to(device) if self.mask is not None else None,
+        return replace(
+            self,
+            image=self.image.to(device),
+            source=self.source.to(device),
+            target=self.target and self.target.to(device),
+            measurement=self.measurement and self.measurement.to(device),
+            mask=self.mask.to(device) if self.mask is not None else None,
         )
 
 
 @dataclass(frozen=True)
 class Solution:
+    """A method's answer to a problem, and what it cost."""
+
     image: Tensor
-    latent: Latent
+    latent: Latent | None
+    """None for a method without one."""
     cost: Cost
     error: Tensor | None = None
-    """Of a reconstruction: mean squared error [B] in the space that the method works in, unclipped."""
+    """The mean squared error [B] of a reconstruction in the space that the method works in, unclipped."""
     steps: Sequence[Sequence[Step]] | None = None
-    """Of an adaptive solver: each image's steps in the order taken, h > 0 to the noise and h < 0 to the image. Their
+    """Each image's steps of an adaptive solver in the order taken, h > 0 to the noise and h < 0 to the image. Their
     evaluations are the network's: guidance counts two."""
+    walked: float = 1.0
+    """The share of the grid between image and noise that the method walks; below 1 the latent is not noise."""
 
 
 @dataclass(frozen=True)
@@ -151,14 +166,24 @@ def in_latents(problem: Problem, denoiser: Denoiser) -> Problem:
 
 
 @torch.no_grad()
-def in_pixels(z: Tensor, problem: Problem, denoiser: Denoiser, project: bool) -> Tensor:
+def in_pixels(z: Tensor, problem: Problem, denoiser: Denoiser, project: str) -> Tensor:
     """A latent solution as an image. Pixels that the task keeps are the input's own, not the autoencoder's."""
     image: Tensor = denoiser.backbone.to_image(z)  # type: ignore[operator]
-    if problem.mask is not None and problem.task == "edit":
-        return torch.where(problem.mask, image, problem.image.to(image))
-    if project and problem.measurement is not None and problem.measurement.known is not None:
-        return torch.where(problem.measurement.known, problem.measurement.y.to(image), image)
-    return image
+    if problem.task == "edit":
+        return only_inside(image, problem.image, problem.mask)
+    return image if problem.measurement is None else with_known(image, problem.measurement, project)
+
+
+def with_known(x: Tensor, measurement: Measurement, project: str) -> Tensor:
+    """x with the known pixels of a mask, unless the option `project` is none."""
+    if measurement.known is None or project == "none":
+        return x
+    return torch.where(measurement.known, measurement.y.to(x), x)
+
+
+def only_inside(edited: Tensor, image: Tensor, mask: Tensor | None) -> Tensor:
+    """An edit inside the mask (bool [B, 1, H, W]) and the image outside; the edit alone without a mask."""
+    return edited if mask is None else torch.where(mask, edited, image.to(edited))
 
 
 def _any_pixel(mask: Tensor, z: Tensor) -> Tensor:
@@ -188,18 +213,19 @@ def pinned_pixels(y: Tensor, known: Tensor, latent: Tensor, top: Node) -> Constr
     return constrain
 
 
-class InversionMethod(pl.LightningModule):
-    """Base of all methods. A subclass writes `invert` and `decode`; the rest follows."""
+def needed(value: T | None, task: str, what: str) -> T:
+    """The part of a problem that a task needs. Raises ValueError where the problem lacks it."""
+    if value is None:
+        raise ValueError(f"the task {task} needs a {what}")
+    return value
 
-    Options: ClassVar[type[options.MethodOptions]] = options.MethodOptions
-    needs_grad: ClassVar[bool] = False
-    """Whether solving differentiates through the network (the Trainer then leaves inference mode)."""
-    exact: bool = False
-    """Whether decode(invert(x)) = x up to rounding when both are under the same condition."""
-    nfe_is_exact: bool = True
-    """Whether `expected_nfe` is what a run takes; False where iterations stop by themselves, and it is the most."""
 
-    def __init__(self, denoiser: Denoiser, options: options.MethodOptions, grid: TimeGrid) -> None:
+class Method(pl.LightningModule):
+    """Base of all methods. The options' `refuses` says which tasks a method cannot do; `solve` does the others."""
+
+    Options: ClassVar[type[options.CommonOptions]]
+
+    def __init__(self, denoiser: Denoiser, options: options.CommonOptions, grid: TimeGrid) -> None:
         super().__init__()
         self.save_hyperparameters({"method": type(self).__name__, **options.model_dump(mode="json")})
         self.denoiser = denoiser
@@ -209,6 +235,77 @@ class InversionMethod(pl.LightningModule):
     @property
     def latent_dtype(self) -> torch.dtype:
         return getattr(torch, self.options.dtype)
+
+    def facts(self) -> dict[str, float]:
+        """Numbers that its weights and options fix before any image is seen, such as a certified constant."""
+        return {}
+
+    def columns(self, problem: Problem, solution: Solution) -> dict[str, Column]:
+        """The result columns that this method adds. Neither memory nor seconds of this count as the method's."""
+        return {}
+
+    def solve(self, problem: Problem) -> Solution:
+        """Run the problem's task, in latents where the model has an autoencoder, and count its cost."""
+        if (reason := self.options.refuses.get(problem.task)) is not None:
+            raise ValueError(f"{type(self).__name__} cannot do the task {problem.task}: {reason}")
+        self.denoiser.reset_counters()
+        self._synchronise()
+        start = time.perf_counter()
+        inner = in_latents(problem, self.denoiser) if self.denoiser.latent else problem
+        z, latent = self._run(inner)
+        x_hat = in_pixels(z, problem, self.denoiser, self.options.project) if self.denoiser.latent else z
+        self._synchronise()
+        seconds = (time.perf_counter() - start) / len(problem.image)
+        cost = Cost(self.denoiser.nfe, self.denoiser.nfe_grad, seconds)
+        reconstructed = problem.task == "reconstruct"
+        error = (z.double() - inner.image.double()).square().flatten(1).mean(1) if reconstructed else None
+        return Solution(x_hat, latent, cost, error, walked=self.grid.steps / self.options.steps)
+
+    def _run(self, problem: Problem) -> tuple[Tensor, Latent | None]:
+        """The answer, and the latent of a method that has one."""
+        raise NotImplementedError
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    # --- as a LightningModule ------------------------------------------------------------------------------------
+
+    def transfer_batch_to_device(self, batch: Problem, device: torch.device, dataloader_idx: int) -> Problem:
+        return batch.to(device)
+
+    def predict_step(self, batch: Problem, batch_idx: int) -> Solution:  # type: ignore[override]
+        return self.solve(batch)
+
+
+class Restorer(Method):
+    """Base of methods that only restore measurements, and have no latent. A subclass writes `restore`."""
+
+    Options: ClassVar[type[options.RestorerOptions]] = options.RestorerOptions
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not issubclass(cls.Options, options.RestorerOptions):  # they tell the plan which tasks it cannot do
+            raise TypeError(f"{cls.__name__}.Options must be a subclass of methods.options.RestorerOptions")
+
+    def restore(self, measurement: Measurement, cond: Condition, generators: Generators) -> Tensor:
+        """Measurement -> image [B, C, H, W], under a condition. `generators` serve methods that draw noise."""
+        raise NotImplementedError
+
+    def _run(self, problem: Problem) -> tuple[Tensor, None]:
+        measurement = needed(problem.measurement, problem.task, "measurement")
+        cond = problem.source if self.options.decode == "caption" else problem.source.unconditional
+        return with_known(self.restore(measurement, cond, problem.generators), measurement, self.options.project), None
+
+
+class InversionMethod(Method):
+    """Base of methods that invert. A subclass writes `invert` and `decode`; the rest follows."""
+
+    Options: ClassVar[type[options.MethodOptions]] = options.MethodOptions
+    exact: bool = False
+    """Whether decode(invert(x)) = x up to rounding when both are under the same condition."""
+    nfe_is_exact: bool = True
+    """Whether `expected_nfe` is what a run takes; False where iterations stop by themselves, and it is the most."""
 
     # --- what a method defines ---------------------------------------------------------------------------------
 
@@ -223,10 +320,6 @@ class InversionMethod(pl.LightningModule):
     def expected_nfe(self, inverting: Condition, decoding: Condition) -> int:
         """Evaluations per image of one invert and one decode: the declared formula, checked by the tests."""
         return self.options.calls_per_step * self.grid.steps * (inverting.evaluations + decoding.evaluations)
-
-    def facts(self) -> dict[str, float]:
-        """What its weights and options settle before any image is seen, such as a certified constant."""
-        return {}
 
     # --- tasks -------------------------------------------------------------------------------------------------
 
@@ -243,26 +336,27 @@ class InversionMethod(pl.LightningModule):
     ) -> tuple[Tensor, Latent]:
         """Invert under the source, decode under the target; outside `mask` (bool [B, 1, H, W]) the image is kept."""
         latent = self._handed_on(self.invert(x0, self._inverting(source), generators))
-        edited = self.decode(latent, target)
-        return (edited if mask is None else torch.where(mask, edited, x0)), latent
+        return only_inside(self.decode(latent, target), x0, mask), latent
 
     def restore(self, measurement: Measurement, cond: Condition, generators: Generators = ()) -> tuple[Tensor, Latent]:
         """Invert y under the null condition up to `strength`; decode under the caption or the null condition."""
-        y, known = measurement.y.to(self.latent_dtype), measurement.known
         undescribed = self._undescribed(cond)
-        latent = self.invert(y, undescribed, generators)
+        latent = self.invert(measurement.y.to(self.latent_dtype), undescribed, generators)
         target = undescribed
         if self.options.decode == "caption":
             target, latent = cond, self._handed_on(latent)
-        project = self.options.project if known is not None else "none"
-        constrain = None
-        if known is not None and project == "each_step":
+        return self._decode_known(latent, target, measurement), latent
+
+    def _decode_known(self, latent: Latent, cond: Condition, measurement: Measurement) -> Tensor:
+        """Decode; known pixels of a mask are held as `project` says."""
+        known, constrain = measurement.known, None
+        if known is not None and self.options.project == "each_step":
+            y = measurement.y.to(self.latent_dtype)
             constrain = pinned_pixels(y, known, latent.x_T, self.grid[self.grid.steps])
-        x_hat = self.decode(latent, target, constrain)
-        return (torch.where(known, y, x_hat) if known is not None and project != "none" else x_hat), latent
+        return with_known(self.decode(latent, cond, constrain), measurement, self.options.project)
 
     def _handed_on(self, latent: Latent) -> Latent:
-        """Of a latent, what a decode under another condition than the inversion's is given."""
+        """The part of a latent that a decode under another condition than the inversion's gets."""
         return latent
 
     def _inverting(self, cond: Condition) -> Condition:
@@ -273,41 +367,13 @@ class InversionMethod(pl.LightningModule):
         """The null condition, under which a measurement is inverted."""
         return cond.unconditional
 
-    def solve(self, problem: Problem) -> Solution:
-        """Run the problem's task, in latents where the model has an autoencoder, and account for it."""
-        self.denoiser.reset_counters()
-        self._synchronise()
-        start = time.perf_counter()
-        inner = in_latents(problem, self.denoiser) if self.denoiser.latent else problem
-        z, latent = self._run(inner)
-        x_hat = in_pixels(z, problem, self.denoiser, self.options.project != "none") if self.denoiser.latent else z
-        self._synchronise()
-        seconds = (time.perf_counter() - start) / len(problem.image)
-        cost = Cost(self.denoiser.nfe, self.denoiser.nfe_grad, seconds)
-        reconstructed = problem.task == "reconstruct"
-        error = (z.double() - inner.image.double()).square().flatten(1).mean(1) if reconstructed else None
-        return Solution(x_hat, latent, cost, error)
-
     def _run(self, problem: Problem) -> tuple[Tensor, Latent]:
-        image = problem.image.to(self.latent_dtype)
-        if problem.task == "reconstruct":
+        image, task = problem.image.to(self.latent_dtype), problem.task
+        if task == "reconstruct":
             return self.reconstruct(image, problem.source, problem.generators)
-        if problem.task in ("restore", "guarantee"):  # whose restoration is measured further by methods.guarantees
-            if problem.measurement is None:
-                raise ValueError(f"the task {problem.task} needs a measurement")
-            return self.restore(problem.measurement, problem.source, problem.generators)
-        if problem.task == "edit":
-            if problem.target is None:
-                raise ValueError("the task edit needs a target")
-            return self.edit(image, problem.source, problem.target, problem.mask, problem.generators)
-        raise ValueError(f"task must be reconstruct, restore, edit or guarantee, got {problem.task!r}")
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def transfer_batch_to_device(self, batch: Problem, device: torch.device, dataloader_idx: int) -> Problem:
-        return batch.to(device)
-
-    def test_step(self, batch: Problem, batch_idx: int) -> dict[str, Any]:
-        return {"problem": batch, "solution": self.solve(batch)}
+        if task == "edit":
+            target = needed(problem.target, task, "target")
+            return self.edit(image, problem.source, target, problem.mask, problem.generators)
+        if task in ("restore", "guarantee"):  # a guarantee's restoration is measured further by `columns`
+            return self.restore(needed(problem.measurement, task, "measurement"), problem.source, problem.generators)
+        raise ValueError(f"task must be reconstruct, restore, edit or guarantee, got {task!r}")

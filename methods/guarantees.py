@@ -1,4 +1,4 @@
-"""Is a flow injective and stable, as its certificate says? One image a row, in float64, for any flow by `FlowODE`.
+"""Is a flow injective and stable, as its certificate says? One row per image, in float64, for any `WalkedFlow`.
 
 The flow is that of the solver's own coordinate (the gauge u of the injective ODE; X = x / (alpha + sigma) of others)
 from image to noise, at the clean image, under the condition that a restoration decodes under. Singular values and pairs
@@ -16,13 +16,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from methods.base import Measurement, Problem, in_latents
+from methods.base import Column, Generators, Latent, Measurement, Problem, in_latents, needed
 from methods.denoiser import Condition, Denoiser
 from methods.flow_analysis import (
     Flow,
@@ -38,33 +38,87 @@ from methods.flow_analysis import (
     singular_values,
     stretch,
 )
-from methods.injective_ode.field import Certificate
-from methods.injective_ode.method import InjectiveODE
-from methods.inversion.flow_ode import FlowODE
 from methods.options import Guarantees
-from methods.solvers import Dopri5, Solver, data_end_times
-
-Column = Sequence[float | int | bool | None]
+from methods.solvers import Dopri5, Field, Solver, data_end_times
 
 SLACK = 1e-9
 """Relative; what float64 rounding may add to a measured value before it counts as outside of a bound."""
 RESOLVED = 1e-3
 """The rounding of a pair's ratio, eps |Phi| / |a - b|, from which on the pair says nothing: its columns are None."""
+FlowT = TypeVar("FlowT", bound="WalkedFlow")
 
 
-def check(method: FlowODE, problem: Problem, options: Guarantees) -> dict[str, Column]:
-    """Columns of one value an image. Without a certificate those of its constants, and `violated`, are None.
+@dataclass(frozen=True)
+class LocalEdit:
+    """An edit u_T' = u_T + M delta, and what became of the rest: L2 norms [B] outside the mask."""
+
+    image: Tensor
+    """x + Phi(u_T') - Phi(u_T): by the exact flow Phi(u_T) = x, and a solver's error of it is not taken for an edit."""
+    outside: Tensor
+    """Measured: |x' - x|."""
+    bound: Tensor
+    """Guaranteed for the exact flow of a certified field: max S_0 outside the mask, times (e^K - 1) |M delta|.
+
+    The way from u_T to u_0 is the identity, which moves nothing outside the mask, and the integral of du/dt, whose
+    change is at most that of k e^(growth of k so far) |M delta|: (e^K - 1) |M delta|.
+    """
+    certified: bool
+    """Whether the field is certified; where it is not, the bound is nominal."""
+
+
+class Chart(Protocol):
+    """The coordinate that a solver walks in, at one level."""
+
+    def enter(self, x: Tensor) -> Tensor: ...
+    def leave(self, q: Tensor) -> Tensor: ...
+
+
+class WalkedFlow(Protocol):
+    """A method that walks a flow between image and noise by a solver, and that says what is certified of the flow."""
+
+    denoiser: Denoiser
+    options: Any
+    solver: Solver
+    times: list[float]
+
+    def changed(self, denoiser: Denoiser, **options: Any) -> Self:
+        """The same method on another denoiser, with some options changed."""
+        ...
+
+    def field(self, cond: Condition) -> Field:
+        """The velocity that the solver integrates."""
+        ...
+
+    def chart(self, time: float, cond: Condition) -> Chart: ...
+
+    def restore(
+        self, measurement: Measurement, cond: Condition, generators: Generators = ()
+    ) -> tuple[Tensor, Latent]: ...
+
+    def decoding(self, measurement: Measurement, cond: Condition) -> Condition:
+        """The condition that a restoration decodes under."""
+        ...
+
+    def certificates(self, cond: Condition) -> list[dict[str, float | bool]] | None:
+        """The constants that the weights guarantee under the condition of each image; None for a flow without any."""
+        ...
+
+    def local_edit(self, image: Tensor, cond: Condition, mask: Tensor, delta: Tensor) -> LocalEdit | None:
+        """The image with its latent changed by `delta` inside the mask; None for a flow without a bound of that."""
+        ...
+
+
+def check(method: WalkedFlow, problem: Problem, options: Guarantees) -> dict[str, Column]:
+    """Columns of one value per image. Without a certificate those of its constants, and `violated`, are None.
 
     Where a certificate is nominal (`certified` False: the free and soft fields) `violated` says whether the flow is
     outside the constants that the strict form would have. Gradients are needed: not in inference mode.
     """
     exact = in_float64(method)
     problem = in_latents(problem, exact.denoiser) if exact.denoiser.latent else problem
-    measurement = problem.measurement
-    if measurement is None:
-        raise ValueError("the task guarantee needs a measurement")
+    measurement = needed(problem.measurement, "guarantee", "measurement")
     with torch.enable_grad():
-        cond = _decoding(exact, measurement, _double(problem.source))
+        cond = exact.decoding(measurement, _double(problem.source))
         start = exact.chart(exact.times[0], cond).enter(problem.image.double())
         columns = distances(exact, start, cond, options)
         return (
@@ -77,51 +131,29 @@ def check(method: FlowODE, problem: Problem, options: Guarantees) -> dict[str, C
         )
 
 
-def in_float64(method: FlowODE) -> FlowODE:
+def in_float64(method: FlowT) -> FlowT:
     """The same method around a copy of its network in float64, on its whole grid."""
     denoiser = method.denoiser
     network = copy.deepcopy(denoiser.backbone).double()
     # Forward derivatives of some layers want plain strides.
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    twin = Denoiser(network, denoiser.path, denoiser.prediction).eval().requires_grad_(False)
-    return _changed(method, twin, dtype="float64", strength=1.0)
-
-
-def _changed(method: FlowODE, denoiser: Denoiser, **options: Any) -> FlowODE:
-    return type(method)(denoiser, method.options.model_copy(update=options), method.grid)
-
-
-def certificates(method: FlowODE, cond: Condition) -> list[Certificate] | None:
-    """What the weights guarantee under the condition of each image; None for a flow without constants, and for a
-    guided one: a certificate is of one condition."""
-    if not isinstance(method, InjectiveODE) or cond.evaluations != 1:
-        return None
-    ends = {"t0": method.times[0], "t1": method.times[-1]}
-    images = range(len(cond.embedding))
-    return [method.network.certificate(method.gauge(cond.image(i)), **ends) for i in images]
+    double = Denoiser(network, denoiser.path, denoiser.prediction).eval().requires_grad_(False)
+    return method.changed(double, dtype="float64", strength=1.0)
 
 
 def _double(cond: Condition) -> Condition:
     return replace(cond, embedding=cond.embedding.double(), null=cond.null.double())
 
 
-def _decoding(method: FlowODE, measurement: Measurement, cond: Condition) -> Condition:
-    """What a restoration decodes under: the measurement and the caption, or, by a procedure that decodes without y (as
-    every other flow), the caption alone; with `decode=null` no caption either."""
-    if isinstance(method, InjectiveODE) and method.options.procedure != "consistency":
-        return method.given(measurement, cond)
-    return cond if method.options.decode == "caption" else cond.unconditional
-
-
 # --- distances and volumes ----------------------------------------------------------------------------------------
 
 
-def distances(method: FlowODE, start: Tensor, cond: Condition, options: Guarantees) -> dict[str, Column]:
+def distances(method: WalkedFlow, start: Tensor, cond: Condition, options: Guarantees) -> dict[str, Column]:
     """Singular values, pairs and volume of the flow at start [B, ...] in the solver's coordinate, and the constants.
 
     `flow_steps`: those of rk4 that an image's values are of, the doubled ones where values of fewer were outside.
     """
-    certified = certificates(method, cond)
+    certified = method.certificates(cond)
     measured, witnesses = _search(_flow(method, cond, options.steps), start, options)
     steps = start.new_full((len(start),), options.steps)
     against: dict[str, Column] = {name: [None] * len(start) for name in (*CONSTANTS, *AGAINST)}
@@ -145,7 +177,7 @@ def distances(method: FlowODE, start: Tensor, cond: Condition, options: Guarante
     return shown | {"flow_steps": [int(count) for count in steps]} | against
 
 
-def _flow(method: FlowODE, cond: Condition, steps: int) -> Flow:
+def _flow(method: WalkedFlow, cond: Condition, steps: int) -> Flow:
     return Flow(method.field(cond), data_end_times(method.times[0], method.times[-1], steps))
 
 
@@ -208,13 +240,13 @@ class _Bounds(NamedTuple):
     dimensions: int
 
 
-def _constants(certified: Sequence[Certificate], like: Tensor) -> tuple[dict[str, Column], _Bounds]:
+def _constants(certified: Sequence[Mapping[str, float | bool]], like: Tensor) -> tuple[dict[str, Column], _Bounds]:
     """Columns, and the same as tensors.
 
     |log |det J|| <= D K, since each of D singular values lies in [e^-K, e^K]; so does the estimate from every probe of
     signs e, as |e^T (df/dz) e| <= k |e|^2.
     """
-    columns: dict[str, Column] = {name: [getattr(c, what) for c in certified] for name, what in CONSTANTS.items()}
+    columns: dict[str, Column] = {name: [c[what] for c in certified] for name, what in CONSTANTS.items()}
     lower, upper, K = (like.new_tensor(columns[name]) for name in ("certified_min", "certified_max", "K"))
     dimensions = like[0].numel()
     return columns | {"certified_log_det": (dimensions * K).tolist()}, _Bounds(lower, upper, K, dimensions)
@@ -264,7 +296,7 @@ BITS = "_bits"
 """Ends the name of a solver that adds in integers."""
 
 
-def _round_trips(method: FlowODE, start: Tensor, cond: Condition, options: Guarantees) -> dict[str, Column]:
+def _round_trips(method: WalkedFlow, start: Tensor, cond: Condition, options: Guarantees) -> dict[str, Column]:
     """rms error of the image (range [-1, 1]) and evaluations of encoding and decoding: dopri5 by its tolerance, one
     image at a time, and solvers on the method's own steps.
 
@@ -286,7 +318,7 @@ def _round_trips(method: FlowODE, start: Tensor, cond: Condition, options: Guara
     own = _name(method)
     for name in dict.fromkeys((*own, *options.solvers)):
         update = {"solver": name.removesuffix(BITS), "bit_exact": name.endswith(BITS), "keep": "state"}
-        walked = method if name in own else _changed(method, method.denoiser, **update)
+        walked = method if name in own else method.changed(method.denoiser, **update)
         trip = _trip(walked, start, cond, walked.solver)
         missing: Column = [None] * len(start)
         columns |= {
@@ -302,11 +334,10 @@ def _round_trips(method: FlowODE, start: Tensor, cond: Condition, options: Guara
     return columns | {"encoded_std": _numbers(flat.std(1)), "encoded_max": _numbers(flat.abs().amax(1))}
 
 
-def _in_float32(method: FlowODE, problem: Problem) -> dict[str, Column]:
+def _in_float32(method: WalkedFlow, problem: Problem) -> dict[str, Column]:
     """The round trip of the method's own solver, if it has steps of its own, in float32 on the network as it is."""
-    single = _changed(method, method.denoiser, dtype="float32", strength=1.0)
-    assert problem.measurement is not None
-    cond = _decoding(single, problem.measurement, problem.source)
+    single = method.changed(method.denoiser, dtype="float32", strength=1.0)
+    cond = single.decoding(needed(problem.measurement, "guarantee", "measurement"), problem.source)
     start = single.chart(single.times[0], cond).enter(problem.image.float())
     columns: dict[str, Column] = {}
     for name in _name(single):
@@ -315,13 +346,13 @@ def _in_float32(method: FlowODE, problem: Problem) -> dict[str, Column]:
     return columns
 
 
-def _name(method: FlowODE) -> tuple[str, ...]:
+def _name(method: WalkedFlow) -> tuple[str, ...]:
     """Of the method's own solver; none for dopri5, which chooses its steps."""
     chosen = method.options
     return () if method.solver.adaptive else (chosen.solver + (BITS if chosen.bit_exact else ""),)
 
 
-def _trip(method: FlowODE, start: Tensor, cond: Condition, solver: Solver) -> RoundTrip | None:
+def _trip(method: WalkedFlow, start: Tensor, cond: Condition, solver: Solver) -> RoundTrip | None:
     """None where the solver gives up."""
     times = [method.times[0], method.times[-1]] if solver.adaptive else method.times
     try:
@@ -335,7 +366,7 @@ def _calls(trip: RoundTrip) -> int:
 
 
 def _reverse_solve(
-    method: FlowODE, start: Tensor, cond: Condition, gronwall: Column, options: Guarantees
+    method: WalkedFlow, start: Tensor, cond: Condition, gronwall: Column, options: Guarantees
 ) -> dict[str, Column]:
     """The error of rk4's way back in the solver's coordinate, on the steps of the map that is differentiated; local
     errors as step doubling estimates them; and e^K times these, a bound as far as the estimate holds."""
@@ -353,7 +384,7 @@ def _reverse_solve(
 
 
 def _amplification(
-    method: FlowODE, measurement: Measurement, cond: Condition, options: Guarantees
+    method: WalkedFlow, measurement: Measurement, cond: Condition, options: Guarantees
 ) -> dict[str, Column]:
     """|R(y + n) - R(y)| / |n| over draws of noise on what was measured."""
 
@@ -369,17 +400,17 @@ def _amplification(
 # --- local edits ----------------------------------------------------------------------------------------------------
 
 
-def _local_edit(method: FlowODE, image: Tensor, cond: Condition) -> dict[str, Column]:
+def _local_edit(method: WalkedFlow, image: Tensor, cond: Condition) -> dict[str, Column]:
     """L2 changes of the image where the latent was changed by noise of std 1 in the square of half the side in the
     middle: inside it, outside of it, and the most that the certificate allows outside."""
-    if not isinstance(method, InjectiveODE) or cond.evaluations != 1:
-        return {name: [None] * len(image) for name in ("edit_inside", "edit_outside", "edit_bound")}
     height, width = image.shape[2:]
     mask = torch.zeros(len(image), 1, height, width, dtype=torch.bool)
     mask[..., height // 4 : height - height // 4, width // 4 : width - width // 4] = True
     noise = torch.randn(image.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
-        edit = method.edit_latent(image, cond, mask.to(image.device), noise.to(image).expand_as(image))
+        edit = method.local_edit(image, cond, mask.to(image.device), noise.to(image).expand_as(image))
+    if edit is None:
+        return {name: [None] * len(image) for name in ("edit_inside", "edit_outside", "edit_bound")}
     inside = torch.where(mask.to(image.device), edit.image - image, 0.0).flatten(1).norm(dim=1)
     return {
         "edit_inside": inside.tolist(), "edit_outside": edit.outside.tolist(), "edit_bound": edit.bound.tolist()

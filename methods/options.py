@@ -11,15 +11,13 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 
-class MethodOptions(BaseModel):
-    """Options common to all methods. `steps` and `guidance` are axes of a sweep, so the cell sets them."""
+class CommonOptions(BaseModel):
+    """Options of every method. `steps` and `guidance` are axes of a sweep, so the cell sets them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
     calls_per_step: ClassVar[int] = 1
     """Network calls of one step, in either direction, for the plan's prediction and the NFE formula."""
-    refuses: ClassVar[dict[str, str]] = {
-        "guarantee": "task=guarantee needs a flow that a solver integrates, such as flow_ode"
-    }
+    refuses: ClassVar[dict[str, str]] = {}
     """task -> why this method cannot do it; the plan skips such cells and gives the reason."""
     least_steps: ClassVar[int] = 1
     """The fewest steps that this method can take; the plan skips cells with fewer and gives the reason."""
@@ -29,25 +27,61 @@ class MethodOptions(BaseModel):
     version: int = Field(1, ge=1, description="raised when the method's numbers change; part of a cell's identity")
     steps: int = Field(20, ge=1, le=1000, description="N, steps of the whole grid")
     guidance: float = Field(1.0, ge=0, le=50, description="w of classifier-free guidance; 1 is the caption alone")
-    guidance_invert: float | None = Field(
-        None, ge=0, le=50, description="w of the inversion, if the task inverts under a caption; None: the same w"
-    )
     strength: float = Field(
-        1.0, gt=0, le=1, description="share of the steps, from the clean end, that are inverted and decoded"
+        1.0, gt=0, le=1, description="share of the steps, from the clean end, that the method takes"
     )
     dtype: Literal["float32", "float64"] = Field(
         "float32", description="dtype of the latents; the network keeps its own"
     )
     decode: Literal["caption", "null"] = Field("caption", description="condition of a restoration's decoding")
+
+    @property
+    def walked(self) -> int:
+        """The number of steps taken: the share `strength` of all, at least one, as `TimeGrid.truncate` counts them."""
+        return max(1, int(round(self.steps * self.strength, 9)))
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per image, by the declared calls per step, for the plan's prediction."""
+        return self.walked * self.calls_per_step * self._guided
+
+    @property
+    def _guided(self) -> int:
+        """Evaluations per call."""
+        return 1 if self.guidance in (0.0, 1.0) else 2
+
+
+class MethodOptions(CommonOptions):
+    """Options of methods that invert, and of editors."""
+
+    refuses: ClassVar[dict[str, str]] = {
+        "guarantee": "task=guarantee needs a flow that a solver integrates, such as flow_ode"
+    }
+
+    guidance_invert: float | None = Field(
+        None, ge=0, le=50, description="w of the inversion, if the task inverts under a caption; None: the same w"
+    )
     project: Literal["none", "final", "each_step"] = Field(
         "each_step",
         description="write a mask's known pixels: never, into the result, or also after every decoding step",
     )
 
     @property
-    def walked(self) -> int:
-        """The steps that are walked: the share `strength` of all, at least one, as `TimeGrid.truncate` counts them."""
-        return max(1, int(round(self.steps * self.strength, 9)))
+    def evaluations(self) -> int:
+        """Network evaluations per image, inverted without guidance and decoded with it."""
+        return self.walked * self.calls_per_step * (1 + self._guided)
+
+
+class RestorerOptions(CommonOptions):
+    """Options of methods that only restore measurements."""
+
+    refuses: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("reconstruct", "edit", "guarantee"), "the method only restores measurements, and has no latent"
+    )
+
+    project: Literal["none", "final"] = Field(
+        "none", description="write a mask's known pixels: never, or into the result"
+    )
 
 
 Walk = Literal[

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bench import run
-from bench.cell.execute import choose, execute, posed_sha256
+from bench.cell.execute import execute
+from bench.cell.posing import choose, edit_sha256
 from bench.data.digits import Digits
 from bench.data.scenes import Scenes
 from bench.errors import UserError
@@ -51,16 +52,16 @@ def test_the_input_is_scored_against_the_counterfactual(done: Path) -> None:
         assert answer is not None and answer.truth is not None
         psnr = -10 * np.log10(np.mean((item.image.astype(float) - answer.truth) ** 2))
         assert rows.loc[item.id, "input_psnr"].iloc[0] == pytest.approx(psnr, rel=1e-5)
-        assert rows.loc[item.id, "y_sha256"].iloc[0] == posed_sha256(item, answer)
+        assert rows.loc[item.id, "y_sha256"].iloc[0] == edit_sha256(item, answer)
 
 
 def test_one_changed_pixel_is_another_edit() -> None:
     data = Scenes()
     item, answer = data.item(0), data.edit(0, "restyle")
     assert answer is not None
-    before = posed_sha256(item, answer)
+    before = edit_sha256(item, answer)
     item.image[0, 0, 0] += 0.01
-    assert posed_sha256(item, answer) != before
+    assert edit_sha256(item, answer) != before
 
 
 def test_batches_change_no_feature(done: Path) -> None:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from bench import run
-from bench.cell import execute
+from bench.cell import execute, posing
+from bench.cell import rows as cell_rows
 from bench.plan import look
 from bench.spec.cells import Cell, expand
 from bench.spec.compose import compose_config
@@ -83,7 +84,7 @@ def test_one_changed_pixel_refuses_the_comparison_and_names_the_rows(
 ) -> None:
     results, small = tmp_path / "results", ("corruption=block_mask", "severity=3", "launcher=debug")
     assert run.main(arguments(results, "method=ddim", *small)) == 0
-    honest = execute.measure
+    honest = posing.measure
 
     def measure(cell: Cell, image_id: str, image: Tensor) -> Measurement:
         found = honest(cell, image_id, image)
@@ -95,7 +96,7 @@ def test_one_changed_pixel_refuses_the_comparison_and_names_the_rows(
 
     (old,) = Store(results).done()
     image_ids = Store(results).rows([old])["image_id"].tolist()
-    monkeypatch.setattr(execute, "measure", measure)
+    monkeypatch.setattr(posing, "measure", measure)
     assert run.main(arguments(results, "method=ddim,edict", *small)) == 1
     (new,) = Store(results).done() - {old}
     told = capfd.readouterr().err
@@ -129,7 +130,7 @@ def test_memory_is_the_methods_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a metric allocates is not counted, what the method does is; and again in the next cell of the process."""
     one = ["method=ddim", "corruption=gaussian_blur", "severity=3"]
     (cell,) = expand(compose_config([*(a for a in SMALL if not a.startswith("method")), *one])).cells
-    score, invert = execute.score, DDIM.invert
+    score, invert = cell_rows.score, DDIM.invert
 
     def greedy(*arguments: Any) -> Any:
         torch.ones(100 * 2**18).sum()  # 100 MiB
@@ -139,7 +140,7 @@ def test_memory_is_the_methods_own(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.ones(60 * 2**18).sum()
         return invert(self, *arguments)
 
-    monkeypatch.setattr(execute, "score", greedy)
+    monkeypatch.setattr(cell_rows, "score", greedy)
     assert execute.execute(cell, 5, 0)[0][0]["peak_mib"] < 50
     monkeypatch.setattr(DDIM, "invert", wasteful)
     for _ in range(2):
@@ -150,8 +151,8 @@ def test_evaluations_are_each_images_own() -> None:
     """Of an adaptive solver; what all images share, such as a guess before it, comes on top."""
     taken = [[Step(0.0, 0.5, 1, 7), Step(0.5, 0.5, 1, 6)], [Step(0.0, 1.0, 1, 7)]]
     solution = Solution(torch.zeros(2), Latent({}), Cost(15, 0, 0.1), steps=taken)
-    assert execute._evaluations(solution, 2) == [15, 9]
-    assert execute._evaluations(dataclasses.replace(solution, steps=None), 2) == [15, 15]
+    assert cell_rows.evaluations(solution, 2) == [15, 9]
+    assert cell_rows.evaluations(dataclasses.replace(solution, steps=None), 2) == [15, 15]
 
 
 def test_again_computes_nothing(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from bench import provenance
-from bench.cell.execute import Rows, execute
+from bench.cell.execute import execute
 from bench.cell.interrupts import CellTimeout, Interrupts
+from bench.cell.rows import Finished
 from bench.errors import NodeFault, StoreError, UserError, writing
 from bench.spec.cells import Cell
 from bench.spec.config import LauncherConfig
@@ -91,27 +92,25 @@ class Guard:
         kept = start = time.perf_counter()
         # Where one of these differs, images of an earlier attempt cannot stand beside ours.
         maker = f"{provenance.static()['code']}, samples={self.samples}, {self.device}"
-        finished, arrays, worked = self.store.partial(cell.id, maker)
+        rows, arrays, worked = self.store.partial(cell.id, maker)
 
-        def keep(collector: Rows) -> None:
+        def keep(finished: Finished) -> None:
             nonlocal kept
-            if len(collector.rows) == cell.spec["images"]:
+            if len(finished.rows) == cell.spec["images"]:
                 return
             if self.interrupts.asked or time.perf_counter() - kept >= self.launcher.partial_s:
                 with writing():
                     seconds = worked + time.perf_counter() - start
-                    self.store.write_partial(cell.id, maker, collector.rows, collector.unfinished(), seconds)
+                    self.store.write_partial(cell.id, maker, finished.rows, finished.unfinished(), seconds)
                 kept = time.perf_counter()
             self.interrupts.safe_point()
 
         with self.interrupts.limit(self._seconds()):
-            rows, record, images, features = execute(
-                cell, batch_size, self.samples, self.device, (finished, arrays), keep
-            )
+            done = execute(cell, batch_size, self.samples, self.device, (rows, arrays), keep)
         # Seconds are of all attempts whose images are here; `resumed` says how many images the earlier ones finished.
-        record["provenance"] |= {"seconds": worked + time.perf_counter() - start, "resumed": len(finished)}
+        done.record["provenance"] |= {"seconds": worked + time.perf_counter() - start, "resumed": len(rows)}
         with writing():
-            self.store.write(cell.id, rows, record, images, features)
+            self.store.write(cell.id, *done)
         return "done"
 
     def fail(self, cell: Cell, kind: str, message: str, trace: str = "") -> None:

@@ -128,13 +128,11 @@ def _check_task(config: RunConfig) -> None:
 
 
 def _cell(config: RunConfig, point: Point, judged_by: dict[str, Any], model_spec: dict[str, Any]) -> Cell | Skip:
-    method, model = config.method[point["method"]], config.models[point["model"]]
-    data = config.dataset[point["dataset"]]
-    changes = {axis.removeprefix("method."): value for axis, value in point.items() if axis.startswith("method.")}
-    changes = {option: value for option, value in changes.items() if option in _fields(method.class_path)}
-    changes |= {axis: point[axis] for axis in ("steps", "guidance") if axis in point}
-    given = {**method.options, **changes}
-    options, recorded = _options(method.class_path, "method", given, f"method.{point['method']}")
+    method, model, dataset = config.method[point["method"]], config.models[point["model"]], _data(config, point)
+    changes = _changes(point, method.class_path)
+    options, recorded = _options(
+        method.class_path, "method", {**method.options, **changes}, f"method.{point['method']}"
+    )
     spec: dict[str, Any] = {
         "task": config.task,
         "images": config.images,
@@ -142,55 +140,71 @@ def _cell(config: RunConfig, point: Point, judged_by: dict[str, Any], model_spec
         "metrics": judged_by,
         "method": {"class": identity(method.class_path, "method"), "options": recorded},
         "model": model_spec,
-        "dataset": dataset_spec(point["dataset"], data),
+        "dataset": dataset_spec(point["dataset"], config.dataset[point["dataset"]]),
+        **_task_spec(config, point, dataset),
     }
-    corruption_axes: dict[str, Any] = {"corruption": None, "severity": None}
-    if config.task in MEASURING:
-        corruption = config.corruption[point["corruption"]]
-        severity = point["severity"]
-        if severity not in corruption.severities:
-            raise unknown("severity", str(severity), map(str, corruption.severities), f"of {point['corruption']}")
-        merged = {**corruption.options, **corruption.severities[severity]}
-        where = f"corruption.{point['corruption']}.severities.{severity}"
-        _, recorded = _options(corruption.class_path, "corruption", merged, where)
-        spec["corruption"] = {
-            "name": point["corruption"],
-            "severity": severity,
-            "class": identity(corruption.class_path, "corruption"),
-            "options": recorded,
-        }
-        corruption_axes = {"corruption": point["corruption"], "severity": severity}
-    evaluations = _evaluations(options)
-    if config.task == "guarantee":
-        spec["guarantee"] = config.guarantee.model_dump(mode="json")
-        evaluations += config.guarantee.evaluations
-    dataset = _data(config, point)
-    if config.task == "edit":
-        if point[EDIT_AXIS] not in dataset.edits:
-            raise unknown("edit", point[EDIT_AXIS], dataset.edits, f"of dataset {point['dataset']}")
-        spec[EDIT_AXIS] = point[EDIT_AXIS]
-    axes = {
-        "method": point["method"],
-        "model": point["model"],
-        "dataset": point["dataset"],
-        "task": config.task,
-        **corruption_axes,
-        **({EDIT_AXIS: point[EDIT_AXIS]} if config.task == "edit" else {}),
-        "steps": options.steps,
-        "guidance": options.guidance,
-        "seed": spec["seed"],
-        **{f"method.{option}": value for option, value in changes.items() if option not in ("steps", "guidance")},
-    }
+    axes = _axes(config, point, options, changes)
     reason = (
-        _mismatch(point, model, dataset, config.images, data.split)
-        or _stranger(point, model, getattr(options, "runs_on", ()))
+        _mismatch(point, model, dataset, config.images, config.dataset[point["dataset"]].split)
+        or _other_models_only(point, model, getattr(options, "runs_on", ()))
         or (_unmade(point, model) if point["model"] not in config.model else None)
         or getattr(options, "refuses", {}).get(config.task)
         or _too_few(point, options)
     )
     if reason:
         return Skip(axes, reason)
+    evaluations = options.evaluations + (config.guarantee.evaluations if config.task == "guarantee" else 0)
     return Cell(_identify(axes, spec), axes, spec, evaluations * config.images)
+
+
+def _changes(point: Point, class_path: str) -> dict[str, Any]:
+    """The method options that the axes of a point set, of those that the method has."""
+    changes = {axis.removeprefix("method."): value for axis, value in point.items() if axis.startswith("method.")}
+    changes = {option: value for option, value in changes.items() if option in _fields(class_path)}
+    return changes | {axis: point[axis] for axis in ("steps", "guidance") if axis in point}
+
+
+def _task_spec(config: RunConfig, point: Point, dataset: Any) -> dict[str, Any]:
+    """The part of a cell's content that its task asks for: a corruption, a guarantee's options, a kind of edit."""
+    spec: dict[str, Any] = {}
+    if config.task in MEASURING:
+        spec["corruption"] = _corruption_spec(config, point)
+    if config.task == "guarantee":
+        spec["guarantee"] = config.guarantee.model_dump(mode="json")
+    if config.task == "edit":
+        if point[EDIT_AXIS] not in dataset.edits:
+            raise unknown("edit", point[EDIT_AXIS], dataset.edits, f"of dataset {point['dataset']}")
+        spec[EDIT_AXIS] = point[EDIT_AXIS]
+    return spec
+
+
+def _corruption_spec(config: RunConfig, point: Point) -> dict[str, Any]:
+    name, severity = point["corruption"], point["severity"]
+    corruption = config.corruption[name]
+    if severity not in corruption.severities:
+        raise unknown("severity", str(severity), map(str, corruption.severities), f"of {name}")
+    merged = {**corruption.options, **corruption.severities[severity]}
+    _, recorded = _options(corruption.class_path, "corruption", merged, f"corruption.{name}.severities.{severity}")
+    kind = identity(corruption.class_path, "corruption")
+    return {"name": name, "severity": severity, "class": kind, "options": recorded}
+
+
+def _axes(config: RunConfig, point: Point, options: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The axes of a cell, which tables are made of."""
+    measures = config.task in MEASURING
+    return {
+        "method": point["method"],
+        "model": point["model"],
+        "dataset": point["dataset"],
+        "task": config.task,
+        "corruption": point["corruption"] if measures else None,
+        "severity": point["severity"] if measures else None,
+        **({EDIT_AXIS: point[EDIT_AXIS]} if config.task == "edit" else {}),
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "seed": point.get("seed", 0),
+        **{f"method.{option}": value for option, value in changes.items() if option not in ("steps", "guidance")},
+    }
 
 
 def _on_its_model(config: RunConfig, point: Point) -> Point:
@@ -212,7 +226,7 @@ def _class(model: ModelConfig) -> str:
     return resolve(model.class_path, "model")
 
 
-def _stranger(point: Point, model: ModelConfig, runs_on: Sequence[str]) -> str | None:
+def _other_models_only(point: Point, model: ModelConfig, runs_on: Sequence[str]) -> str | None:
     """Why a method cannot run on a model, if it is made for others."""
     if not runs_on or _class(model) in {resolve(path, "model") for path in runs_on}:
         return None
@@ -262,12 +276,6 @@ def _mismatch(point: Point, model: ModelConfig, dataset: Any, images: int, split
         wants, has = "x".join(map(str, model.shape)), "x".join(map(str, dataset.shape))
         return f"model {point['model']} takes {wants} images, dataset {point['dataset']} has {has}"
     return None
-
-
-def _evaluations(options: Any) -> int:
-    """Network evaluations of one image, by the options' declared calls a step."""
-    guided = 1 if options.guidance in (0.0, 1.0) else 2
-    return options.walked * getattr(options, "calls_per_step", 1) * (1 + guided)
 
 
 def _model_spec(name: str, model: ModelConfig) -> dict[str, Any]:

@@ -17,14 +17,15 @@ The conditioner runs once for each condition. As with a text encoder's pass, its
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from methods.base import Constrain, Generators, Latent, Measurement, normal, pinned_pixels
+from methods.base import Generators, Latent, Measurement, normal, with_known
 from methods.denoiser import Condition, Denoiser
+from methods.guarantees import LocalEdit
 from methods.injective_ode import options
 from methods.injective_ode.conditioner import CORRUPTIONS
 from methods.injective_ode.field import Features, InjectiveField
@@ -41,24 +42,6 @@ class Operator(Protocol):
     def sigma(self) -> float: ...
     def forward(self, x: Tensor) -> Tensor: ...
     def adjoint(self, y: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class LocalEdit:
-    """An edit u_T' = u_T + M delta, and what became of the rest: L2 norms [B] outside the mask."""
-
-    image: Tensor
-    """x + Phi(u_T') - Phi(u_T): by the exact flow Phi(u_T) = x, and a solver's error of it is not taken for an edit."""
-    outside: Tensor
-    """Measured: |x' - x|."""
-    bound: Tensor
-    """Guaranteed for the exact flow of a certified field: max S_0 outside the mask, times (e^K - 1) |M delta|.
-
-    The way from u_T to u_0 is the identity, which moves nothing outside the mask, and the integral of du/dt, whose
-    change is at most that of k e^(growth of k so far) |M delta|: (e^K - 1) |M delta|.
-    """
-    certified: bool
-    """Whether the field is certified; where it is not, the bound is nominal."""
 
 
 def uncertainty(samples: Tensor) -> Tensor:
@@ -130,6 +113,25 @@ class InjectiveODE(FlowODE):
         """The latent of a point u [B, C, H, W] of the gauge at the noisy end; a solver starts anew from it."""
         return Latent({"x_T": self.chart(self.times[-1], cond).leave(u)})
 
+    # --- guarantees ------------------------------------------------------------------------------------------------
+
+    def decoding(self, measurement: Measurement, cond: Condition) -> Condition:
+        """The measurement and the caption; by a procedure that decodes without y as any other flow's."""
+        if self.options.procedure == "consistency":
+            return super().decoding(measurement, cond)
+        return self.given(measurement, cond)
+
+    def certificates(self, cond: Condition) -> list[dict[str, float | bool]] | None:
+        """The constants of each image; None under guidance: a certificate holds for one condition."""
+        if cond.evaluations != 1:
+            return None
+        ends = {"t0": self.times[0], "t1": self.times[-1]}
+        images = range(len(cond.embedding))
+        return [self.network.certificate(self.gauge(cond.image(i)), **ends).as_dict() for i in images]
+
+    def local_edit(self, image: Tensor, cond: Condition, mask: Tensor, delta: Tensor) -> LocalEdit | None:
+        return self.edit_latent(image, cond, mask, delta) if cond.evaluations == 1 else None
+
     # --- restoration -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -155,10 +157,10 @@ class InjectiveODE(FlowODE):
         told = self.given(measurement, cond)
         if self.options.procedure == "sample":
             samples, latent = self._samples(measurement, told, self.options.samples, generators)
-            return self._with_known(samples.mean(0), measurement), latent
+            return with_known(samples.mean(0), measurement, self.options.project), latent
         if self.options.procedure == "mean":
             mean = self.gauge(told).mean.to(self.latent_dtype)
-            return self._with_known(mean, measurement), self.at_gauge(torch.zeros_like(mean), told)
+            return with_known(mean, measurement, self.options.project), self.at_gauge(torch.zeros_like(mean), told)
         if self.options.procedure == "bridge":
             latent = self._handed_on(self.invert(self._y(measurement), self._as_data(measurement, cond)))
         else:
@@ -188,21 +190,6 @@ class InjectiveODE(FlowODE):
         embedding = self.network.encode([""] * len(measurement.y), kind=f"is_{measurement.kind}")
         return replace(cond, embedding=embedding, guidance=1.0)
 
-    def _decode_known(self, latent: Latent, cond: Condition, measurement: Measurement) -> Tensor:
-        y, known = self._y(measurement), measurement.known
-        if known is None or self.options.project == "none":
-            return self.decode(latent, cond)
-        constrain: Constrain | None = None
-        if self.options.project == "each_step":
-            constrain = pinned_pixels(y, known, latent.x_T, self.grid[self.grid.steps])
-        return self._with_known(self.decode(latent, cond, constrain), measurement)
-
-    def _with_known(self, x: Tensor, measurement: Measurement) -> Tensor:
-        """x with a mask's known pixels, unless `project=none`."""
-        if measurement.known is None or self.options.project == "none":
-            return x
-        return torch.where(measurement.known, self._y(measurement), x)
-
     def _consistent(self, measurement: Measurement, cond: Condition, generators: Generators) -> tuple[Tensor, Latent]:
         if not hasattr(measurement, "forward"):
             raise ValueError("procedure=consistency needs a measurement that knows its operator")
@@ -216,7 +203,7 @@ class InjectiveODE(FlowODE):
             weight = node.sigma**2 / (node.sigma**2 + operator.sigma**2)
             x0 = x0 + weight * operator.adjoint(y - operator.forward(x0))
             z = after.alpha * x0 + after.sigma * eps
-        return self._with_known(z, measurement), latent
+        return with_known(z, measurement, self.options.project), latent
 
     # --- edits -----------------------------------------------------------------------------------------------------
 

@@ -16,11 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from typing import Any, Self
 
 from torch import Tensor
 
-from methods.base import Constrain, Generators, Latent, Problem, Solution
+from methods.base import Column, Constrain, Generators, Latent, Measurement, Problem, Solution
 from methods.denoiser import Condition, Denoiser
+from methods.guarantees import LocalEdit, check
 from methods.inversion import options
 from methods.inversion.rectified import RectifiedMethod
 from methods.paths import Node, TimeGrid
@@ -141,6 +143,28 @@ class FlowODE(RectifiedMethod):
             steps.append(replace(step, evaluations=step.evaluations * cond.evaluations))
 
         return replace(self.solver, on_step=note) if isinstance(self.solver, Dopri5) else self.solver
+
+    # --- guarantees --------------------------------------------------------------------------------------------------
+
+    def columns(self, problem: Problem, solution: Solution) -> dict[str, Column]:
+        """For the task guarantee, what `methods.guarantees` finds."""
+        return {} if problem.guarantee is None else check(self, problem, problem.guarantee)
+
+    def changed(self, denoiser: Denoiser, **options: Any) -> Self:
+        """The same method on another denoiser, with some options changed."""
+        return type(self)(denoiser, self.options.model_copy(update=options), self.grid)
+
+    def decoding(self, measurement: Measurement, cond: Condition) -> Condition:
+        """The condition that a restoration decodes under: the caption, or none with `decode=null`."""
+        return cond if self.options.decode == "caption" else cond.unconditional
+
+    def certificates(self, cond: Condition) -> list[dict[str, float | bool]] | None:
+        """None: nothing is known of a plain network's flow."""
+        return None
+
+    def local_edit(self, image: Tensor, cond: Condition, mask: Tensor, delta: Tensor) -> LocalEdit | None:
+        """None: without a certificate there is no bound."""
+        return None
 
     # --- both directions ---------------------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ image made with the same fresh noise: from level n_max down to n_min, s -> s-, a
 
 With n_min > 0, T at level n_min is sampled to the end by Euler's step under the target alone.
 
-There is no inversion and no x_T: `invert`, `decode` and `reconstruct` are refused (with target = source the difference
-is 0 and the image comes back unchanged whatever the model). A restoration moves y by caption minus null condition. The
-latent that is reported is the image that was given.
+There is no inversion and no x_T, and no reconstruction: with target = source the difference is 0 and the image comes
+back unchanged, whatever the model. A restoration moves y by caption minus null condition. The latent that is reported
+is the image that was given.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from methods.base import Constrain, Generators, Latent, Measurement, normal
+from methods.base import Generators, Latent, Measurement, Method, Problem, needed, normal, only_inside, with_known
 from methods.denoiser import Condition, Denoiser
 from methods.inversion import options
-from methods.inversion.rectified import RectifiedMethod
+from methods.inversion.rectified import velocity
 from methods.paths import TimeGrid
 
 Hold = Callable[[Tensor, float, Tensor | float], Tensor]
 """(X, s, eps) -> X with its known pixels at (1 - s) y + s eps."""
 
 
-class FlowEdit(RectifiedMethod):
+class FlowEdit(Method):
     Options = options.FlowEdit
 
     def __init__(self, denoiser: Denoiser, options: options.FlowEdit, grid: TimeGrid) -> None:
@@ -37,31 +37,31 @@ class FlowEdit(RectifiedMethod):
         if options.n_max is not None:
             self.grid = TimeGrid(grid.nodes[: options.n_max + 1])
 
-    def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
-        raise ValueError("FlowEdit does not invert: it edits, and restores, without a latent")
-
-    def decode(self, latent: Latent, cond: Condition, constrain: Constrain | None = None) -> Tensor:
-        raise ValueError("FlowEdit does not decode: it edits, and restores, without a latent")
-
-    def reconstruct(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> tuple[Tensor, Latent]:
-        raise ValueError("FlowEdit does not reconstruct: with target = source nothing moves, whatever the model")
+    def _run(self, problem: Problem) -> tuple[Tensor, Latent]:
+        if problem.task == "edit":
+            target, image = needed(problem.target, problem.task, "target"), problem.image.to(self.latent_dtype)
+            return self.edit(image, problem.source, target, problem.mask, problem.generators)
+        measurement = needed(problem.measurement, problem.task, "measurement")
+        return self.restore(measurement, problem.source, problem.generators)
 
     def edit(
         self, x0: Tensor, source: Condition, target: Condition, mask: Tensor | None = None, generators: Generators = ()
     ) -> tuple[Tensor, Latent]:
-        edited = self.move(x0, self._inverting(source), target, generators)
-        return (edited if mask is None else torch.where(mask, edited, x0)), Latent({"x_0": x0})
+        """Moves x0 from the source to the target; outside `mask` (bool [B, 1, H, W]) the image is kept."""
+        w = self.options.guidance_invert
+        edited = self.move(x0, source if w is None else source.at(w), target, generators)
+        return only_inside(edited, x0, mask), Latent({"x_0": x0})
 
     def restore(self, measurement: Measurement, cond: Condition, generators: Generators = ()) -> tuple[Tensor, Latent]:
         """Moves y from the null condition to the caption; known pixels may be held, as `project` says."""
-        y, known = measurement.y.to(self.latent_dtype), measurement.known
-        project = self.options.project if known is not None else "none"
+        y, known, project = measurement.y.to(self.latent_dtype), measurement.known, self.options.project
 
         def hold(x: Tensor, s: float, eps: Tensor | float) -> Tensor:
             return torch.where(known, (1 - s) * y + s * eps, x)  # type: ignore[arg-type]
 
-        x_hat = self.move(y, cond.unconditional, cond, generators, hold if project == "each_step" else None)
-        return (torch.where(known, y, x_hat) if known is not None and project != "none" else x_hat), Latent({"x_0": y})
+        each_step = hold if known is not None and project == "each_step" else None
+        x_hat = self.move(y, cond.unconditional, cond, generators, each_step)
+        return with_known(x_hat, measurement, project), Latent({"x_0": y})
 
     def move(
         self, x0: Tensor, source: Condition, target: Condition, generators: Generators, hold: Hold | None = None
@@ -80,7 +80,8 @@ class FlowEdit(RectifiedMethod):
         """v(T; target) - v(S; source) at one draw of the noise."""
         node = self.grid[level]
         noisy = (1 - node.s) * x0 + node.s * normal(x0, generators)
-        return self.velocity(z + noisy - x0, node, target) - self.velocity(noisy, node, source)
+        flow = self.denoiser
+        return velocity(flow, z + noisy - x0, node, target) - velocity(flow, noisy, node, source)
 
     def sample(self, z: Tensor, x0: Tensor, target: Condition, generators: Generators, hold: Hold | None) -> Tensor:
         """The last n_min steps: plain sampling from T, of one draw."""
@@ -88,7 +89,7 @@ class FlowEdit(RectifiedMethod):
         x = z + self.grid[self.options.n_min].s * (eps - x0)
         for k in range(self.options.n_min, 0, -1):
             node, earlier = self.grid[k], self.grid[k - 1]
-            x = x + (earlier.s - node.s) * self.velocity(x, node, target)
+            x = x + (earlier.s - node.s) * velocity(self.denoiser, x, node, target)
             x = hold(x, earlier.s, eps) if hold else x
         return x * self.grid[0].scale
 

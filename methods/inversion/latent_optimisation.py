@@ -27,7 +27,6 @@ from methods.inversion.ddim import ddim_decode, ddim_step, pivots
 
 class LatentOptimisation(InversionMethod):
     Options = options.LatentOptimisation
-    needs_grad = True
 
     def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
         x_T = self.start(x0, cond, generators).detach().clone()

@@ -32,7 +32,6 @@ from methods.paths import TimeGrid
 
 class NullText(InversionMethod):
     Options = options.NullText
-    needs_grad = True
     nfe_is_exact = False
 
     def __init__(self, denoiser: Denoiser, options: options.MethodOptions, grid: TimeGrid) -> None:

@@ -9,8 +9,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from methods.base import Constrain, Generators, InversionMethod, Latent
-from methods.denoiser import Condition
+from methods.denoiser import Condition, Denoiser
 from methods.paths import Node
+
+
+def velocity(denoiser: Denoiser, x: Tensor, node: Node, cond: Condition) -> Tensor:
+    """Return v(X, s) = E[eps - x0 | X], which points towards noise."""
+    return denoiser.velocity(x * node.scale, node, cond)
 
 
 class RectifiedMethod(InversionMethod):
@@ -18,7 +23,7 @@ class RectifiedMethod(InversionMethod):
 
     def velocity(self, x: Tensor, node: Node, cond: Condition) -> Tensor:
         """Return v(X, s) = E[eps - x0 | X], which points towards noise."""
-        return self.denoiser.velocity(x * node.scale, node, cond)
+        return velocity(self.denoiser, x, node, cond)
 
     def between(self, node: Node, other: Node) -> Node:
         """Return the level half way between two levels, in s."""

@@ -1,0 +1,156 @@
+"""The problems of a cell: each image with its measurement or its edit, and batches of them for a method."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import corruptions.base as corruptions
+from bench.data.base import Dataset, EditItem, Item
+from bench.errors import UserError
+from bench.metrics.scoring import Batch
+from bench.spec.cells import Cell
+from bench.spec.datasets import open_dataset
+from bench.spec.registry import check_options, load
+from methods.base import Method, Problem
+from methods.options import Guarantees
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image of a cell, with its measurement or its edit where the task has one."""
+
+    item: Item
+    measurement: corruptions.Measurement | None = None
+    edit: EditItem | None = None
+
+    @property
+    def truth(self) -> np.ndarray:
+        """The perfect answer, [C, H, W] in [0, 1]: the image, or its counterfactual; nan where that is not known."""
+        if self.edit is None:
+            return self.item.image
+        return np.full_like(self.item.image, np.nan) if self.edit.truth is None else self.edit.truth
+
+    @property
+    def sha256(self) -> str | None:
+        """The hash of what a method is given; None where that is the image alone."""
+        if self.measurement is not None:
+            return self.measurement.sha256
+        return None if self.edit is None else edit_sha256(self.item, self.edit)
+
+
+def edit_sha256(item: Item, edit: EditItem) -> str:
+    """The hash of everything that an edit is given and judged by: one changed pixel makes another edit."""
+    digest = hashlib.sha256(f"{item.caption}|{edit.caption}".encode())
+    for array in (item.image, edit.mask, *([] if edit.truth is None else [edit.truth])):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posed(Problem):
+    """A batch for a method, beside the cases that it was made of."""
+
+    cases: Sequence[Case]
+
+    @property
+    def truth(self) -> Tensor:
+        """The perfect answers, [B, C, H, W] in [0, 1]; nan where they are not known."""
+        return _stack(case.truth for case in self.cases)
+
+    @property
+    def edits(self) -> list[EditItem]:
+        """The edit of each image; none for other tasks."""
+        return [case.edit for case in self.cases if case.edit is not None]
+
+    def batch(self, output: Tensor, given: Tensor) -> Batch:
+        """Outputs [B, C, H, W] in [0, 1] as metrics see them, beside what was given and what was asked."""
+        if not self.edits:
+            return Batch(output, self.truth, given)
+        return Batch(
+            output,
+            self.truth,
+            _stack(case.item.image for case in self.cases),
+            _stack(edit.mask[None] for edit in self.edits),
+            tuple(case.item.caption for case in self.cases),
+            tuple(edit.caption for edit in self.edits),
+        )
+
+
+class Cases(torch.utils.data.Dataset[Case]):
+    """The images of a cell from place `start` on; each is drawn and measured alone."""
+
+    def __init__(self, cell: Cell, start: int = 0) -> None:
+        self.cell = cell
+        self.kind: str | None = cell.spec.get("edit")
+        self.dataset = open_dataset(cell.spec["dataset"])
+        self.indices = choose(self.dataset, cell.spec["images"], self.kind)[start:]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Case:
+        index = self.indices[place]
+        item = self.dataset.item(index)
+        measured = measure(self.cell, item.id, _model_range(item.image)) if self.cell.axes["corruption"] else None
+        return Case(item, measured, self.dataset.edit(index, self.kind) if self.kind else None)
+
+
+def choose(dataset: Dataset, count: int, edit: str | None) -> list[int]:
+    """Indices of the first `count` items, or of the first that admit an edit. Raises UserError if there are too few."""
+    if edit is None:
+        return list(range(count))
+    admitting = (index for index in range(len(dataset)) if dataset.edit(index, edit) is not None)
+    chosen = list(itertools.islice(admitting, count))
+    if len(chosen) < count:
+        raise UserError(f"images={count}: only {len(chosen)} images of the data set admit the edit {edit}")
+    return chosen
+
+
+def measure(cell: Cell, image_id: str, image: Tensor) -> corruptions.Measurement:
+    """The measurement of one image [C, H, W] in [-1, 1]. It depends on what is measured, never on the method."""
+    chosen = cell.spec["corruption"]
+    options = check_options(chosen["class"], "corruption", chosen["options"], "corruption")
+    corruption: corruptions.Corruption[Any] = load(chosen["class"], "corruption")(options)
+    key = corruptions.Key(cell.spec["dataset"]["name"], image_id, chosen["name"], chosen["severity"], cell.spec["seed"])
+    return corruptions.measure(corruption, image, key)
+
+
+def image_generator(cell: Cell, image_id: str) -> torch.Generator:
+    """The generator of one image's noise inside a method: the same whatever the batch, the order or the corruption."""
+    key = hashlib.blake2b(f"{image_id}|{cell.spec['seed']}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key, "little"))
+
+
+def pose(cell: Cell, method: Method, cases: Sequence[Case]) -> Posed:
+    """The cases as one batch for a method."""
+    condition, guidance = method.denoiser.condition, method.options.guidance
+    targets = [case.edit.caption for case in cases if case.edit is not None]
+    measured = [case.measurement for case in cases if case.measurement is not None]
+    guarantee = cell.spec.get("guarantee")
+    return Posed(
+        task=cell.spec["task"],
+        image=_stack(case.item.image for case in cases) * 2 - 1,
+        source=condition([case.item.caption for case in cases], guidance),
+        generators=[image_generator(cell, case.item.id) for case in cases],
+        # The mask says where an edit may act: methods are judged by it, so they do not get it.
+        target=condition(targets, guidance) if targets else None,
+        measurement=corruptions.stack(measured) if measured else None,
+        guarantee=None if guarantee is None else Guarantees.model_validate(guarantee),
+        cases=cases,
+    )
+
+
+def _model_range(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image) * 2 - 1
+
+
+def _stack(arrays: Iterable[np.ndarray]) -> Tensor:
+    return torch.stack([torch.from_numpy(array) for array in arrays])
