@@ -191,8 +191,8 @@ def _notes(metric: Metric, summary: pd.DataFrame, results: Results) -> tuple[str
         notes = [
             f"Mean over images; ± is half the 95 % bootstrap interval over n = {_size(summary)} images (seeds averaged "
             "within an image).",
-            f"Bold: best, {SECOND}, only where the Wilcoxon signed-rank test paired by image (Holm over methods, p < .05) "
-            "holds it against every method ranked below.",
+            f"Bold: best, {SECOND}, only where the Wilcoxon signed-rank test paired by image (Holm over methods, "
+            "p < .05) holds it against every method ranked below.",
             *_undecided(metric, summary),
             *absent(results),
         ]
