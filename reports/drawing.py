@@ -40,7 +40,7 @@ BEST = 5  # of many lines are coloured for their rank
 TWINS = 0.02  # of the spread of all means: two lines that never differ by more count as one when colours are given
 LABEL = 6.5  # points, of a name at the end of a line
 LONGEST = 60  # characters of a name in a figure
-HEAD = 38  # characters of a line over a panel
+HEAD = 34  # characters of a line over a panel
 TICK = 16  # characters of a tick
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reports.images import Gallery
-from reports.results import Results, middle, title_of, words
+from reports.results import Results, middle, plain, title_of, words
 from reports.tables import Table
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def page(
     html = environment.get_template("report.html.j2").render(
         manifest=results.manifest,
         title=title_of(results.manifest),
-        description=results.manifest.get("description") or "",
+        description=plain(results.manifest.get("description") or ""),
         task=results.manifest.get("task") or "–",
         error=error,
         remedy=remedy,
