@@ -17,6 +17,7 @@ from bench.cluster.launch import cores, launch, waits
 from bench.errors import UserError, run_command
 from bench.mirror.companion import Companion
 from bench.plan import Outlook, look, require_assets, say_gaps, show, summary
+from bench.spec.datasets import inventory
 from bench.store import Store
 
 LINE = 160
@@ -32,6 +33,7 @@ def manifest(outlook: Outlook) -> dict[str, object]:
         "task": config.task,
         "profile": config.profile.name,
         "images": config.images,
+        "datasets": inventory(cell.spec for cell in outlook.expansion.cells),
         "highlight": config.highlight,
         "cells": [{"id": c.id, "axes": c.axes, "evaluations": c.evaluations} for c in outlook.expansion.cells],
         "reference": list(config.reference),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import itertools
 import json
 import logging
 import warnings
@@ -25,7 +24,7 @@ from torch.utils.data import DataLoader
 import corruptions.base as corruptions
 from bench import provenance
 from bench.cell.models import build_denoiser, build_grid
-from bench.data.base import Dataset, EditItem, Item
+from bench.data.base import EditItem, Item
 from bench.errors import UserError
 from bench.metrics import extractors
 from bench.metrics.edit import Edited, score_edits
@@ -33,7 +32,7 @@ from bench.metrics.image import score
 from bench.metrics.latent import normal_distance
 from bench.spec.cells import Cell, weights_sha256
 from bench.spec.config import ModelConfig
-from bench.spec.datasets import open_dataset
+from bench.spec.datasets import choose, open_dataset, require_content
 from bench.spec.registry import check_options, load
 from methods.base import InversionMethod, Problem, Solution, in_latents
 from methods.denoiser import Denoiser
@@ -157,17 +156,6 @@ def posed_sha256(item: Item, edit: EditItem) -> str:
     for array in (item.image, edit.mask, *([] if edit.truth is None else [edit.truth])):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def choose(dataset: Dataset, count: int, edit: str | None) -> list[int]:
-    """Indices of the first `count` items, or of the first that admit an edit. Raises UserError if too few do."""
-    if edit is None:
-        return list(range(count))
-    admitting = (index for index in range(len(dataset)) if dataset.edit(index, edit) is not None)
-    chosen = list(itertools.islice(admitting, count))
-    if len(chosen) < count:
-        raise UserError(f"images={count}: only {len(chosen)} images of the data set admit the edit {edit}")
-    return chosen
 
 
 class Rows(pl.Callback):
@@ -339,6 +327,7 @@ def execute(
     data, kind = cell.spec["dataset"], cell.spec.get("edit")
     dataset = open_dataset(data)
     chosen = choose(dataset, cell.spec["images"], kind)
+    require_content(cell.spec, dataset, chosen)
     method = build_method(cell, device)
     collector = Rows(cell, samples, keep, device)
     collector.restore(*earlier)
@@ -377,6 +366,7 @@ def execute(
             plugins=[LightningEnvironment()],  # submitit owns the scheduler's signals, not Lightning
         )
         trainer.test(method, loader, verbose=False)
+    require_content(cell.spec, dataset, chosen)  # again: nothing has come in between
     for row in collector.rows:
         row["peak_mib"] = collector.memory.mib
     record = {
