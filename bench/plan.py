@@ -23,6 +23,7 @@ from bench.spec.cells import Cell, Expansion, expand
 from bench.spec.chunks import Chunk, Clock, chunk
 from bench.spec.compose import compose_config
 from bench.spec.config import FailureClass, RunConfig
+from bench.spec.datasets import differing, inventory, notes
 from bench.spec.reconcile import Plan, reconcile
 from bench.store import Damaged, Store, told
 
@@ -158,6 +159,27 @@ def say_gaps(outlook: Outlook, console: Console) -> None:
         console.print(f"skipped {count} combinations: {reason}", style="yellow", soft_wrap=True)
     for reason in dict.fromkeys(outlook.expansion.unavailable.values()):
         console.print(f"unavailable: {reason}", style="yellow", soft_wrap=True)
+    for line in notes(cell.spec for cell in outlook.expansion.cells) + changed_files(outlook):
+        console.print(line, style="yellow", soft_wrap=True)
+
+
+def changed_files(outlook: Outlook) -> list[str]:
+    """A line for each data set whose files are not those of the sweep's last run, if finished cells used them."""
+    store, lines = Store(outlook.config.results), []
+    try:
+        before = store.manifest(outlook.config.name)
+    except (OSError, ValueError):
+        return []
+    gone = store.done() - {cell.id for cell in outlook.expansion.cells}
+    stale = Counter(cell["axes"]["dataset"] for cell in before["cells"] if cell["id"] in gone)
+    for name, now in inventory(cell.spec for cell in outlook.expansion.cells).items():
+        count = differing(before.get("datasets", {}).get(name), now)
+        if count and stale[name]:
+            lines.append(
+                f"dataset {name} has changed since its cells were computed: {count} images or captions differ; "
+                f"{stale[name]} cells are computed again"
+            )
+    return lines
 
 
 def show(outlook: Outlook, console: Console) -> None:

@@ -30,6 +30,7 @@ from bench.files import child_environment
 from bench.mirror.companion import Companion
 from bench.plan import Outlook, look, require_assets, say_gaps, show, summary
 from bench.spec import metrics
+from bench.spec.datasets import inventory
 from bench.store import Damaged, Store
 
 LINE = 160
@@ -54,6 +55,7 @@ def manifest(outlook: Outlook, arguments: Sequence[str]) -> dict[str, Any]:
         "task": config.task,
         "profile": config.profile.name,
         "images": config.images,
+        "datasets": inventory(cell.spec for cell in outlook.expansion.cells),
         "highlight": config.highlight,
         "titles": config.titles,
         "columns": metrics.foreign(config.metrics),

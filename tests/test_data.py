@@ -418,7 +418,7 @@ def test_captions_may_name_images_of_the_other_split(tmp_path: Path) -> None:
         ("captions.csv", "image,text\na.png,x\n", "needs the columns file,caption, has image,text"),
         ("captions.csv", "", "needs the columns file,caption, has none"),
         ("captions.csv", "file,caption\na.png,a cat, sitting\n", "line 2 .* quote captions"),
-        ("captions.csv", "file,caption\na.png\n", "line 2 has not one value a column"),
+        ("captions.csv", "file,caption\na.png\n", "line 2 has not one value for each column"),
         ("captions.csv", "file,caption\na.png,x\na.png,y\n", r"line 3 names a\.png again"),
         ("captions.csv", 'file,caption\na.png,"x', "unexpected end of data"),
         ("captions.csv", b"file,caption\na.png,\xff\n", "captions.csv: .*utf-8"),
@@ -509,10 +509,15 @@ def test_planning_a_folder(root: Path, tmp_path: Path) -> None:
 def test_a_folder_with_too_few_images_names_its_split(root: Path) -> None:
     held, all_of_them = (len(ImageFolder(split, root)) for split in ("test", "all"))
     few = ["sweep=reconstruction", "dataset=folder", f"dataset.folder.options.root={root}", "images=99"]
-    hint = "dataset.folder.split=all takes those of every split"
-    with pytest.raises(UserError, match=rf"^images=99: dataset folder has {held} images in split test; {hint}$"):
+    hint = "write images={held}, or dataset.folder.split=all for those of every split"
+    with pytest.raises(
+        UserError, match=rf"^images=99: dataset folder has {held} images in split test; {hint.format(held=held)}$"
+    ):
         expand(compose_config(few))
-    with pytest.raises(UserError, match=rf"^images=99: dataset folder has {all_of_them} images in split all$"):
+    with pytest.raises(
+        UserError,
+        match=rf"^images=99: dataset folder has {all_of_them} images in split all; write images={all_of_them}$",
+    ):
         expand(compose_config([*few, "dataset.folder.split=all"]))
 
 

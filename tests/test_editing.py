@@ -9,12 +9,13 @@ import pytest
 
 from bench import run
 from bench.cell.execute import execute
-from bench.cell.posing import choose, edit_sha256
+from bench.cell.posing import edit_sha256
 from bench.data.digits import Digits
 from bench.data.scenes import Scenes
 from bench.errors import UserError
 from bench.spec.cells import expand
 from bench.spec.compose import compose_config
+from bench.spec.datasets import choose
 from bench.store import Store
 from reports.distances import kernel
 

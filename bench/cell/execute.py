@@ -22,6 +22,7 @@ from bench.cell.rows import Finished, Partial, Row
 from bench.errors import UserError
 from bench.spec.cells import Cell, weights_sha256
 from bench.spec.config import ModelConfig
+from bench.spec.datasets import require_content
 from bench.spec.registry import check_options, load
 from methods.base import Method, Problem, Solution, in_latents
 from methods.denoiser import Denoiser
@@ -120,6 +121,7 @@ def execute(
     started = provenance.now()
     finished, memory = Finished(samples, earlier), PeakMemory(device)
     cases = Cases(cell, start=len(finished.rows))
+    require_content(cell.spec, cases.dataset, cases.chosen)
     method = build_method(cell, device)
     loader = DataLoader(cases, batch_size=batch_size, collate_fn=partial(pose, cell, method))
     with quiet_lightning():
@@ -135,6 +137,7 @@ def execute(
             plugins=[LightningEnvironment()],  # submitit owns the scheduler's signals, not Lightning
         )
         trainer.predict(method, loader, return_predictions=False)
+    require_content(cell.spec, cases.dataset, cases.chosen)  # again: the files may have changed meanwhile
     for row in finished.rows:
         row["peak_mib"] = memory.mib
     record = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,10 @@ import torch
 from torch import Tensor
 
 import corruptions.base as corruptions
-from bench.data.base import Dataset, EditItem, Item
-from bench.errors import UserError
+from bench.data.base import EditItem, Item
 from bench.metrics.scoring import Batch
 from bench.spec.cells import Cell
-from bench.spec.datasets import open_dataset
+from bench.spec.datasets import choose, open_dataset
 from bench.spec.registry import check_options, load
 from methods.base import Method, Problem
 from methods.options import Guarantees
@@ -91,7 +89,8 @@ class Cases(torch.utils.data.Dataset[Case]):
         self.cell = cell
         self.kind: str | None = cell.spec.get("edit")
         self.dataset = open_dataset(cell.spec["dataset"])
-        self.indices = choose(self.dataset, cell.spec["images"], self.kind)[start:]
+        self.chosen = choose(self.dataset, cell.spec["images"], self.kind)
+        self.indices = self.chosen[start:]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -101,17 +100,6 @@ class Cases(torch.utils.data.Dataset[Case]):
         item = self.dataset.item(index)
         measured = measure(self.cell, item.id, _model_range(item.image)) if self.cell.axes["corruption"] else None
         return Case(item, measured, self.dataset.edit(index, self.kind) if self.kind else None)
-
-
-def choose(dataset: Dataset, count: int, edit: str | None) -> list[int]:
-    """Indices of the first `count` items, or of the first that admit an edit. Raises UserError if there are too few."""
-    if edit is None:
-        return list(range(count))
-    admitting = (index for index in range(len(dataset)) if dataset.edit(index, edit) is not None)
-    chosen = list(itertools.islice(admitting, count))
-    if len(chosen) < count:
-        raise UserError(f"images={count}: only {len(chosen)} images of the data set admit the edit {edit}")
-    return chosen
 
 
 def measure(cell: Cell, image_id: str, image: Tensor) -> corruptions.Measurement:

@@ -31,7 +31,13 @@ class Item:
 
 
 class Dataset(Protocol):
-    """`shape` is (C, H, W) of every image; `edits` are the kinds that `edit` knows."""
+    """`shape` is (C, H, W) of every image; `edits` are the kinds that `edit` knows.
+
+    A data set of files that may change also has `content(index) -> str`: a hash of all that an item and its edits are
+    made of, id and captions included. It is part of a cell's id, and a job refuses files that have changed since. With
+    it, options that only say where the files are can stay out of the id: the class names them in `where`. Optional
+    `notes` are lines that the plan shows, such as what is left out.
+    """
 
     shape: tuple[int, int, int]
     edits: Sequence[str]

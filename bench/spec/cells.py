@@ -2,7 +2,8 @@
 
 A cell is method x model x dataset x task x corruption x severity x steps x guidance x seed with everything resolved.
 Its id is readable words and a hash of all that can change its numbers: resolved options with their declared versions,
-the model and its weights' sha256, the data set, the metrics. Titles, launchers and batch sizes are not part of it.
+the model and its weights' sha256, the data set and what its files hold, the metrics. Titles, launchers, batch sizes
+and the folder that a data set's files are in are not part of it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bench.files import sha256
 from bench.spec import metrics
 from bench.spec.axes import _fields, check_number, points
 from bench.spec.config import SAME, ModelConfig, RunConfig
-from bench.spec.datasets import dataset_spec, open_dataset
+from bench.spec.datasets import dataset_spec, in_id, open_dataset, read_files, reread
 from bench.spec.registry import check_model, check_options, check_weights, identity, resolve
 
 Point = dict[str, Any]
@@ -59,6 +60,7 @@ class Expansion:
 def expand(config: RunConfig) -> Expansion:
     """All cells of a configuration. Raises UserError for anything that a user got wrong."""
     _check_task(config)
+    reread()
     usable, unavailable = metrics.available(metrics.chosen(config.metrics), config.task)
     if not usable:
         raise UserError(f"no metric can be computed: {'; '.join(unavailable.values())}")
@@ -153,6 +155,7 @@ def _cell(config: RunConfig, point: Point, judged_by: dict[str, Any], model_spec
     )
     if reason:
         return Skip(axes, reason)
+    spec["dataset"] |= read_files(spec, model.backbone.get("vocabulary") or model.vocabulary, point["model"])
     evaluations = options.evaluations + (config.guarantee.evaluations if config.task == "guarantee" else 0)
     return Cell(_identify(axes, spec), axes, spec, evaluations * config.images)
 
@@ -270,8 +273,9 @@ def _mismatch(point: Point, model: ModelConfig, dataset: Any, images: int, split
     if images > len(dataset):
         name = point["dataset"]
         more = split != "all" and "all" in getattr(dataset, "splits", ())
-        hint = f"; dataset.{name}.split=all takes those of every split" if more else ""
-        raise UserError(f"images={images}: dataset {name} has {len(dataset)} images in split {split}{hint}")
+        hint = f", or dataset.{name}.split=all for those of every split" if more else ""
+        there = f"dataset {name} has {len(dataset)} images in split {split}"
+        raise UserError(f"images={images}: {there}; write images={len(dataset)}{hint}")
     if tuple(dataset.shape) != tuple(model.shape):
         wants, has = "x".join(map(str, model.shape)), "x".join(map(str, dataset.shape))
         return f"model {point['model']} takes {wants} images, dataset {point['dataset']} has {has}"
@@ -304,5 +308,5 @@ def _identify(axes: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     words = [str(axes["method"]), axes["corruption"] or axes.get(EDIT_AXIS) or axes["task"]]
     words += [f"s{axes['severity']}"] * (axes["severity"] is not None)
     words += [axes["model"], axes["dataset"], f"n{axes['steps']}", f"g{axes['guidance']:g}", f"seed{axes['seed']}"]
-    digest = hashlib.blake2b(canonical(spec).encode(), digest_size=6).hexdigest()
+    digest = hashlib.blake2b(canonical(in_id(spec)).encode(), digest_size=6).hexdigest()
     return "-".join([*words, digest])
