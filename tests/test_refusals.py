@@ -36,7 +36,7 @@ from methods.options import Guarantees, MethodOptions
 
 TINY = Path(__file__).parent / "golden" / "tiny"
 SMALL = ["sweep=corruptions", "method=ddim", "severity=1", "profile=digits", "images=1", "corruption=random_mask"]
-RAW = ("pydantic", "Input should", "hydra", "Hydra", "override", "Error", "instance of", "valid ", "[key]")
+RAW = ("pydantic", "Input should", "hydra", "Hydra", "override", "Error", "instance of", "a valid ", "[key]")
 """Words of libraries that no message of ours holds."""
 
 
@@ -154,6 +154,8 @@ def test_nonsense_at_a_key_of_the_configuration(
         in_one_line(caught.value)
 
 
+NEEDED = {"missing": 0.1, "side": 0.1, "vocabulary": "scenes", "shape": [3, 32, 32], "pretrained": "a/b"}
+NEEDED |= {"sigma": 1, "sigma01": 0.1}
 OPTIONS = [
     made
     for module in (
@@ -169,10 +171,12 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", [MethodOptions, *OPTIONS], ids=lambda made: made.__qualname__)
 def test_nonsense_at_an_option_of_a_class(options: type[BaseModel]) -> None:
+    needed = {name: value for name, value in NEEDED.items() if name in options.model_fields}
+    validate(options, needed)
     for (name,), annotation in fields(options):
         for value in nonsense(name, annotation):
             with pytest.raises(UserError) as caught:
-                print(f"{name} takes {value!r}", validate(options, {name: value}, "here"))
+                print(f"{name} takes {value!r}", validate(options, {**needed, name: value}, "here"))
             in_one_line(caught.value)
             assert name in str(caught.value), caught.value
 
@@ -239,7 +243,7 @@ def test_a_name_of_a_part_cannot_leave_the_folder(composed: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("written", "place", "value"),
     [
-        ("launcher.env={THREADS: 4, RATE: 0.5, A: a}", "env", {"THREADS": "4", "RATE": "0.5", "A": "a"}),
+        ("launcher.env={THREADS: 4, RATE: 0.5, WORD: a}", "env", {"THREADS": "4", "RATE": "0.5", "WORD": "a"}),
         ("launcher.max_failed=3", "max_failed", 3),
         ("launcher.max_failed=0.25", "max_failed", 0.25),
         ("launcher.mem_gb=8", "mem_gb", 8),

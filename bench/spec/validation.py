@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeGuard, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -45,15 +45,14 @@ def _check_values(content: Any, place: str) -> None:
 
 def _check_kinds(made: Any, content: Any, place: str) -> None:
     """Refuse what pydantic guesses: true as the number 1, text as a number, a number as true or false."""
-    names = {field.alias or name: name for name, field in made.model_fields.items()} if _is_model(made) else {}
+    inner: dict[Any, Any] = {}
+    if isinstance(made, BaseModel):
+        inner = {field.alias or name: getattr(made, name) for name, field in type(made).model_fields.items()}
+    elif isinstance(made, (Mapping, list, tuple)):
+        inner = dict(made if isinstance(made, Mapping) else enumerate(made))
     for key, value in _parts(content):
-        inner = f"{place}.{key}" if place else str(key)
-        if key in names:
-            _check_kinds(getattr(made, names[key]), value, inner)
-        elif (isinstance(made, Mapping) and key in made) or (
-            isinstance(made, (list, tuple)) and isinstance(key, int) and key < len(made)
-        ):
-            _check_kinds(made[key], value, inner)
+        if key in inner:
+            _check_kinds(inner[key], value, f"{place}.{key}" if place else str(key))
     guessed = isinstance(content, str) or content == made  # else another value was laid over this one
     if isinstance(made, bool) and not isinstance(content, bool) and guessed:
         raise UserError(f"{place}={content!r}: must be true or false")
@@ -61,10 +60,6 @@ def _check_kinds(made: Any, content: Any, place: str) -> None:
         raise UserError(
             f"{place}={content!r}: must be a number{', without quotes' if isinstance(content, str) else ''}"
         )
-
-
-def _is_model(made: Any) -> TypeGuard[BaseModel]:
-    return isinstance(made, BaseModel)
 
 
 def _shown(given: Any) -> str:
