@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -49,7 +50,7 @@ def drill(kills: int, folder: Path, seed: int = 0) -> None:
         driver = start(killed)
         # Some kills come at a step of the start, some in the first cell, some after a few cells: two thirds of them all
         # are done in the end, on a fast machine and on a slow one.
-        wanted = len(Store(killed).done()) + int(chance.uniform(0, 2 / 3 * 2 * CELLS / kills) + chance.random())
+        wanted = len(Store(killed).done()) + int(chance.uniform(0, 4 / 3 * CELLS / kills) + chance.random())
         if chance.random() < 0.8:
             while driver.poll() is None and (not workers(killed) or len(Store(killed).done()) < wanted):
                 time.sleep(0.02)
@@ -57,7 +58,8 @@ def drill(kills: int, folder: Path, seed: int = 0) -> None:
         alive = workers(killed)
         victim = chance.choice(alive) if alive and chance.random() < 0.4 else driver.pid
         if driver.poll() is None:
-            os.kill(victim, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
         if victim != driver.pid:
             time.sleep(chance.uniform(0, 1))
             driver.kill()
