@@ -173,7 +173,7 @@ def test_wrong_arguments_of_a_command(arguments: list[str], words: str) -> None:
 
 @pytest.mark.parametrize("text", ["-1", "2", "1.5", "", "x", "³", "9" * 30])
 def test_a_whole_number_is_checked(text: str) -> None:
-    with pytest.raises(UserError, match="a=.*: must be a whole number, 3 or more"):
+    with pytest.raises(UserError, match=r"a=.*: must be a whole number, 3 or more"):
         whole_number({"a": text}, "a", 3)
 
 
