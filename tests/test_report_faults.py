@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_reports import CORRUPTIONS, ROOT, build, cell_name, hashes, make_store, write_cell
+from test_reports import CORRUPTIONS, METHODS, ROOT, build, cell_name, hashes, make_store, write_cell
 
 from bench.errors import StoreError, UserError
 from bench.store import Store
@@ -30,7 +30,7 @@ from reports.damage import Torn
 from reports.drawing import literal, power, save, styled
 from reports.folder import Built, replacing
 from reports.latex import escape
-from reports.results import arrange, load, plain
+from reports.results import load, plain
 from reports.tables import csv, md
 
 HOSTILE = (
@@ -54,24 +54,28 @@ def out_of(store: Store) -> Path:
     return store.root / "reports" / "corruptions"
 
 
-def retitled(store: Store, **options: Any) -> None:
-    """Hostile names for everything in the manifest that a report shows."""
+def entitled(store: Store, methods: Mapping[str, str], corruptions: Mapping[str, str], **options: Any) -> None:
+    """Other titles in the manifest, wherever it keeps them."""
     manifest = store.manifest("corruptions")
-    titles = iter(HOSTILE)
-    methods: dict[str, str] = {}
-    corruptions = dict(zip(CORRUPTIONS, reversed(HOSTILE), strict=False))
-    for cell in manifest["cells"]:
-        axes = cell["axes"]
-        if axes["method"] not in methods:
-            methods[axes["method"]] = next(titles)
-        axes["method_title"] = methods[axes["method"]]
-        axes["corruption_title"] = corruptions[axes["corruption"]]
+    if "titles" in manifest:
+        manifest["titles"] = {**manifest["titles"], "method": methods, "corruption": corruptions}
+    else:
+        for cell in manifest["cells"]:
+            axes = cell["axes"]
+            axes["method_title"] = methods[axes["method"]]
+            axes["corruption_title"] = corruptions[axes["corruption"]]
+    store.write_manifest("corruptions", {**manifest, **options})
+
+
+def retitled(store: Store) -> None:
+    """Hostile names for everything in the manifest that a report shows."""
     every = " ".join(HOSTILE)
     changed = {
         "title": every, "description": every, "unavailable": {every: every}, "options": {"ddim": {"p": every}},
         "skipped": [{"axes": {"method": every}, "reason": every}], "reference": {"method": "ddim"},
     }  # fmt: skip
-    store.write_manifest("corruptions", {**manifest, **changed, **options})
+    methods = dict(zip(METHODS, HOSTILE, strict=False))
+    entitled(store, methods, dict(zip(CORRUPTIONS, reversed(HOSTILE), strict=False)), **changed)
 
 
 # --- titles --------------------------------------------------------------------------------------------------------
@@ -159,13 +163,14 @@ def test_ticks_of_a_logarithmic_axis_are_plain_text(tmp_path: Path) -> None:
     assert power(1e-3) == "10⁻³"
 
 
-def test_equal_titles_are_told_apart() -> None:
-    axes = [{"method": m, "method_title": "same", "steps": 1} for m in ("a", "b")]
-    _, lines, _ = arrange({"cells": [{"id": str(i), "axes": a} for i, a in enumerate(axes)]}, {})
-    assert [line.title for line in lines] == ["same (a)", "same (b)"]
-    one = [{"method": "a", "method_title": "A · B", "steps": 1}]
-    _, lines, _ = arrange({"cells": [{"id": "0", "axes": one[0]}]}, {})
-    assert [line.title for line in lines] == ["A · B"]
+def test_equal_titles_are_told_apart(tmp_path: Path) -> None:
+    store = make_store(tmp_path, images=2, small=True)
+    entitled(store, {"ddim": "same", "edict": "same", "injective": "A · B"}, CORRUPTIONS)
+    manifest = store.manifest("corruptions")
+    titles = [line.title for line in load(store, manifest).lines]
+    assert titles == ["same (ddim)", "same (edict)", "A · B"]
+    alone = [cell for cell in manifest["cells"] if cell["axes"]["method"] == "injective"]
+    assert [line.title for line in load(store, {**manifest, "cells": alone}).lines] == ["A · B"]
 
 
 def test_each_format_escapes_its_own_signs() -> None:
