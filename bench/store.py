@@ -230,7 +230,12 @@ class Store:
 
     def manifest(self, name: str) -> dict[str, Any]:
         """The sweep's manifest. Raises FileNotFoundError if that sweep never ran into this store, and Damaged."""
-        return _json(self.root / "sweeps" / f"{name}.json", "cells")
+        file = self.root / "sweeps" / f"{name}.json"
+        content = _json(file, "cells")
+        with _reading(file):
+            if not all(isinstance(cell["id"], str) and "method" in cell["axes"] for cell in content["cells"]):
+                raise ValueError("its cells have no ids or no axes")
+        return content
 
     def manifests(self) -> list[str]:
         return sorted(name.removesuffix(".json") for name in _names(self.root / "sweeps"))

@@ -35,7 +35,7 @@ from bench.errors import StoreError, UserError, nearest, run_command
 from bench.files import PROJECT, ROOT, sha256
 from bench.mirror.records import CELL_FILES
 from bench.store import Store
-from reports.damage import Torn, manifest_of
+from reports.damage import Torn
 from reports.folder import Built, replacing
 from reports.results import DAMAGED, MixedMeasurements, Results, check_measurements, load, title_of
 from reports.tables import (
@@ -90,7 +90,7 @@ def parse(arguments: Sequence[str]) -> Options:
     if not given["sweep"]:
         raise UserError(f"no sweep given; write sweep=NAME with one of {', '.join(sweeps) or 'none'}")
     sweep = one_of(given, "sweep", sweeps)
-    metric = one_of(given, "metric", tuple(declared(manifest_of(Store(root), sweep)))) if given["metric"] else None
+    metric = one_of(given, "metric", tuple(declared(Store(root).manifest(sweep)))) if given["metric"] else None
     if out.exists() and not out.is_dir():
         raise UserError(f"out={out} is a file; give a folder")
     return Options(sweep, root, out, metric, quiet, style)
@@ -276,7 +276,7 @@ def run(options: Options) -> int:
     from rich.text import Text
 
     store = Store(options.store)
-    manifest = manifest_of(store, options.sweep)
+    manifest = store.manifest(options.sweep)
     inputs = digest(store, manifest, options.metric, options.style)
     built = Built.read(options.out)
     if built is None or built.digest != inputs:

@@ -5,12 +5,9 @@ A report shows them as damaged and goes on: each is named with the file at fault
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from bench.errors import UserError
 from bench.store import Store
 
 if TYPE_CHECKING:
@@ -23,64 +20,6 @@ class Torn(Exception):
     def __init__(self, cell: str, reason: str) -> None:
         super().__init__(f"{cell}: {reason}")
         self.cell, self.reason = cell, reason
-
-
-def manifest_of(store: Store, sweep: str) -> dict[str, Any]:
-    """A sweep's manifest. Raises UserError where it is torn: the next run of the sweep writes it anew."""
-    try:
-        found = store.manifest(sweep)
-        whole = all(isinstance(cell["id"], str) and "method" in cell["axes"] for cell in found["cells"])
-    except (OSError, ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        file = store.root / "sweeps" / f"{sweep}.json"
-        raise UserError(f"{file} cannot be read: it is damaged; run the sweep again (bench.run) to write it anew")
-    return found
-
-
-def damaged(store: Store, cells: Iterable[str]) -> dict[str, str]:
-    """The cells among these whose result, or failure where they have no result, is there but cannot be used: cell ->
-    why. Archives are judged by their lists of contents and rows by their footer: what is torn has lost them."""
-    done, failed = store.done(), store.failed()
-    found = {}
-    for i in cells:
-        if i in done and (why := _fault(store, i)):
-            found[i] = why
-        elif i in failed and not _whole(store.failure, i, "class"):
-            found[i] = f"failures/{i}.json cannot be read"
-    return found
-
-
-def _fault(store: Store, cell: str) -> str:
-    """The first file of a result that is missing or torn, in words; empty if there is none."""
-    folder = store.root / "cells" / cell
-    for name in ("rows.parquet", "cell.json"):
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-    if not _whole(store.record, cell, "id"):
-        return "cell.json cannot be read"
-    if not _parquet(folder / "rows.parquet"):
-        return "rows.parquet cannot be read"
-    archives = (folder / name for name in ("samples.npz", "features.npz"))
-    return "".join(f"{a.name} cannot be read" for a in archives if a.is_file() and not zipfile.is_zipfile(a))
-
-
-def _whole(read: Callable[[str], dict[str, Any]], cell: str, key: str) -> bool:
-    try:
-        found = read(cell)
-        return key in found and found.get("id", cell) == cell
-    except (OSError, ValueError, TypeError, AttributeError):
-        return False
-
-
-def _parquet(file: Path) -> bool:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return {"cell_id", "image_id"} <= set(pq.read_schema(file).names)
-    except (OSError, pa.ArrowException):
-        return False
 
 
 def torn_rows(store: Store, cells: Iterable[str]) -> dict[str, str]:

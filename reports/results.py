@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.columns import AXES, MEASUREMENT, METRICS, Metric, declared
 from bench.store import Store
-from reports.damage import arrays, damaged, torn_rows
+from reports.damage import arrays, torn_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -323,7 +323,7 @@ def load(store: Store, manifest: Mapping[str, Any], torn: Mapping[str, str] | No
 
     ids = [cell["id"] for cell in manifest["cells"]]
     done, failed = store.done(), store.failed()
-    broken = {**damaged(store, ids), **(torn or {})}
+    broken = {**store.damaged(ids), **(torn or {})}
     unread = {*UNREAD, *(name for cell in manifest["cells"] for name in cell["axes"])}
     whole = [i for i in ids if i in done and i not in broken]
     try:

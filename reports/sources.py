@@ -18,7 +18,6 @@ from typing import Any
 from bench.errors import UserError
 from bench.mirror.records import CELL_FILES, FAILURE_FILE, SWEEP_FILE, Mark, offline_runs, server_runs
 from bench.store import Store
-from reports.damage import manifest_of
 
 Fetch = Callable[[str, Path], bool]
 """Puts a run's file of that name into a folder; False if the run has none."""
@@ -78,7 +77,7 @@ def _assemble(found: Iterable[Source], sweep: str, root: Path, absent: str) -> S
         list(pool.map(lambda source: _place(source, root), latest.values()))
     store = Store(root)
     held = {source.mark.record for source in latest.values() if source.mark.kind == "cell"}
-    for cell_id in {cell["id"] for cell in manifest_of(store, sweep)["cells"]} & store.done() - held:
+    for cell_id in {cell["id"] for cell in store.manifest(sweep)["cells"]} & store.done() - held:
         shutil.rmtree(root / "cells" / cell_id)  # of another mirror, fetched before
     return store
 
