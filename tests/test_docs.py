@@ -20,8 +20,8 @@ from methods.paths import Rectified
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
-    "README.md", "docs/VERIFIED.md", "docs/INJECTIVE_ODE.md", "docs/WANDB.md", "docs/GLOSSARY.md", "bench/CLUSTER.md",
-    "methods/README.md", "methods/FOOTGUNS.md",
+    "README.md", "docs/VERIFIED.md", "docs/INJECTIVE_ODE.md", "docs/WANDB.md", "docs/GLOSSARY.md", "docs/EXTEND.md",
+    "bench/CLUSTER.md", "methods/README.md", "methods/FOOTGUNS.md",
 )  # fmt: skip
 NAMING_TESTS = ("docs/VERIFIED.md", "bench/CLUSTER.md", "methods/README.md", "methods/FOOTGUNS.md")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -355,6 +356,17 @@ def test_a_truncated_jpeg_is_noticed(tmp_path: Path) -> None:
     assert "0.jpg" in message and message.endswith("1 more images cannot be read")
 
 
+@pytest.mark.parametrize("suffix", [".avif", ".png", ".tif", ".webp"])
+def test_whatever_a_decoder_raises_names_the_image(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".avif" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    whole = save(tmp_path / f"a{suffix}", 0).read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 300)):
+        (tmp_path / f"a{suffix}").write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with contextlib.suppress(ValueError):
+            read_rgb(tmp_path / f"a{suffix}")
+
+
 def test_a_name_that_is_not_utf8_is_said(root: Path) -> None:
     os.rename(root / "b.png", os.fsencode(root) + b"/caf\xe9.png")
     assert refused(root) == r"dataset folder: the file name b'caf\xe9.png' is not UTF-8; rename the file"
@@ -483,6 +495,12 @@ def test_what_is_not_read_is_counted(root: Path, tmp_path: Path, capsys: pytest.
     assert f"dataset folder: {note}" in capsys.readouterr().out.splitlines()
 
 
+def test_a_folder_of_nothing_that_is_read_says_what_there_is(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/x.heic").write_bytes(b"")
+    assert refused(tmp_path / "images").endswith("; files that are not read: 1 .heic")
+
+
 def test_linked_folders_are_followed_without_end(root: Path, tmp_path: Path) -> None:
     save(tmp_path / "elsewhere/deep/d.png", 3)
     (root / "more").symlink_to(tmp_path / "elsewhere")
@@ -541,10 +559,10 @@ def swapped() -> bytes:
 
 
 def gray() -> bytes:
-    """A profile of gray pixels that are linear in light: its curve is of type 0, value ** 1.0."""
+    """A profile of gray pixels of gamma 1.8: a curve of type 0, value ** 1.8."""
     content = srgb().replace(b"RGB XYZ ", b"GRAYXYZ ", 1).replace(b"rTRC", b"kTRC", 1)
     curve = content.index(b"para") + 8
-    return content[:curve] + bytes([0, 0, 0, 0, 0, 1, 0, 0]) + content[curve + 8 :]
+    return content[:curve] + bytes([0, 0, 0, 0, 0, 1, 0xCC, 0xCD]) + content[curve + 8 :]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
@@ -562,12 +580,12 @@ def test_a_colour_profile_is_applied(tmp_path: Path, suffix: str, mode: str) -> 
 
 def test_profiles_of_gray_pixels(tmp_path: Path) -> None:
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
-    light = np.asarray(ramp) / 255.0
+    light = (np.asarray(ramp) / 255.0) ** 1.8
     shown = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     for mode in ("L", "LA"):
         for profile, expected in ((swapped(), np.asarray(ramp, float)), (gray(), shown)):
             ramp.convert(mode).save(tmp_path / "a.png", icc_profile=profile)
-            assert np.abs(np.asarray(read_rgb(tmp_path / "a.png")) - expected[..., None]).max() <= 1
+            assert np.abs(np.asarray(read_rgb(tmp_path / "a.png")) - expected[..., None]).max() < 2
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,9 @@ def read_rgb(file: Path) -> Image.Image:
                 colours.putalpha(rgba.getchannel("A"))
                 return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), colours).convert("RGB")
             return _in_srgb(image, image.mode, profile)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # each decoder of Pillow has its own kinds
         raise ValueError(f"cannot read image {file}: {error}") from error
 
 
@@ -326,11 +328,11 @@ class ImageFolder:
             if image_id in self.files:
                 raise ValueError(f"root {self.root} has two files that are named {image_id}; rename one")
             self.files[image_id] = file
-        if not self.files:
-            raise ValueError(f"root {self.root} has no images ({', '.join(SUFFIXES)})")
         self.notes = list(_unread(files))
         if beside := len(images) - len(self.files):
             self.notes.append(f"{beside} images beside the folders {', '.join(self.folders)} are in no split")
+        if not self.files:
+            raise ValueError("; ".join([f"root {self.root} has no images ({', '.join(SUFFIXES)})", *self.notes]))
         self.captions, self.texts = dict[str, str](), dict[str, Path]()
         if captions == "auto":
             self._find_captions(files)
@@ -369,7 +371,7 @@ class ImageFolder:
         else:
             source, self.texts = ".txt files beside the images", texts
         if tables or texts:
-            count = sum(map(bool, self.captions.values())) or len(self.texts)
+            count = sum(bool(self.captions.get(image_id)) for image_id in self.files) or len(self.texts)
             self.notes.append(f"{count} of {len(self.files)} images have captions, from {source}")
 
     def __len__(self) -> int:
