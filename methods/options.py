@@ -11,6 +11,11 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 
+def walked(steps: int, strength: float) -> int:
+    """The steps that are walked: the share `strength` of all, at least one, as `TimeGrid.truncate` counts them."""
+    return max(1, int(round(steps * strength, 9)))
+
+
 class MethodOptions(BaseModel):
     """Common to every method. `steps` and `guidance` are axes of a sweep; a cell sets them."""
 
@@ -37,11 +42,6 @@ class MethodOptions(BaseModel):
         "each_step",
         description="re-impose a mask's known pixels: never, on the result, or after every decoding step too",
     )
-
-    @property
-    def walked(self) -> int:
-        """The steps that are walked: the share `strength` of all, at least one, as `TimeGrid.truncate` counts them."""
-        return max(1, int(round(self.steps * self.strength, 9)))
 
 
 Walk = Literal[

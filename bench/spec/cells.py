@@ -20,6 +20,7 @@ from bench.spec.axes import _fields, check_number, points
 from bench.spec.config import EDIT_AXIS, MEASURING, NUMBER_AXES, SAME, ModelConfig, RunConfig
 from bench.spec.datasets import dataset_spec, open_dataset
 from bench.spec.registry import check_model, check_options, check_weights, identity, resolve
+from methods.options import walked
 
 Point = dict[str, Any]
 
@@ -234,7 +235,7 @@ def _unmade(point: Point, model: ModelConfig) -> str | None:
 def _too_few(point: Point, options: Any) -> str | None:
     """Why a method cannot walk so few steps, if it cannot."""
     least = getattr(options, "least_steps", 1)
-    if options.walked >= least:
+    if walked(options.steps, options.strength) >= least:
         return None
     cut = f" at strength {options.strength:g}" if options.strength < 1 else ""
     return f"{point['method']} needs {least} steps or more, got {options.steps}{cut}"
@@ -268,7 +269,7 @@ def _mismatch(point: Point, model: ModelConfig, dataset: Any, images: int, split
 def _evaluations(options: Any) -> int:
     """Network evaluations of one image, by the options' declared calls a step."""
     guided = 1 if options.guidance in (0.0, 1.0) else 2
-    return options.walked * getattr(options, "calls_per_step", 1) * (1 + guided)
+    return walked(options.steps, options.strength) * getattr(options, "calls_per_step", 1) * (1 + guided)
 
 
 def _model_spec(name: str, model: ModelConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from methods.options import MethodOptions
+from methods.options import MethodOptions, walked
 
 
 class DDIM(MethodOptions):
@@ -116,9 +116,9 @@ class FlowEdit(MethodOptions):
     def _meaningful(self) -> FlowEdit:
         if self.n_max is not None and self.strength != type(self).model_fields["strength"].default:
             raise ValueError("n_max and strength say the same thing: set one of them")
-        walked = self.n_max or self.walked
-        if not self.n_min <= walked <= self.steps:
-            raise ValueError(f"n_min <= n_max <= steps must hold, got {self.n_min}, {walked}, {self.steps}")
+        most = self.n_max or walked(self.steps, self.strength)
+        if not self.n_min <= most <= self.steps:
+            raise ValueError(f"n_min <= n_max <= steps must hold, got {self.n_min}, {most}, {self.steps}")
         if self.decode == "null":
             raise ValueError("decode=null: source and target of a restoration would be the same, and nothing moves")
         return self
@@ -179,7 +179,7 @@ class NullText(MethodOptions):
     @model_validator(mode="after")
     def _meaningful(self) -> NullText:
         _pivot_at_one(self)
-        if self.walked > 100:
+        if walked(self.steps, self.strength) > 100:
             raise ValueError(f"NullText takes at most 100 steps, got {self.steps} at strength {self.strength:g}")
         return self
 
