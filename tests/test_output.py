@@ -22,6 +22,7 @@ from bench.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 SAID = "[red]a[/red] pip install inversion-bench[large] :smile: ± é … \udcff"
+ASCII = SAID.replace("±", "+-").replace("é", "e").replace("…", "...")
 SCRIPT = f"""
 import sys
 from pathlib import Path
@@ -30,8 +31,8 @@ from bench.errors import run_command
 
 def main(arguments):
     for _ in range(int(arguments[0])):
-        print({SAID!r})
-        terminal.console().print({SAID!r}, soft_wrap=True)
+        print({SAID!a})
+        terminal.console().print({SAID!a}, soft_wrap=True)
     Path("ended").write_text(str(terminal.heard()))
     return 0
 
@@ -53,23 +54,22 @@ def script(folder: Path, lines: int = 1, more: str = "", **environment: str) -> 
 @pytest.mark.parametrize(
     ("environment", "shown"),
     [
-        ({"PYTHONIOENCODING": "ascii"}, SAID.replace("±", "+-").replace("é", "e").replace("…", "...")),
+        ({"PYTHONIOENCODING": "ascii"}, ASCII),
         ({"PYTHONIOENCODING": "latin-1"}, SAID.replace("…", "...").replace("±", "\ufffd").replace("é", "\ufffd")),
         ({"LANG": "C"}, SAID),
-        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, None),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, ASCII),
         ({"PYTHONIOENCODING": "utf-8"}, SAID),
     ],
 )
 def test_any_terminal_is_printed_to_and_brackets_are_no_markup(
-    environment: dict[str, str], shown: str | None, tmp_path: Path
+    environment: dict[str, str], shown: str, tmp_path: Path
 ) -> None:
     ended = script(tmp_path, **environment)
     assert (ended.returncode, ended.stderr) == (0, "")
     plain, rich = ended.stdout.splitlines()
     assert plain == rich
     assert "[red]a[/red] pip install inversion-bench[large] :smile: " in plain
-    if shown is not None:
-        assert plain == shown.replace("\udcff", "?")
+    assert plain == shown.replace("\udcff", "?")
 
 
 def test_a_reader_that_leaves_ends_nothing(tmp_path: Path) -> None:
@@ -184,10 +184,6 @@ def test_every_command_refuses_an_argument_given_twice(verb: str, tmp_path: Path
     key = {"prefetch": "metric", "posterior": "image", "regularisers": "images", "train": "out"}.get(verb, "results")
     with pytest.raises(UserError, match=f"^{key} is given more than once$"):
         module.main([f"{key}=1", f"{key}=2"])
-    with pytest.raises(UserError, match="nearest: "):
-        module.main(
-            [f"{key}s=1", "sweep=corruptions", "model=digits_inode"][: 1 if verb in ("status", "cancel") else 3]
-        )
 
 
 def test_a_composed_configuration_takes_no_argument_twice() -> None:

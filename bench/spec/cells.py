@@ -148,9 +148,9 @@ def _cell(config: RunConfig, point: Point, judged_by: dict[str, Any], model_spec
     axes = _axes(config, point, options, changes)
     reason = (
         _mismatch(point, model, dataset, config.images, config.dataset[point["dataset"]].split)
-        or _other_models_only(point, model, getattr(options, "runs_on", ()))
+        or _other_models_only(point, model, options.runs_on)
         or (_unmade(point, model) if point["model"] not in config.model else None)
-        or getattr(options, "refuses", {}).get(config.task)
+        or options.refuses.get(config.task)
         or _too_few(point, options)
     )
     if reason:
@@ -250,7 +250,7 @@ def _unmade(point: Point, model: ModelConfig) -> str | None:
 def _too_few(point: Point, options: Any) -> str | None:
     """Why a method cannot walk so few steps, if it cannot."""
     least = getattr(options, "least_steps", 1)
-    if options.walked >= least:
+    if walked(options.steps, options.strength) >= least:
         return None
     cut = f" at strength {options.strength:g}" if options.strength < 1 else ""
     return f"{point['method']} needs {least} steps or more, got {options.steps}{cut}"

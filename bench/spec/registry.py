@@ -26,6 +26,7 @@ from bench import hub
 from bench.errors import UserError, unknown
 from bench.spec.config import ModelConfig
 from bench.spec.validation import validate
+from methods.options import CommonOptions
 
 MOVED: dict[str, str] = {}
 """Old class path -> new one. A class that moves gets a line here: the ids of its cells keep the old path, so that a
@@ -130,6 +131,10 @@ def options_class(path: str, kind: str) -> Any:
     loaded = load(path, kind)
     if not hasattr(loaded, "Options"):
         raise UserError(f"{kind} class {path!r} declares no Options")
+    if kind == "method" and not issubclass(loaded.Options, CommonOptions):
+        raise UserError(
+            f"method class {path!r}: its Options must derive from MethodOptions or RestorerOptions of methods.options"
+        )
     return loaded.Options
 
 
