@@ -248,9 +248,9 @@ def _unmade(point: Point, model: ModelConfig) -> str | None:
 
 
 def _too_few(point: Point, options: Any) -> str | None:
-    """Why a method cannot walk so few steps, if it cannot."""
-    least = getattr(options, "least_steps", 1)
-    if walked(options.steps, options.strength) >= least:
+    """The reason why a method cannot take so few steps, if it cannot."""
+    least = options.least_steps
+    if options.walked >= least:
         return None
     cut = f" at strength {options.strength:g}" if options.strength < 1 else ""
     return f"{point['method']} needs {least} steps or more, got {options.steps}{cut}"

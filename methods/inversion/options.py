@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from methods.options import MethodOptions, walked
+from methods.options import MethodOptions
 
 
 class DDIM(MethodOptions):
@@ -188,7 +188,7 @@ class NullText(MethodOptions):
     @model_validator(mode="after")
     def _meaningful(self) -> NullText:
         _pivot_at_one(self)
-        if walked(self.steps, self.strength) > 100:
+        if self.walked > 100:
             raise ValueError(f"NullText takes at most 100 steps, got {self.steps} at strength {self.strength:g}")
         return self
 
