@@ -294,7 +294,7 @@ def broken_weights(folder: Path) -> dict[str, Path]:
         "which can run code": pickle.dumps({"w": 1}, protocol=2),
         "no safetensors file, or": b"# some text, such as a README, of more than eight bytes",
         "is empty": b"",
-        "its header names": whole + b"x",
+        "but its header says": whole + b"x",
         "no safetensors file, or is": b"\x02\0\0\0\0\0\0\0[]",
     }
     files = {}
