@@ -79,9 +79,7 @@ def parse(arguments: list[str]) -> tuple[ModelConfig, int, int]:
         raise UserError("name one model: model=NAME")
     ((name, model),) = models.items()
     if model.train is None or model.train.flow is None:
-        raise UserError(
-            f"model={name} has no regulariser; only models of the injective ODE have one, such as digits_inode"
-        )
+        raise UserError(f"model={name} has no regulariser; models of the injective ODE have one (digits_inode ..)")
     if model.weights_file is None or not model.weights_file.is_file():
         raise UserError(
             f"model={name}: its weights are not on disk ({model.weights}); python -m bench.train makes them"
@@ -121,9 +119,7 @@ def main(arguments: list[str]) -> int:
         at = module.draw(pictures, tokens, rng())
         u = network.to_gauge(at.z, at.t, at.features)
     alone = seconds(lambda: update(0.0))
-    print(
-        "| regulariser | mean | std of one estimate | by the probe alone | CPU time of an update / without regulariser |"
-    )
+    print("| regulariser | mean | std of one estimate | by its probe alone | CPU time of an update / without it |")
     print("|---|---:|---:|---:|---:|")
     for module.regulariser in ESTIMATORS:
         found = spread(estimate(module, u, at, probes))
