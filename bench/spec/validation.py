@@ -1,4 +1,4 @@
-"""Content -> a checked pydantic model, or a UserError that names the field, what was given and what is allowed."""
+"""Checks of content with pydantic. A UserError names the field, what was given and what is allowed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from bench.errors import UserError, nearest, unknown
 
 
 def validate(model: type[Any], content: Any, where: str = "") -> Any:
-    """content -> model, or a UserError that names the field, what was given, what is allowed and the nearest name."""
+    """Return content as a checked model. `where` names it in an error.
+
+    Raises UserError that names the field, what was given, what is allowed and the nearest name.
+    """
     _check_values(content, where)
     try:
         made = model.model_validate(content)
@@ -24,7 +27,7 @@ def validate(model: type[Any], content: Any, where: str = "") -> Any:
 
 
 def _parts(content: Any) -> Iterator[tuple[Any, Any]]:
-    """The keys and values of a mapping, the indices and values of a list."""
+    """Yield the keys and values of a mapping, or the indices and values of a list."""
     if isinstance(content, Mapping):
         yield from content.items()
     elif isinstance(content, (list, tuple)):
@@ -32,7 +35,7 @@ def _parts(content: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _check_values(content: Any, place: str) -> None:
-    """Refuse numbers that no cell can hold, and text that no file can hold."""
+    """Raise UserError for numbers that a cell cannot hold, and for text that a file cannot hold."""
     for key, value in _parts(content):
         _check_values(value, f"{place}.{key}" if place else str(key))
     if isinstance(content, float) and not math.isfinite(content):
@@ -44,7 +47,7 @@ def _check_values(content: Any, place: str) -> None:
 
 
 def _check_kinds(made: Any, content: Any, place: str) -> None:
-    """Refuse what pydantic guesses: true as the number 1, text as a number, a number as true or false."""
+    """Raise UserError for a value that pydantic converts: a bool or text to a number, or a number to a bool."""
     names = {field.alias or name: name for name, field in made.model_fields.items()} if _is_model(made) else {}
     for key, value in _parts(content):
         inner = f"{place}.{key}" if place else str(key)
@@ -54,10 +57,10 @@ def _check_kinds(made: Any, content: Any, place: str) -> None:
             isinstance(made, (list, tuple)) and isinstance(key, int) and key < len(made)
         ):
             _check_kinds(made[key], value, inner)
-    guessed = isinstance(content, str) or content == made  # else another value was laid over this one
-    if isinstance(made, bool) and not isinstance(content, bool) and guessed:
+    converted = isinstance(content, str) or content == made  # else another value has replaced this one
+    if isinstance(made, bool) and not isinstance(content, bool) and converted:
         raise UserError(f"{place}={content!r}: must be true or false")
-    if isinstance(made, (int, float)) and not isinstance(made, bool) and isinstance(content, (bool, str)) and guessed:
+    if isinstance(made, (int, float)) and not isinstance(made, bool) and isinstance(content, (bool, str)) and converted:
         raise UserError(
             f"{place}={content!r}: must be a number{', without quotes' if isinstance(content, str) else ''}"
         )
@@ -68,7 +71,7 @@ def _is_model(made: Any) -> TypeGuard[BaseModel]:
 
 
 def _shown(given: Any) -> str:
-    """What was given, on a line of a sensible length. Python refuses to write integers of thousands of digits."""
+    """Return the given value as short text. Python refuses to write integers of thousands of digits."""
     if isinstance(given, int) and abs(given) >= 10**40:
         return "a number of more than 40 digits"
     text = repr(given)
@@ -83,7 +86,8 @@ def _explain(error: ValidationError, model: type[BaseModel], content: Any, where
         prefix = place.rpartition(".")[0]
         return unknown("key", str(location[-1]), _names(_owner(model, location[:-1])), f"in {prefix}" if prefix else "")
     if first["type"] == "missing" and location[-1] == "class" and len(location) == 3:
-        # Most often an option of a component that is misspelt or not chosen, which the override then began to make.
+        # Often the override sets an option of a component that is misspelt or not chosen. Then it makes a new component
+        # that has no class.
         group, name, _ = location
         chosen = [other for other, parts in content[group].items() if "class" in parts]
         hint = nearest(str(name), chosen)
@@ -105,11 +109,11 @@ WORDS = {
     "string": "must be text", "tuple": "must be a list", "list": "must be a list", "dict": "must be a mapping",
     "model": "must be a mapping", "mapping": "must be a mapping",
 }  # fmt: skip
-"""What pydantic's errors of type TYPE_type, TYPE_parsing and TYPE_from_float say in our words."""
+"""Our messages for pydantic's errors of type TYPE_type, TYPE_parsing and TYPE_from_float."""
 
 
 def _message(error: Any) -> str:
-    """What is allowed, of one of pydantic's errors."""
+    """Return what is allowed, from one of pydantic's errors."""
     kind, _, about = error["type"].partition("_")
     if kind in WORDS and about in ("type", "parsing", "from_float", "attributes_type"):
         return WORDS[kind]
@@ -124,7 +128,7 @@ def _names(model: type[BaseModel]) -> list[str]:
 
 
 def _owner(model: type[BaseModel], location: Sequence[Any]) -> type[BaseModel]:
-    """The model at a location inside `model`: through fields, and through mappings and lists of models."""
+    """Return the model at a location inside `model`. The location goes through fields, mappings and lists of models."""
     parts = iter(location)
     for part in parts:
         field = next(field for name, field in model.model_fields.items() if part in (name, field.alias))
