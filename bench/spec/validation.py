@@ -47,7 +47,7 @@ def _check_values(content: Any, place: str) -> None:
 
 
 def _check_kinds(made: Any, content: Any, place: str) -> None:
-    """Raise UserError for a value that pydantic converts: a bool or text to a number, or a number to a bool."""
+    """Refuse what pydantic guesses: true as the number 1, text as a number, a number as true or false."""
     names = {field.alias or name: name for name, field in made.model_fields.items()} if _is_model(made) else {}
     for key, value in _parts(content):
         inner = f"{place}.{key}" if place else str(key)
@@ -57,10 +57,10 @@ def _check_kinds(made: Any, content: Any, place: str) -> None:
             isinstance(made, (list, tuple)) and isinstance(key, int) and key < len(made)
         ):
             _check_kinds(made[key], value, inner)
-    converted = isinstance(content, str) or content == made  # else another value has replaced this one
-    if isinstance(made, bool) and not isinstance(content, bool) and converted:
+    guessed = isinstance(content, str) or content == made  # else another value was laid over this one
+    if isinstance(made, bool) and not isinstance(content, bool) and guessed:
         raise UserError(f"{place}={content!r}: must be true or false")
-    if isinstance(made, (int, float)) and not isinstance(made, bool) and isinstance(content, (bool, str)) and converted:
+    if isinstance(made, (int, float)) and not isinstance(made, bool) and isinstance(content, (bool, str)) and guessed:
         raise UserError(
             f"{place}={content!r}: must be a number{', without quotes' if isinstance(content, str) else ''}"
         )
