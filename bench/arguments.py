@@ -1,4 +1,4 @@
-"""A command's own `key=value` arguments, apart from those of the configuration (bench.spec.compose). No torch."""
+"""Parsing of a command's own `key=value` arguments; bench.spec.compose parses those of the configuration. No torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from bench.errors import UserError, unknown
 
 
 def own_arguments(arguments: Sequence[str], defaults: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """The arguments of these names over their defaults, and all other arguments. Raises UserError for one of these
-    without a value or given twice."""
+    """Return the arguments named in `defaults`, with their defaults, and the list of all other arguments.
+
+    Raises UserError if one of the named arguments has no value or is given twice.
+    """
     given: dict[str, str] = {}
     others = []
     for argument in arguments:
@@ -26,7 +28,10 @@ def own_arguments(arguments: Sequence[str], defaults: Mapping[str, str]) -> tupl
 
 
 def only_arguments(arguments: Sequence[str], defaults: Mapping[str, str], more: Sequence[str] = ()) -> dict[str, str]:
-    """The arguments over their defaults, for a command that takes no others. `more`: what else an error allows."""
+    """Return the arguments with their defaults, for a command that takes no others.
+
+    `more` are names that the error also shows as allowed.
+    """
     given, others = own_arguments(arguments, defaults)
     for argument in others:
         raise unknown("argument", argument.partition("=")[0], [*defaults, *more])
@@ -34,7 +39,7 @@ def only_arguments(arguments: Sequence[str], defaults: Mapping[str, str], more: 
 
 
 def whole_number(given: Mapping[str, str], key: str, least: int) -> int:
-    """The argument as a whole number, `least` or more."""
+    """Return the argument as a whole number. Raises UserError if it is below `least`."""
     text = given[key]
     if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) >= least):
         raise UserError(f"{key}={text}: must be a whole number, {least} or more")
@@ -42,12 +47,12 @@ def whole_number(given: Mapping[str, str], key: str, least: int) -> int:
 
 
 def one_of(given: Mapping[str, str], key: str, allowed: Sequence[str]) -> str:
-    """The argument, which must be one of these words."""
+    """Return the argument. Raises UserError if it is not one of the allowed words."""
     if given[key] not in allowed:
         raise unknown(key, given[key], allowed)
     return given[key]
 
 
 def truth(given: Mapping[str, str], key: str) -> bool:
-    """The argument as true or false."""
+    """Return the argument as a bool. Raises UserError if it is not `true` or `false`."""
     return one_of({key: given[key].lower()}, key, ("true", "false")) == "true"

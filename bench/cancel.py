@@ -1,6 +1,6 @@
 """End a sweep's jobs: `python -m bench.cancel sweep=NAME [results=DIR]`.
 
-From the store and the job ids alone. What is finished stays; the same `bench.run` goes on later.
+It needs only the store and the job ids. Finished cells stay, and the same `bench.run` can continue later.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ KEYS = {"sweep": "", "results": "results"}
 
 
 def cancel(store: Store, sweep: str) -> tuple[int, set[str]]:
-    """Cancel every job of a sweep that waits or runs. Returns how many were, and those that can only be told to stop:
-    what SLURM would not cancel, and a plugin's. Raises UserError if SLURM does not answer."""
+    """Cancel every job of a sweep that waits or runs.
+
+    Returns the number of cancelled jobs and the ids of the others: jobs that SLURM did not cancel, and a plugin's jobs.
+    These stop after their current cell. Raises UserError if SLURM does not answer.
+    """
     found = runs.read(store.root, sweep)
     queue = runs.queue(found)
     if queue is None:
         raise UserError("squeue does not answer: nothing was cancelled; try again later")
     live = [(run, job) for run in found for job in run.live(queue)]
     for folder in {run.folder for run, _ in live}:
-        runs.stop(folder, "cancelled")  # its jobs that are just starting, and a driver that has gone unseen
+        runs.stop(folder, "cancelled")  # for jobs that are just starting, and a driver that is not visible here
     refused = slurm.cancel(job for run, job in live if run.kind == "slurm")
     refused |= {job for run, job in live if run.kind == "plugin"}
     for run in found:
@@ -39,7 +42,7 @@ def cancel(store: Store, sweep: str) -> tuple[int, set[str]]:
     claims = Claims(store.root)
     for claim in claims.all():
         if claim.cell in cells:
-            claims.release(claim.cell)  # it did not die of its cell
+            claims.release(claim.cell)  # the process was cancelled: its cell is not the cause
     return len(ended), refused
 
 

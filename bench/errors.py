@@ -1,4 +1,4 @@
-"""A user's mistake: one line that says what was given, what is allowed and what is nearest; exit code 2."""
+"""Errors of the project. A user's mistake becomes one line (what was given, what is allowed) and exit code 2."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from bench import terminal
 
 
 class UserError(Exception):
-    """Ends a command with its message in one line and exit code 2, before anything has started."""
+    """A user's mistake. It ends a command with its message in one line and exit code 2, before anything starts."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
 
 
 class StoreError(Exception):
-    """The store cannot be written: no fault of a cell, and nothing that the next cell would escape."""
+    """The store cannot be written. The cell did not cause this, and the next cell would fail in the same way."""
 
 
 @contextlib.contextmanager
 def writing() -> Iterator[None]:
-    """What the operating system refuses in here is the store's fault: raises StoreError."""
+    """Turn an OSError in the block into a StoreError."""
     try:
         yield
     except OSError as error:
@@ -31,24 +31,27 @@ def writing() -> Iterator[None]:
 
 
 class NodeFault(Exception):
-    """The machine is at fault: no further cell would do better in this process."""
+    """The machine has failed. Other cells in this process would fail too."""
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """`; nearest: edict`, or nothing where no name is near."""
+    """Return text such as `; nearest: edict`, or an empty text if no name is similar."""
     near = difflib.get_close_matches(given, sorted(allowed), n=1, cutoff=0.5)
     return f"; nearest: {near[0]}" if near else ""
 
 
 def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> UserError:
-    """`unknown method 'edct'; allowed: ddim, edict; nearest: edict`; `where` follows what was given."""
+    """Return an error such as `unknown method 'edct'; allowed: ddim, edict; nearest: edict`.
+
+    `where` is added after the given name.
+    """
     names = sorted(allowed)
     place = f" {where}" if where else ""
     return UserError(f"unknown {what} {given!r}{place}; allowed: {', '.join(names) or 'none'}{nearest(given, names)}")
 
 
 def run_command(main: Callable[[list[str]], int]) -> None:
-    """The entry of every command: user's errors become one line and exit code 2, Ctrl-C exit code 130."""
+    """Run a command and exit. A user's error is one line and exit code 2; Ctrl-C is exit code 130."""
     terminal.prepare()
     try:
         code = main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The project's folders, and how files are written here: whole or not at all. No torch."""
+"""The project's folders, and functions that write a file or folder whole or not at all. No torch."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ ROOT = Path(__file__).resolve().parent.parent
 SWEEPS = ROOT / "sweeps"
 ZOO = ROOT / "methods" / "zoo"
 STALE_SECONDS = 600
-"""Age from which a draft has no writer any more: a younger one may be in the hands of another process."""
+"""Age in seconds from which a draft has no writer any more. Another process may still write a younger one."""
 
 
 def sha256(file: Path) -> str:
-    """The sha256 of a file's content, hex."""
+    """Return the sha256 of a file's content, in hex."""
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:
-    """Have the disk hold a file or a folder as it is now."""
+    """Write a file or a folder from the system's cache to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -38,7 +38,7 @@ def flush(path: Path) -> None:
 
 
 def draft_of(path: Path) -> Path:
-    """A new hidden name beside a path: `.NAME.RANDOM`."""
+    """Return a new hidden name in the same folder: `.NAME.RANDOM`."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
@@ -46,21 +46,21 @@ _DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 def stale(path: Path) -> bool:
-    """Whether a file or folder has not changed for STALE_SECONDS; one that is not there is not stale."""
+    """Return True if a file or folder has not changed for STALE_SECONDS; False if it does not exist."""
     with contextlib.suppress(OSError):
         return time.time() - path.stat().st_mtime > STALE_SECONDS
     return False
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove the stale drafts in a folder: a killed process left them."""
+    """Remove the stale drafts in a folder. A killed process left them."""
     for path in folder.glob(".*.*"):
         if _DRAFT.fullmatch(path.name) and stale(path):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder at once: no reader sees it in part. If that is interrupted, a draft is left."""
+    """Remove a folder in one step, so that no reader sees a part of it. An interruption leaves a draft."""
     draft = draft_of(path)
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, draft)
@@ -69,7 +69,7 @@ def remove_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file that appears under its name when the block ends, with all that was written; after an exception, not."""
+    """Open a file that gets its name when the block ends. After an exception it does not appear."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
     try:
@@ -90,17 +90,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def create_json(path: Path, content: Mapping[str, Any]) -> bool:
-    """Write a JSON file, whole or not at all, if nothing has its name yet; False if something has."""
+    """Write a JSON file, whole or not at all, if its name is free. Return False if the name is taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
     try:
         with open(draft, "w", encoding="utf-8") as file:
             json.dump(content, file, sort_keys=True, allow_nan=False)
             file.flush()
-            os.fsync(file.fileno())  # else a crash could leave the name without the content
+            os.fsync(file.fileno())  # without it, a crash could leave the name without the content
         os.link(draft, path)
     except FileExistsError:
-        # A network file system repeats a request whose answer was lost, and meets what it has made itself.
+        # A network file system repeats a request if the answer was lost. Then it finds the link that it made itself.
         return draft.stat().st_nlink == 2
     finally:
         with contextlib.suppress(OSError):
@@ -110,8 +110,11 @@ def create_json(path: Path, content: Mapping[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """A draft folder that gets its name `final` when the block ends; after an exception it is removed. If another
-    process has made `final` meanwhile, that one stays and the draft is removed: FileExistsError."""
+    """Make a draft folder that gets the name `final` when the block ends; after an exception it is removed.
+
+    If another process has made `final` in the meantime, that folder stays, the draft is removed, and FileExistsError
+    is raised.
+    """
     draft = draft_of(final)
     draft.mkdir(parents=True)
     try:
@@ -130,8 +133,10 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 def without_percent(folder: Path) -> Path:
-    """The absolute path, by way of a link in the user's cache if there is a `%` in it: submitit and sbatch replace %j
-    and the like in paths."""
+    """Return a path without `%` for an absolute path, because submitit and sbatch replace %j and similar in paths.
+
+    For a path that has a `%` this makes a link in the user's cache.
+    """
     last = max((i for i, part in enumerate(folder.parts) if "%" in part), default=None)
     if last is None:
         return folder
@@ -145,6 +150,6 @@ def without_percent(folder: Path) -> Path:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment for a Python process of ours: it imports this code, from whatever folder it starts in."""
+    """Return the environment for a Python child process, so that it imports this code from any working directory."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     return {**os.environ, "PYTHONPATH": path}

@@ -1,4 +1,4 @@
-"""Weights on this disk, before they are loaded: pipelines in folders and the Hugging Face cache, files. No torch."""
+"""Checks of weights on this disk before they are loaded: pipelines in folders or the hub's cache, files. No torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import re
 from pathlib import Path
 
 PACKAGES = ("diffusers", "transformers")
-"""What loads a pipeline: the extra `large`."""
+"""The packages that load a pipeline: the extra `large`."""
 NEVER_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def cache() -> Path:
-    """The hub's cache folder, as its library finds it."""
+    """Return the Hugging Face cache folder, by the same rules as its library."""
     if folder := os.environ.get("HF_HUB_CACHE"):
         return Path(os.path.expanduser(folder))
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
@@ -22,26 +22,26 @@ def cache() -> Path:
 
 
 def snapshot(pretrained: str, revision: str | None = None) -> Path | None:
-    """The folder of a pipeline's files: `pretrained` itself, or its snapshot in the cache; None if there is neither."""
+    """Return the folder of a pipeline's files: `pretrained` itself or its snapshot in the cache, else None."""
     folder = Path(os.path.expanduser(pretrained))
     if folder.is_dir():
         return folder
-    from huggingface_hub import snapshot_download  # a third of a second, for pretrained models alone
+    from huggingface_hub import snapshot_download  # the import takes a third of a second
 
     try:
         return Path(snapshot_download(pretrained, revision=revision, cache_dir=cache(), local_files_only=True))
-    except (OSError, ValueError):  # not in the cache, or no name of a repository
+    except (OSError, ValueError):  # not in the cache, or not a valid repository name
         return None
 
 
 def commit(pretrained: str, revision: str | None = None) -> str | None:
-    """The commit of a cached snapshot, which fixes every file; None for a local folder or what is not there."""
+    """Return the commit of a cached snapshot, which fixes every file; None for a local folder or a missing one."""
     found = snapshot(pretrained, revision)
     return found.name if found and re.fullmatch(r"[0-9a-f]{40}", found.name) else None
 
 
 def missing(pretrained: str, revision: str | None = None) -> str | None:
-    """Why a pipeline cannot be loaded here, in a few words, or None."""
+    """Return the reason why a pipeline cannot be loaded here, or None if it can."""
     absent = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
     if absent:
         return f"{' and '.join(absent)} not installed (pip install inversion-bench[large])"
@@ -52,7 +52,7 @@ def missing(pretrained: str, revision: str | None = None) -> str | None:
         return f"{pretrained} is not in the Hugging Face cache {str(cache())!r}"
     index = folder / "model_index.json"
     if not index.is_file():
-        return f"{str(folder)!r} has no model_index.json: it is not a pipeline's folder"
+        return f"{str(folder)!r} has no model_index.json: it is not the folder of a pipeline"
     try:
         named = json.loads(index.read_text())
         parts = sorted({name for name, part in named.items() if isinstance(part, list) and part[0]} - {*NEVER_LOADED})
@@ -63,7 +63,7 @@ def missing(pretrained: str, revision: str | None = None) -> str | None:
 
 
 def _lacking(part: Path) -> str | None:
-    """What one part of a pipeline lacks; schedulers and tokenizers have no weights, and no config.json."""
+    """Return what one part of a pipeline lacks, or None. Schedulers and tokenizers have no weights or config.json."""
     if not (part / "config.json").is_file():
         return None if part.is_dir() else "no such folder"
     try:
@@ -80,8 +80,11 @@ def _lacking(part: Path) -> str | None:
 
 
 def damage(file: Path) -> str | None:
-    """Why a file holds no whole safetensors weights, or None. Reads the header alone: eight bytes with its length, JSON
-    with the place of each tensor; the tensors follow without a gap (https://github.com/huggingface/safetensors)."""
+    """Return the reason why a file is not a complete safetensors file, or None if it is.
+
+    Reads only the header: eight bytes with its length, then JSON with the position of each tensor. The tensors follow
+    without a gap (https://github.com/huggingface/safetensors).
+    """
     try:
         size = file.stat().st_size
         with open(file, "rb") as opened:
@@ -97,15 +100,15 @@ def damage(file: Path) -> str | None:
         return f"{file.name} {_kind(start, size)}"
     if size < whole:
         return f"{file.name} is cut: it has {size} of {whole} bytes"
-    return (
-        f"{file.name} is no safetensors file: it has {size} bytes, its header names {whole}" if size > whole else None
-    )
+    if size > whole:
+        return f"{file.name} is not a safetensors file: it has {size} bytes, but its header says {whole}"
+    return None
 
 
 def _kind(start: bytes, size: int) -> str:
-    """What a file is that does not begin as safetensors do, by its first eight bytes."""
+    """Describe a file that is not in the safetensors format, by its first eight bytes and its size."""
     if start == b"version ":
         return "is a Git LFS pointer, not the weights; git lfs pull fetches them"
     if start.startswith((b"PK\3\4", b"\x80\2")):
-        return "is a file of torch.save, which can run code; write it anew with safetensors.torch.save_file"
-    return "is empty" if size == 0 else "is no safetensors file, or is cut within its header"
+        return "was written by torch.save and can run code; write it again with safetensors.torch.save_file"
+    return "is empty" if size == 0 else "is not a safetensors file, or it is cut within its header"

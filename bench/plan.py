@@ -1,6 +1,7 @@
-"""What a run would do, without doing it: `python -m bench.plan sweep=corruptions [key=value ...]`.
+"""Show what a run would do, without doing it: `python -m bench.plan sweep=corruptions [key=value ...]`.
 
-Prints the cells (done, missing, failed), the jobs that the missing ones make, predicted time and missing assets.
+Prints the cells (done, missing, failed), the jobs that would compute the missing ones, predicted time and missing
+assets.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from bench.spec.compose import compose_config
 from bench.spec.config import FailureClass, RunConfig
 from bench.spec.datasets import differing, inventory, notes
 from bench.spec.reconcile import Plan, reconcile
-from bench.store import Damaged, Store, told
+from bench.store import Damaged, Store, damage_lines
 
 FAILURES = get_args(FailureClass)
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """A checked configuration, its cells, what the store holds of them and the jobs that are left."""
+    """A checked configuration, its cells, their state in the store and the jobs that remain."""
 
     config: RunConfig
     expansion: Expansion
@@ -40,19 +41,22 @@ class Outlook:
     chunks: tuple[Chunk, ...]
     missing_assets: tuple[str, ...]
     damaged: Mapping[str, str]
-    """Cells among the missing whose record cannot be read, and why."""
+    """Missing cells whose record exists but cannot be read: id -> reason."""
 
     @property
     def minutes(self) -> float:
-        """Predicted minutes of computing, over all jobs."""
+        """Predicted minutes of computation, summed over all jobs."""
         return sum(job.minutes for job in self.chunks)
 
 
 def look(overrides: list[str]) -> Outlook:
-    """Compose, expand and compare with the store. Raises UserError for a user's mistake; starts nothing."""
+    """Compose and expand the configuration and compare it with the store. It starts nothing.
+
+    Raises UserError for a user's mistake.
+    """
     try:
         return _look(overrides)
-    except OSError as error:  # of a path that the user gave: too long, not permitted
+    except OSError as error:  # a path that the user gave is too long or not permitted
         raise UserError(f"cannot be read: {error}") from error
 
 
@@ -62,7 +66,7 @@ def _look(overrides: list[str]) -> Outlook:
         if name not in (*FAILURES, "all"):
             raise unknown("failure class", name, [*FAILURES, "all"], "in retry")
     kind = backend(config.launcher)
-    gc.disable()  # cells by the thousand stay: looking for garbage among them costs a fifth of the time
+    gc.disable()  # thousands of cells stay in memory: looking for garbage among them costs a fifth of the time
     try:
         expansion = expand(config)
     finally:
@@ -82,12 +86,15 @@ def _look(overrides: list[str]) -> Outlook:
 
 
 def _existing(path: Path) -> Path:
-    """The path itself or the nearest of its parents that exists."""
+    """Return the path itself, or its nearest parent that exists."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _recorded(store: Store, cells: tuple[Cell, ...], done: set[str]) -> list[tuple[str, str, int, float]]:
-    """Some finished cells are enough to know the speed of methods and models."""
+    """Return (model, method, evaluations, seconds) of finished cells.
+
+    A sample of about 200 cells is enough to know the speed of methods and models.
+    """
     sample = [cell for cell in cells if cell.id in done][:: max(1, len(done) // 200)]
     recorded = []
     for cell in sample:
@@ -100,7 +107,7 @@ def _recorded(store: Store, cells: tuple[Cell, ...], done: set[str]) -> list[tup
 
 
 def missing_assets(config: RunConfig, used: Collection[str] | None = None) -> tuple[str, ...]:
-    """Weights that are not on disk, and pretrained pipelines that cannot be loaded here, of the models `used`."""
+    """Return a line for each model of `used` (None: every model) whose weights or pipeline cannot be loaded here."""
     missing = []
     for name, model in config.models.items():
         if used is not None and name not in used:
@@ -113,7 +120,7 @@ def missing_assets(config: RunConfig, used: Collection[str] | None = None) -> tu
 
 
 def require_assets(outlook: Outlook) -> None:
-    """Refuse to start what cannot work."""
+    """Raise UserError if assets are missing or the results folder is not writable."""
     if outlook.missing_assets and outlook.plan.todo:
         raise UserError(f"missing {'; '.join(outlook.missing_assets)}")
     there = _existing(Path(outlook.config.results))
@@ -122,7 +129,7 @@ def require_assets(outlook: Outlook) -> None:
 
 
 def summary(outlook: Outlook) -> str:
-    """One line: how many cells are in which state, in how many jobs, and how long they should take."""
+    """Return one line: the number of cells in each state, the number of jobs, and the predicted time."""
     plan, launcher = outlook.plan, outlook.config.launcher
     kind = backend(launcher)
     total = len(outlook.expansion.cells)
@@ -139,8 +146,8 @@ def summary(outlook: Outlook) -> str:
         else workers(launcher, len(plan.todo))
     )
     jobs = f"jobs of {launcher.executor}"
-    across = {"slurm": "SLURM jobs", "local": "local workers", "debug": "this process", "plugin": jobs}[kind]
-    where = across if kind == "debug" else f"{count} {across}"
+    runners = {"slurm": "SLURM jobs", "local": "local workers", "debug": "this process", "plugin": jobs}[kind]
+    where = runners if kind == "debug" else f"{count} {runners}"
     return text + f"; {len(plan.todo)} to compute in {where}, about {duration(outlook.minutes / count)}"
 
 
@@ -151,9 +158,11 @@ def duration(minutes: float) -> str:
 
 
 def say_gaps(outlook: Outlook, console: Console) -> None:
-    """Print what the sweep lacks, and why: skipped combinations, unavailable metrics, damaged cells. The console is
-    that of bench.terminal, which prints text as it is."""
-    for line in told(outlook.damaged):
+    """Print what the sweep lacks, and why: skipped combinations, unavailable metrics, damaged cells.
+
+    The console is the one of bench.terminal, which prints text as it is.
+    """
+    for line in damage_lines(outlook.damaged):
         console.print(f"{line}; it will be computed again", style="yellow", soft_wrap=True)
     for reason, count in Counter(skip.reason for skip in outlook.expansion.skipped).items():
         console.print(f"skipped {count} combinations: {reason}", style="yellow", soft_wrap=True)
@@ -164,7 +173,10 @@ def say_gaps(outlook: Outlook, console: Console) -> None:
 
 
 def changed_files(outlook: Outlook) -> list[str]:
-    """A line for each data set whose files are not those of the sweep's last run, if finished cells used them."""
+    """Return a line for each data set whose files differ from those of the sweep's last run.
+
+    Only data sets that finished cells used are named.
+    """
     store, lines = Store(outlook.config.results), []
     try:
         before = store.manifest(outlook.config.name)
@@ -183,7 +195,7 @@ def changed_files(outlook: Outlook) -> list[str]:
 
 
 def show(outlook: Outlook, console: Console) -> None:
-    """The plan as a table: one line for every method and corruption, then what is missing."""
+    """Print the plan as a table with one line per method, model, data set and corruption, then what is missing."""
     kinds = ("done", "missing", "failed", "retried")
     states = {cell.id: kind for kind in kinds for cell in getattr(outlook.plan, kind)}
     table = Table(title=f"{outlook.config.name}: {outlook.config.title}", title_justify="left")

@@ -1,7 +1,8 @@
-"""What was measured, what was invented: `python -m bench.posterior [image=0] [draws=16] [out=FILE.png] [key=value ..]`.
+"""Draw posterior samples: `python -m bench.posterior [image=0] [draws=16] [out=FILE.png] [key=value ..]`.
 
-For each corruption of sweep=corruptions at severity 3 (or as overridden), the injective ODE's restoration of one
-held-out image beside samples of the posterior and their spread at each pixel.
+The picture has one row per corruption of sweep=corruptions, at severity 3 unless overridden. A row shows the injective
+ODE's restoration of one held-out image, samples of the posterior, and their spread at each pixel. So a reader sees what
+was measured and what the method added.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from bench.spec.cells import Cell, expand
 from bench.spec.compose import compose_config
 
 SHOWN = 2
-"""Samples in a row of the picture."""
+"""The number of samples in a row of the picture."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Images [H, W, C] in [0, 1], and the spread [H, W] in the same units."""
+    """One row of the picture: images [H, W, C] in [0, 1], and the spread [H, W] in the same units."""
 
     corruption: str
     truth: np.ndarray
@@ -34,12 +35,12 @@ class Row:
 
 
 def parse(arguments: list[str]) -> tuple[list[Cell], int, int, Path, dict[str, str]]:
-    """Cells, index of the image, number of draws, output file, titles of corruptions."""
+    """Return the cells, the index of the image, the number of draws, the output file and the titles of corruptions."""
     own, overrides = own_arguments(arguments, {"image": "0", "draws": "16", "out": "results/posterior.png"})
     index, draws = whole_number(own, "image", 0), whole_number(own, "draws", SHOWN)
     out = Path(own["out"]).expanduser()
     if not out.suffix and not out.is_dir():
-        out = out.with_suffix(".png")  # the file that matplotlib would write, and that is told
+        out = out.with_suffix(".png")  # matplotlib adds this suffix itself, but the command prints the name
     if out.is_dir():
         raise UserError(f"out={own['out']!r} is a folder; it must be a file")
     given = {override.partition("=")[0] for override in overrides}
@@ -50,7 +51,7 @@ def parse(arguments: list[str]) -> tuple[list[Cell], int, int, Path, dict[str, s
 
 
 def solve(cell: Cell, index: int, draws: int) -> Row:
-    """One cell's corruption of one image. Raises UserError for a method that draws no posterior samples."""
+    """Solve one cell's problem for one image. Raises UserError for a method that draws no posterior samples."""
     import torch
 
     import corruptions.base as corruptions
@@ -82,7 +83,7 @@ def solve(cell: Cell, index: int, draws: int) -> Row:
 
 
 def picture(rows: list[Row], draws: int, names: dict[str, str]) -> Any:
-    """One row per corruption, with its title from `names`; one scale of spread for all, so that they compare."""
+    """Draw one row per corruption, with its title from `names`. All rows share one scale of the spread."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,8 +1,9 @@
-"""Fetch what jobs never download: `python -m bench.prefetch profile=sd15` (or model=NAME,NAME), `metric=lpips,fid`.
+"""Download pretrained weights: `python -m bench.prefetch profile=sd15` (or model=NAME,NAME), `metric=lpips,fid`.
 
-Compute nodes often have no network, and a hundred workers should not ask a hub at once. Of a pretrained pipeline only
-the files that it loads are fetched, into the Hugging Face cache; gated models need `hf auth login` first. The weights
-of metrics go to torch's cache (CLIP's to Hugging Face's), checked by the sha256 in their name.
+Jobs never download anything: compute nodes often have no network, and a hundred workers must not load from a hub at the
+same time. For a pretrained pipeline, only the files that it loads are fetched, into the Hugging Face cache. Gated
+models need `hf auth login` first. The weights of metrics go to torch's cache (CLIP's to Hugging Face's) and are checked
+by the sha256 in their name.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from bench.weights import Pretrained, Weights
 
 
 def fetch(name: str, model: ModelConfig) -> str:
-    """Download a model's pipeline unless it is here; returns the folder. Raises UserError if it cannot be had."""
+    """Download a model's pipeline if it is missing, and return its folder. Raises UserError if that fails."""
     from methods.backbones.pretrained import diffusers
 
     assert model.pretrained is not None
-    asked = {key: model.backbone.get(key) for key in ("revision", "variant")}
+    wanted = {key: model.backbone.get(key) for key in ("revision", "variant")}
     try:
         if hub.missing(model.pretrained, model.revision):
-            given = {key: value for key, value in asked.items() if value is not None}
+            given = {key: value for key, value in wanted.items() if value is not None}
             diffusers().DiffusionPipeline.download(model.pretrained, use_safetensors=True, **given)
     except (ImportError, OSError, ValueError) as error:
         raise UserError(
@@ -38,7 +39,7 @@ def fetch(name: str, model: ModelConfig) -> str:
 
 
 def fetch_metric(name: str) -> str:
-    """Download a metric's weights unless they are here; returns where they are. Raises UserError if they cannot be."""
+    """Download a metric's weights if they are missing, and return their path. Raises UserError if that fails."""
     needs = declared(name).needs
     if isinstance(needs, Weights):
         return _file(needs)
@@ -56,7 +57,7 @@ def fetch_metric(name: str) -> str:
 
 
 def _file(weights: Weights) -> str:
-    """A file of weights, whole and with the sha256 that its name begins, or not at all."""
+    """Download a file of weights if it is missing, check its sha256 against its name, and return its path."""
     from torch.hub import download_url_to_file
 
     path = weights.path
@@ -67,16 +68,16 @@ def _file(weights: Weights) -> str:
         except (OSError, RuntimeError) as error:
             raise UserError(f"{weights.what}, {weights.url}: {error}") from error
     elif not sha256(path).startswith(weights.sha256):
-        raise UserError(f"{weights.what}: {str(path)!r} is damaged (its sha256 is another); remove it and try again")
+        raise UserError(f"{weights.what}: {str(path)!r} is damaged (its sha256 is wrong); remove it and try again")
     return str(path)
 
 
 def main(arguments: list[str]) -> int:
     given, others = own_arguments(arguments, {"metric": ""})
-    asked = [name for name in given["metric"].split(",") if name]
-    for name in asked:
+    metrics = [name for name in given["metric"].split(",") if name]
+    for name in metrics:
         print(f"{name}: {fetch_metric(name)}")
-    if asked and not others:
+    if metrics and not others:
         return 0
     for name, model in compose_config(others, sweep_required=False, own=given).model.items():
         print(f"{name}: {fetch(name, model) if model.pretrained else 'nothing to fetch'}")

@@ -1,4 +1,4 @@
-"""Where a number comes from: code, packages, machine. Stored beside every cell."""
+"""Provenance of results: code, packages and machine. It is stored with every cell."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "numpy", "scipy", "hyd
 
 @cache
 def static() -> dict[str, Any]:
-    """What does not change while a process lives."""
+    """Return the provenance that does not change during a process."""
     import torch
 
     packages = {}
@@ -48,14 +48,14 @@ def static() -> dict[str, Any]:
 
 
 def cpu() -> str:
-    """The processor's own name, or its architecture where the system does not tell."""
+    """Return the processor's name, or its architecture if the system does not give a name."""
     with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
         return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
     return platform.machine()
 
 
 def job_id() -> str | None:
-    """SLURM's name of the job that this process runs in, as squeue writes it."""
+    """Return the SLURM id of the job that this process runs in, as squeue writes it."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
@@ -68,19 +68,19 @@ def now() -> str:
 
 ROOMS = ("bench", "methods", "corruptions", "sweeps")
 CARD = "snapshot.json"
-"""In a copy of the code (bench.cluster.snapshot): which code it is."""
+"""The file in a copy of the code (bench.cluster.snapshot) that says which code it is."""
 LEFT_OUT = (".pyc", ".png", ".md")
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """What a job may read of a package, in a fixed order."""
+    """Return the files of a package that a job may read, in a fixed order."""
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))
         yield from (Path(parent, name) for name in sorted(names) if not name.endswith(LEFT_OUT))
 
 
 def members(parts: Iterable[Path]) -> dict[str, Path]:
-    """Name in the copy -> file. Of folders of one name the first wins, as when Python imports."""
+    """Return name in the copy -> file. If two folders have the same name, the first wins, as in Python's imports."""
     found: dict[str, Path] = {}
     for part in parts:
         for file in files(part) if part.is_dir() else [part]:
@@ -89,6 +89,7 @@ def members(parts: Iterable[Path]) -> dict[str, Path]:
 
 
 def tree_hash(members: Mapping[str, Path]) -> str:
+    """Return the hash (16 hex digits) of the names and contents of files."""
     digest = hashlib.sha256()
     for name, file in sorted(members.items()):
         content = file.read_bytes()
@@ -108,7 +109,7 @@ def _git(*arguments: str) -> str | None:
 
 @cache
 def identity() -> dict[str, Any]:
-    """Which code this is: git_sha, dirty (hash of the changes or None) and code (hash of the files that count)."""
+    """Return the identity of this code: git_sha, dirty (hash of the changes, or None) and code (hash of the files)."""
     if (ROOT / CARD).is_file():
         return json.loads((ROOT / CARD).read_text())
     difference = _git("diff", "HEAD")

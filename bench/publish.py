@@ -1,11 +1,11 @@
 """Complete the Weights & Biases mirror: `python -m bench.publish sweep=NAME [results=DIR] [tracker.project=NAME ...]`.
 
-A training's curves: `python -m bench.publish train=NAME [out=DIR]`.
+Mirror the curves of a training: `python -m bench.publish train=NAME [out=DIR]`.
 
-Makes the runs that are missing, from the store alone, and nothing twice: a run's id follows from what it mirrors; and
-for a sweep on a server its dashboard (bench.mirror.dashboard). Goes to the server where you are logged in;
-`tracker.mode=offline` writes run folders to RESULTS/wandb, which `wandb sync --yes RESULTS/wandb/offline-run-*` can
-upload from a machine with a network.
+It makes the missing runs from the store alone. It makes no run twice, because a run's id follows from its content. For
+a sweep on a server it also makes the dashboard (bench.mirror.dashboard). It uses the server where you are logged in.
+`tracker.mode=offline` writes run folders to RESULTS/wandb instead; `wandb sync --yes RESULTS/wandb/offline-run-*` can
+upload them from a machine with a network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bench.mirror.server import mode, require_login
 from bench.mirror.writing import Mirror, TrainingMirror, complete, one_line
 from bench.spec.compose import compose_config, options_of_group
 from bench.spec.config import TrackerConfig
-from bench.store import Store, told
+from bench.store import Store, damage_lines
 
 KEYS = {"sweep": "", "results": "results", "train": "", "out": "results/train"}
 Maker = Callable[[TrackerConfig, str], Mirror]
@@ -37,7 +37,7 @@ def _sweep(name: str, results: str) -> Maker:
         raise UserError(f"name a sweep: sweep=NAME, one of {', '.join(store.manifests()) or '(none in this store)'}")
     if name not in store.manifests():
         raise unknown("sweep", name, store.manifests(), f"in {str(store.root)!r}")
-    for line in told(store.damaged(cell["id"] for cell in store.manifest(name)["cells"])):
+    for line in damage_lines(store.damaged(cell["id"] for cell in store.manifest(name)["cells"])):
         print(f"{line}; not mirrored", file=sys.stderr)
     return lambda tracker, mode: Mirror(store, name, tracker, mode)
 
@@ -52,7 +52,7 @@ def _training(name: str, out: Path) -> Maker:
 
 
 def dashboard(mirror: Mirror) -> str:
-    """The dashboard's line; that it cannot be made costs nothing else."""
+    """Make the dashboard and return a line about it. A failure is only reported: the runs are already written."""
     from bench.mirror.dashboard import ensure
 
     try:

@@ -1,6 +1,6 @@
-"""The noise and the cost of the injective ODE's two regularisers: `python -m bench.regularisers [model=digits_inode]`.
+"""Measure noise and cost of the injective ODE's two regularisers: `python -m bench.regularisers [model=digits_inode]`.
 
-At the points that training meets (held-out images), with the model's weights as they are. One estimate is one random
+The points are drawn as in training, from held-out images, with the model's present weights. One estimate is one random
 probe at one point. Keys: images=32, probes=16 (estimates at each point).
 """
 
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 ESTIMATORS: tuple[Regulariser, ...] = ("pairs", "jacobian")
 REPEATS = 3
-"""Timings, of which the least counts."""
+"""The number of timings. The shortest counts."""
 
 
 class Spread(NamedTuple):
-    """Of estimates at many points: their mean, and their standard deviation over draws of point and probe together, and
-    of the probe alone."""
+    """Statistics of estimates at many points.
+
+    They are the mean, the standard deviation over random points and probes, and the one over probes alone.
+    """
 
     mean: float
     deviation: float
@@ -38,14 +40,14 @@ class Spread(NamedTuple):
 
 
 def spread(estimates: Tensor) -> Spread:
-    """`estimates` [probes, points], two probes or more."""
+    """Return the statistics of `estimates` [probes, points]. There must be two probes or more."""
     by_probe = estimates.var(0).mean()
     deviation = estimates.mean(0).var(correction=0) + by_probe * (1 - 1 / len(estimates))
     return Spread(float(estimates.mean()), float(deviation.sqrt()), float(by_probe.sqrt()))
 
 
 def estimate(module: InjectiveTraining, u: Tensor, at: Points, probes: int, seed: int = 0) -> Tensor:
-    """Estimates [probes, points] by the module's regulariser at gauge points u [points, C, H, W]."""
+    """Return estimates [probes, points] of the module's regulariser at gauge points u [points, C, H, W]."""
     import torch
 
     from methods.training import keyed_generator
@@ -57,7 +59,7 @@ def estimate(module: InjectiveTraining, u: Tensor, at: Points, probes: int, seed
 
 
 def seconds(loss: Callable[[], Any]) -> float:
-    """CPU time of a loss and its gradient."""
+    """Return the CPU time in seconds of a loss and its gradient."""
     taken = []
     for _ in range(REPEATS):
         start = time.process_time()
@@ -67,7 +69,7 @@ def seconds(loss: Callable[[], Any]) -> float:
 
 
 def parse(arguments: list[str]) -> tuple[ModelConfig, int, int]:
-    """The model's configuration, the number of images and of probes."""
+    """Return the model's configuration, the number of images and the number of probes."""
     own, overrides = own_arguments(arguments, {"images": "32", "probes": "16"})
     images, probes = whole_number(own, "images", 1), whole_number(own, "probes", 2)
     if not any(override.startswith("model=") for override in overrides):
@@ -77,7 +79,7 @@ def parse(arguments: list[str]) -> tuple[ModelConfig, int, int]:
         raise UserError("name one model: model=NAME")
     ((name, model),) = models.items()
     if model.train is None or model.train.flow is None:
-        raise UserError(f"model={name} has no regulariser; the injective ODE has (digits_inode ..)")
+        raise UserError(f"model={name} has no regulariser; models of the injective ODE have one (digits_inode ..)")
     if model.weights_file is None or not model.weights_file.is_file():
         raise UserError(
             f"model={name}: its weights are not on disk ({model.weights}); python -m bench.train makes them"
@@ -117,7 +119,7 @@ def main(arguments: list[str]) -> int:
         at = module.draw(pictures, tokens, rng())
         u = network.to_gauge(at.z, at.t, at.features)
     alone = seconds(lambda: update(0.0))
-    print("| regulariser | mean | std of one estimate | by its probe alone | update, CPU time beside none |")
+    print("| regulariser | mean | std of one estimate | by its probe alone | CPU time of an update / without it |")
     print("|---|---:|---:|---:|---:|")
     for module.regulariser in ESTIMATORS:
         found = spread(estimate(module, u, at, probes))

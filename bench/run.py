@@ -1,8 +1,8 @@
 """Run a sweep: `python -m bench.run sweep=corruptions [key=value ...]`.
 
-Expands the sweep into cells, computes those that the store does not hold, mirrors them to W&B and rebuilds the report.
-The same command again computes nothing; after a crash it computes what is missing, and what is damaged. A run of part
-of a sweep leaves the report of the whole as it is (`named`).
+It expands the sweep into cells, computes those that are not in the store, mirrors them to W&B and rebuilds the report.
+The same command again computes nothing. After a crash it computes the missing and the damaged cells. A run of a part of
+a sweep does not change the report of the whole sweep (`named`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bench.spec.datasets import inventory
 from bench.store import Damaged, Store
 
 LINE = 160
-"""Characters of a failure's message that the terminal shows."""
+"""The number of characters of a failure's message that the terminal shows."""
 NO_CELLS = (
     "results", "name", "title", "description", "highlight", "launcher", "tracker", "report", "retry", "batch_size",
     "samples",
@@ -43,11 +43,11 @@ NO_CELLS = (
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: the run ends as with Ctrl-C."""
+    """The process got SIGTERM. The run ends as with Ctrl-C."""
 
 
 def manifest(outlook: Outlook, arguments: Sequence[str]) -> dict[str, Any]:
-    """What a report needs to know of the sweep: its cells by id and axes, titles, and what could not be computed."""
+    """Return the sweep's manifest for the report: cells with id and axes, titles, and what could not be computed."""
     config = outlook.config
     return {
         "title": config.title,
@@ -69,11 +69,12 @@ def manifest(outlook: Outlook, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def named(outlook: Outlook, content: Mapping[str, Any], store: Store) -> tuple[str, str]:
-    """The name that the run's report has, and a line if it is not this run's alone under the sweep's own name.
+    """Return the name of the run's report, and a line for the user if that report does not replace the sweep's.
 
-    A run of part of a sweep leaves the report of the whole as it is. If the whole has all its cells, there is nothing
-    to change; else (an option differs, so that its numbers would not belong into that table) it has a report of its
-    own. The same command again, or one with all that was there, replaces the report: the sweep itself may have changed.
+    A run of a part of a sweep does not change the report of the whole. If that report already has all cells of this
+    run, nothing changes. If not, an option differs and the numbers do not belong in that table: the run gets a report
+    of its own. The same command, or one with at least all earlier places, replaces the report, because the sweep itself
+    may have changed.
     """
     name = outlook.config.name
     try:
@@ -93,13 +94,13 @@ def named(outlook: Outlook, content: Mapping[str, Any], store: Store) -> tuple[s
 
 
 def _places(content: Mapping[str, Any]) -> set[str]:
-    """Where the cells of a manifest stand in a table."""
+    """Return the places of a manifest's cells in a table: their axes as JSON."""
     axes = [{axis: v for axis, v in cell["axes"].items() if not axis.endswith("_title")} for cell in content["cells"]]
     return {json.dumps(one, sort_keys=True) for one in axes}
 
 
 def compute(outlook: Outlook, console: Console) -> dict[str, int]:
-    """Run the missing cells with a progress bar; returns how many ended how."""
+    """Run the missing cells with a progress bar, and return the number of cells for each outcome."""
     counts: dict[str, int] = {}
     total = len(outlook.plan.todo)
     store = Store(outlook.config.results)
@@ -131,16 +132,16 @@ def compute(outlook: Outlook, console: Console) -> dict[str, int]:
 
 
 def _why(store: Store, cell_id: str) -> str:
-    """The message of a failure, in one line of a sensible length; the store keeps the whole of it."""
+    """Return the message of a failure in one short line. The store keeps the full message."""
     try:
         message = " ".join(str(store.failure(cell_id)["message"]).split())
     except (FileNotFoundError, Damaged):  # another driver retries it
-        return "tried again elsewhere"
+        return "another run tries it again"
     return message if len(message) <= LINE else message[: LINE - 1] + "…"
 
 
 def companion(outlook: Outlook) -> Companion | None:
-    """The process that mirrors the cells to W&B while they end, if there are any to come while we wait."""
+    """Start the process that mirrors finished cells to W&B, if this run computes cells and waits for them."""
     config = outlook.config
     if config.tracker.kind != "wandb" or not outlook.plan.todo or not waits(config.launcher):
         return None
@@ -148,14 +149,14 @@ def companion(outlook: Outlook) -> Companion | None:
 
 
 def report(outlook: Outlook) -> int:
-    """Rebuild tables, figures and HTML in a process of their own: reports know the store, not us."""
+    """Rebuild tables, figures and HTML in a separate process, and return its exit code."""
     command = [sys.executable, "-m", "reports.build", f"sweep={outlook.config.name}", f"store={outlook.config.results}"]
     return subprocess.run(command, env=child_environment(), check=False).returncode
 
 
 @contextlib.contextmanager
 def _ends_on_term() -> Iterator[None]:
-    """SIGTERM raises Terminated in the block, once."""
+    """Raise Terminated in the block at the first SIGTERM."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -191,11 +192,11 @@ def _run(arguments: list[str]) -> int:
     say_gaps(outlook, console)
     store = Store(outlook.config.results)
     content = manifest(outlook, arguments)
-    name, told = named(outlook, content, store)
-    if told:
-        console.print(told, soft_wrap=True)
+    name, note = named(outlook, content, store)
+    if note:
+        console.print(note, soft_wrap=True)
     try:
-        if not told or name != outlook.config.name:  # else the manifest that is there has all these cells
+        if not note or name != outlook.config.name:  # else the sweep's manifest already has all these cells
             store.write_manifest(name, content)
         tidy(store.root)
     except OSError as error:

@@ -1,12 +1,13 @@
-"""How a sweep stands: `python -m bench.status [sweep=NAME] [results=DIR] [watch=true]`.
+"""Show the state of a sweep: `python -m bench.status [sweep=NAME] [results=DIR] [watch=true]`.
 
-From the store and the job ids alone, in any process, on any day: a scan of each folder, one squeue and, for jobs that
-are gone while cells are open, one sacct. Nothing is asked of single jobs.
+It needs only the store and the job ids, so it works in any process at any time. It scans each folder, calls squeue once
+and calls sacct once if jobs have ended while their cells are open. It does not contact single jobs.
 
-    done      has its record                          queued   in a job that waits, or waits in a running one
-    running   claimed by a living process             lost     was in a job that is gone: run the sweep again
+    done      has its record                          queued   in a job that waits, or waits in a running job
+    running   claimed by a process that still runs    lost     was in a job that has ended: run the sweep again
     failed    by class; `retry=CLASS` runs it again   missing  was never submitted
     damaged   its record cannot be read: run the sweep again
+    unknown   in a SLURM job, but squeue does not answer
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from bench.arguments import only_arguments, truth
 from bench.cluster import runs, slurm
 from bench.cluster.claims import Claim, Claims
 from bench.errors import UserError, run_command, unknown
-from bench.store import Damaged, Store, told
+from bench.store import Damaged, Store, damage_lines
 
 SLOWEST = 5
 OPEN = ("running", "queued", "unknown")
-"""States that are watched: what is unknown may be known at the next look."""
+"""States that `watch=true` waits for. An unknown state may be known at the next look."""
 KEYS = {"sweep": "", "results": "results", "watch": "false"}
 
 
@@ -42,22 +43,22 @@ class Status:
 
     name: str
     cells: Mapping[str, Mapping[str, Any]]
-    """id -> its entry in the manifest."""
+    """id -> entry in the manifest."""
     states: Mapping[str, str]
     """id -> done, running, queued, lost, missing, damaged, unknown, or `failed (CLASS)`."""
     used_s: float
-    """Seconds that finished cells took, over all workers."""
+    """Seconds of computation of the finished cells, over all workers."""
     left_s: float | None
-    """Seconds that the others should take; None while no finished cell tells."""
+    """Predicted seconds of the other cells; None while no finished cell gives a speed."""
     gpus: int
-    """Of a worker; 0 on CPUs."""
+    """GPUs per worker; 0 on CPUs."""
     slowest: tuple[Claim, ...]
-    """What runs, the longest first."""
+    """Claims of running cells, the longest running first."""
     troubles: tuple[str, ...]
 
 
 def sweeps(store: Store, sweep: str) -> list[str]:
-    """The names of a store's sweeps, or the one that is given."""
+    """Return the names of a store's sweeps, or only the given one. Raises UserError if there is none."""
     names = store.manifests()
     if not names:
         raise UserError(f"results={str(store.root)!r} holds no sweep; python -m bench.run sweep=NAME makes one")
@@ -67,7 +68,10 @@ def sweeps(store: Store, sweep: str) -> list[str]:
 
 
 def look(store: Store, sweep: str = "") -> list[Status]:
-    """Every sweep of the store, or one. A damaged manifest is a trouble among several sweeps; alone it is Damaged."""
+    """Return the status of every sweep of the store, or of one.
+
+    If one sweep is named and its manifest is damaged, this raises Damaged. With several sweeps it is one of `troubles`.
+    """
     names = sweeps(store, sweep)
     found = runs.read(store.root)
     queue = runs.queue(found)
@@ -104,7 +108,7 @@ def look(store: Store, sweep: str = "") -> list[Status]:
         states = {cell: state(cell) for cell in cells}
         used, left, gpus = _hours(store, cells, states)
         slowest = sorted((claims[c] for c in cells if states[c] == "running"), key=lambda claim: claim.since)
-        troubles = (*told(damaged), *runs.damaged(store.root), *_troubles(name, found, queue, states))
+        troubles = (*damage_lines(damaged), *runs.damaged(store.root), *_troubles(name, found, queue, states))
         statuses.append(Status(name, cells, states, used, left, gpus, tuple(slowest[:SLOWEST]), troubles))
     return statuses
 
@@ -112,7 +116,10 @@ def look(store: Store, sweep: str = "") -> list[Status]:
 def _hours(
     store: Store, cells: Mapping[str, Mapping[str, Any]], states: Mapping[str, str]
 ) -> tuple[float, float | None, int]:
-    """(seconds used, seconds left, GPUs of a worker), by the seconds an evaluation took with each method and model."""
+    """Return (seconds used, seconds left, GPUs per worker).
+
+    The seconds left follow from the seconds per evaluation of finished cells with the same method and model.
+    """
     used, gpus = 0.0, 0
     rates: dict[tuple[Any, ...], tuple[float, int]] = {}
     for cell, entry in cells.items():
@@ -136,7 +143,7 @@ def _hours(
 
 
 def _kinds(entry: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """What tells a cell's speed, the best first."""
+    """Return the keys by which a cell's speed is looked up, the most specific first."""
     model, method = entry["axes"].get("model"), entry["axes"].get("method")
     return [(model, method), (model,), ()]
 
@@ -144,7 +151,7 @@ def _kinds(entry: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 def _troubles(
     sweep: str, found: Sequence[runs.Run], queue: Mapping[str, tuple[str, str]] | None, states: Mapping[str, str]
 ) -> Iterator[str]:
-    """What a user should know of the jobs: why they wait, how they were lost, what stopped them."""
+    """Yield lines about the jobs for the user: why they wait, how they were lost, what stopped them."""
     mine = [run for run in found if run.sweep == sweep]
     if queue is None:
         yield "squeue does not answer: what is queued or lost is not known"
@@ -169,7 +176,7 @@ def _troubles(
 
 
 def show(status: Status) -> Group:
-    """The sweep as text and tables."""
+    """Return the sweep's status as text and tables."""
     counts = Counter(status.states.values())
     order = ("done", "running", "queued", "lost", "missing", "damaged", "unknown")
     parts = [f"{counts[state]} {state}" for state in order if counts[state]]
@@ -190,12 +197,14 @@ def show(status: Status) -> Group:
             table.add_row(claim.cell, f"{minutes:.1f} min", job, last_line(claim.owner.get("log")))
         lines.append(table)
     if lost := counts["lost"]:
-        lines.append(Text(f"{lost} cells are in no job any more: python -m bench.run with the same arguments goes on"))
+        lines.append(
+            Text(f"{lost} cells are in no job any more: python -m bench.run with the same arguments continues")
+        )
     return Group(*lines)
 
 
 def last_line(log: str | None) -> str:
-    """The last line of a log and of its error stream's, the younger of the two; empty if there is none."""
+    """Return the last line of a log or of its error log, whichever is younger; empty if there is none."""
     if log is None:
         return ""
     files = [file for file in (Path(log), Path(log).with_suffix(".err")) if file.is_file() and file.stat().st_size]
@@ -214,10 +223,10 @@ def main(arguments: list[str]) -> int:
             console.print(show(one), soft_wrap=True)
         return 0
     with Live(console=console, auto_refresh=False) as live:
-        while True:  # what is shown last is what ended the watch
+        while True:  # show first, then check: the last view shows why the watch ended
             seen = look(store, given["sweep"])
             live.update(Group(*(show(one) for one in seen)), refresh=True)
-            if not terminal.heard() or not any(state in OPEN for one in seen for state in one.states.values()):
+            if not terminal.writable() or not any(state in OPEN for one in seen for state in one.states.values()):
                 return 0
             time.sleep(5)
 

@@ -1,16 +1,17 @@
 """The store: one atomic folder per finished cell, one file per failure, one manifest per sweep. No torch.
 
-    ROOT/cells/ID/rows.parquet    one row per image; of an adaptive solver also its steps, in a list
+    ROOT/cells/ID/rows.parquet    one row per image; an adaptive solver's row also has a list of its steps
     ROOT/cells/ID/cell.json       resolved configuration, provenance, and the sizes of the cell's other files
     ROOT/cells/ID/samples.npz     a few images: ids, truth, input, output (uint8 [k, H, W, C])
-    ROOT/cells/ID/features.npz    where a metric is of sets: ids, and EXTRACTOR_output, EXTRACTOR_truth (float32 [n, d])
+    ROOT/cells/ID/features.npz    for metrics of sets: ids, and EXTRACTOR_output, EXTRACTOR_truth (float32 [n, d])
     ROOT/failures/ID.json         the last failure of a cell that has no result yet
     ROOT/partial/ID.npz           the finished images of a long cell that is still open
     ROOT/sweeps/NAME.json         the cells that a sweep expands to, and what its report should show
 
-A cell is done when its folder exists under its final name: it is written beside, flushed to the disk and renamed, so
-a killed run leaves at most a draft, which no reader sees and a later run removes. A full disk, a copy that was cut off
-or an editor can still damage a file: `damaged` finds such cells, and `discard` removes them, to be computed again.
+A cell is done when its folder exists under its final name. The folder is written under a hidden name, flushed to the
+disk and then renamed. So a killed run leaves at most a draft: no reader sees it, and a later run removes it. A full
+disk, an incomplete copy or an editor can still damage a file: `damaged` finds such cells, and `discard` removes them,
+so that they are computed again.
 """
 
 from __future__ import annotations
@@ -34,21 +35,21 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 ENDS = {".parquet": (b"PAR1", b"PAR1", 4), ".npz": (b"PK\3\4", b"PK\5\6", 22)}
-"""The bytes that a whole file begins with, those near its end, and their distance from it."""
+"""Suffix -> the first bytes of a complete file, the bytes near its end, and the distance of these from the end."""
 UNREADABLE = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
-"""Errors of reading a damaged file. JSON's, Unicode's and pyarrow's are ValueErrors."""
+"""Errors that reading a damaged file can raise. JSON's, Unicode's and pyarrow's are ValueErrors."""
 
 
 class Damaged(UserError):
-    """A file of the store cannot be read: which one, why, and what to do."""
+    """A file of the store cannot be read. The message names the file, the reason and what to do."""
 
     def __init__(self, file: Path, why: object) -> None:
-        super().__init__(f"{file} is damaged ({why}); run the sweep again: python -m bench.run makes it anew")
+        super().__init__(f"{file} is damaged ({why}); run the sweep again: python -m bench.run makes it again")
 
 
 @contextlib.contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Raises Damaged, with the file's name, for what cannot be read in the block."""
+    """Turn an error of reading in the block into Damaged, with the file's name."""
     try:
         yield
     except UNREADABLE as error:
@@ -56,7 +57,7 @@ def _reading(file: Path) -> Iterator[None]:
 
 
 class Store:
-    """A results folder. Readers need no lock and see only whole cells."""
+    """A results folder. Readers need no lock and see only complete cells."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -64,22 +65,25 @@ class Store:
     # --- what is there -----------------------------------------------------------------------------------------
 
     def done(self) -> set[str]:
-        """Ids of finished cells: one directory scan."""
+        """Return the ids of finished cells. This is one directory scan."""
         return _names(self.root / "cells")
 
     def failed(self) -> set[str]:
-        """Ids of cells whose last attempt failed and that have no result."""
+        """Return the ids of cells whose last attempt failed and that have no result."""
         return {name.removesuffix(".json") for name in _names(self.root / "failures")} - self.done()
 
     def ended(self, cell_id: str) -> bool:
-        """Whether a cell has a result or a failure."""
+        """Return True if a cell has a result or a failure."""
         return (self.root / "cells" / cell_id).is_dir() or (self.root / "failures" / f"{cell_id}.json").is_file()
 
     # --- damage ------------------------------------------------------------------------------------------------
 
     def damaged(self, cell_ids: Iterable[str]) -> dict[str, str]:
-        """The cells among these whose result, or failure where they have no result, is there but cannot be used:
-        id -> why. It looks at sizes and at first and last bytes, not at every number."""
+        """Return the cells whose record exists but cannot be used: id -> reason.
+
+        The record is the result, or the failure if there is no result. The check reads sizes and the first and last
+        bytes of each file, not every number.
+        """
         done, failed = self.done(), self.failed()
         found = {}
         for cell_id in cell_ids:
@@ -89,20 +93,20 @@ class Store:
         return found
 
     def discard(self, cell_ids: Iterable[str]) -> None:
-        """Remove what is damaged of these cells: they are missing then, and can be computed again."""
+        """Remove the damaged records of these cells. The cells are then missing and can be computed again."""
         for cell_id in self.damaged(cell_ids):
             remove_folder(self.root / "cells" / cell_id)
             self.forget_failure(cell_id)
 
     def _torn(self, cell_id: str) -> str | None:
-        """Why a result cannot be used; None if it can."""
+        """Return the reason why a result cannot be used, or None if it can."""
         folder, name = self.root / "cells" / cell_id, "cell.json"
         try:
             with open(folder / name, "rb") as opened:
                 content = json.loads(opened.read())
             if content["id"] != cell_id:
-                return f"{name} is that of {content['id']}"
-            # Records of an earlier version do not say which files there are.
+                return f"{name} belongs to {content['id']}"
+            # Records of an earlier version have no list of files.
             for name, size in (content.get("files") or dict.fromkeys(["rows.parquet", *os.listdir(folder)])).items():
                 if (ends := ENDS.get(os.path.splitext(name)[1])) is None:
                     continue
@@ -112,10 +116,10 @@ class Store:
                     if size not in (None, found):
                         return f"{name} has {found} of {size} bytes"
                     if found < distance or opened.read(len(head)) != head:
-                        return f"{name} does not begin as such a file does"
+                        return f"{name} does not begin like such a file"
                     opened.seek(-distance, os.SEEK_END)
                     if opened.read(len(tail)) != tail:
-                        return f"{name} does not end as such a file does"
+                        return f"{name} does not end like such a file"
         except FileNotFoundError:
             return f"{name} is missing"
         except (OSError, *UNREADABLE) as error:
@@ -125,15 +129,17 @@ class Store:
     def _torn_failure(self, cell_id: str) -> str | None:
         try:
             self.failure(cell_id)
-        except FileNotFoundError:  # it is tried again
+        except FileNotFoundError:  # another run has removed it, to try the cell again
             return None
         except Damaged as error:
             return str(error)
         return None
 
     def tidy(self) -> None:
-        """Remove what killed runs left: drafts, and the images of cells that have a result. What is young stays: it
-        may be in the hands of another process."""
+        """Remove what killed runs left: drafts, and partial images of cells that have a result.
+
+        Young files stay, because another process may still use them.
+        """
         for folder in ("cells", "failures", "partial", "sweeps", "code"):
             remove_drafts(self.root / folder)
         done = self.done()
@@ -151,8 +157,10 @@ class Store:
         samples: Mapping[str, np.ndarray] | None = None,
         features: Mapping[str, np.ndarray] | None = None,
     ) -> bool:
-        """Write one finished cell. False if another run had finished it before (its result stays, unless it is
-        damaged)."""
+        """Write one finished cell. Return False if another run finished it first.
+
+        The first result stays, unless it is damaged.
+        """
         import numpy as np
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -177,11 +185,11 @@ class Store:
         return True
 
     def write_failure(self, cell_id: str, failure: Mapping[str, Any]) -> None:
-        """Record why a cell failed: at least `class`, `message` and `traceback`."""
+        """Record why a cell failed. `failure` has at least `class`, `message` and `traceback`."""
         write_json(self.root / "failures" / f"{cell_id}.json", {"schema": SCHEMA, "id": cell_id, **failure})
 
     def forget_failure(self, cell_id: str) -> None:
-        """The cell is missing again: it is to be tried once more."""
+        """Remove a cell's failure. The cell is then missing and can be tried again."""
         (self.root / "failures" / f"{cell_id}.json").unlink(missing_ok=True)
 
     def write_partial(
@@ -192,8 +200,10 @@ class Store:
         images: Mapping[str, np.ndarray],
         seconds: float = 0.0,
     ) -> None:
-        """Keep the finished images of an open cell, in place of fewer of them. `maker`: who may go on from them;
-        `seconds`: what they took, over all attempts."""
+        """Keep the finished images of an open cell. They replace an earlier file with fewer images.
+
+        `maker` names the code and settings that may continue from them. `seconds` is their time over all attempts.
+        """
         import numpy as np
 
         state = np.array(json.dumps({"maker": maker, "rows": rows, "seconds": seconds}))
@@ -201,13 +211,15 @@ class Store:
             np.savez(file, allow_pickle=False, state=state, **images)
 
     def partial(self, cell_id: str, maker: str) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], float]:
-        """The rows and images of an open cell that the same maker has finished, and the seconds they took; empty if
-        there are none, or if the file is damaged: it only saves work."""
+        """Return the rows and images of an open cell that the same maker finished, and the seconds that they took.
+
+        They are empty if there are none, or if the file is damaged: the file only saves work.
+        """
         state, images = self._partial(cell_id)
         return (state["rows"], images, state["seconds"]) if state.get("maker") == maker else ([], {}, 0.0)
 
     def partial_images(self, cell_id: str) -> int:
-        """How many images of an open cell are finished."""
+        """Return the number of finished images of an open cell."""
         return len(self._partial(cell_id)[0].get("rows", ()))
 
     def _partial(self, cell_id: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -229,7 +241,7 @@ class Store:
     # --- reading -----------------------------------------------------------------------------------------------
 
     def manifest(self, name: str) -> dict[str, Any]:
-        """The sweep's manifest. Raises FileNotFoundError if that sweep never ran into this store, and Damaged."""
+        """Return the sweep's manifest. Raises FileNotFoundError if the sweep never ran with this store, and Damaged."""
         file = self.root / "sweeps" / f"{name}.json"
         content = _json(file, "cells")
         with _reading(file):
@@ -241,18 +253,19 @@ class Store:
         return sorted(name.removesuffix(".json") for name in _names(self.root / "sweeps"))
 
     def record(self, cell_id: str) -> dict[str, Any]:
-        """A finished cell's configuration and provenance. Raises Damaged."""
+        """Return a finished cell's configuration and provenance. Raises Damaged."""
         return _json(self.root / "cells" / cell_id / "cell.json", "id")
 
     def failure(self, cell_id: str) -> dict[str, Any]:
-        """A cell's last failure. Raises Damaged."""
+        """Return a cell's last failure. Raises Damaged."""
         return _json(self.root / "failures" / f"{cell_id}.json", "class")
 
     def rows(self, cell_ids: Iterable[str], without: Collection[str] = (), categories: bool = False) -> pd.DataFrame:
-        """The rows of finished cells, in the order asked; cells that are not there are left out. Raises Damaged.
+        """Return the rows of finished cells, in the order of `cell_ids`; missing cells are left out. Raises Damaged.
 
-        Columns named in `without` are not read: text that nobody asks for is most of a million rows. With `categories`
-        text is categorical: a million rows name few images, and a number stands for each.
+        Columns named in `without` are not read: text columns that a report does not need take most of the memory of a
+        million rows. With `categories`, text columns are categorical: a million rows have few different images, and
+        each name is stored once.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -272,15 +285,17 @@ class Store:
             return pa.table({}).to_pandas()
         table = _joined(tables)
         del tables
-        return table.to_pandas(split_blocks=True, self_destruct=True)  # a column at a time, never all twice
+        return table.to_pandas(split_blocks=True, self_destruct=True)  # column by column: less memory
 
     def samples(self, cell_id: str) -> dict[str, np.ndarray]:
-        """The sample images of a cell: ids, truth, input, output. Raises Damaged."""
+        """Return the sample images of a cell: ids, truth, input, output. Raises Damaged."""
         return self._arrays(cell_id, "samples.npz")
 
     def features(self, cell_id: str) -> dict[str, np.ndarray]:
-        """Features of every image of a cell: ids, and EXTRACTOR_output and EXTRACTOR_truth; empty where it has none.
-        Raises Damaged."""
+        """Return the features of every image of a cell: ids, and EXTRACTOR_output and EXTRACTOR_truth.
+
+        Empty if the cell has no features. Raises Damaged.
+        """
         return self._arrays(cell_id, "features.npz")
 
     def _arrays(self, cell_id: str, name: str) -> dict[str, np.ndarray]:
@@ -294,8 +309,10 @@ class Store:
 
 
 def _joined(tables: list[pa.Table]) -> pa.Table:
-    """One table of many. A column whose types have no common one, as an option that is 0.9 for one method and "auto"
-    for another, becomes text (JSON)."""
+    """Join tables into one. A column whose types do not fit together becomes text (JSON).
+
+    An example is an option that is 0.9 for one method and "auto" for another.
+    """
     import pyarrow as pa
 
     def clashes(name: str) -> bool:
@@ -320,14 +337,14 @@ def _joined(tables: list[pa.Table]) -> pa.Table:
         return pa.concat_tables(tables, promote_options="permissive")
 
 
-def told(damaged: Mapping[str, str], most: int = 5) -> list[str]:
-    """Lines that name damaged cells, and say why."""
+def damage_lines(damaged: Mapping[str, str], most: int = 5) -> list[str]:
+    """Return lines that name damaged cells with the reason: at most `most` cells, then the number of the others."""
     lines = [f"damaged: {cell_id}: {why}" for cell_id, why in list(damaged.items())[:most]]
-    return lines + [f"damaged: {len(damaged) - most} cells more"] * (len(damaged) > most)
+    return lines + [f"damaged: {len(damaged) - most} more cells"] * (len(damaged) > most)
 
 
 def _json(file: Path, key: str) -> dict[str, Any]:
-    """The content of a JSON file that must have this key. Raises Damaged."""
+    """Return the content of a JSON file that must have this key. Raises Damaged."""
     with _reading(file):
         content = json.loads(file.read_text(encoding="utf-8"))
         if key not in content:

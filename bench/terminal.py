@@ -1,7 +1,7 @@
-"""What a command prints: any terminal can show it; a reader that has left or a full disk does not end the command.
+"""Printing of the commands: any terminal can show it, and a closed pipe or a full disk does not end the command.
 
-All output goes through the standard streams as they are after `prepare`. Tables and coloured lines go through
-`console`, which prints text as it is: `[large]` in a message is no markup.
+All output goes through the standard streams that `prepare` makes. Tables and coloured lines go through `console`, which
+prints text as it is: `[large]` in a message is not markup.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ASCII = {"…": "...", "±": "+-", "−": "-", "–": "-", "—": "-", "→": "-
 
 
 def _plainer(error: UnicodeError) -> tuple[str, int]:
-    """The codecs error handler `plainer`: letters without accents, ASCII signs for signs, else a question mark."""
+    """The codecs error handler `plainer`: removes accents, writes signs in ASCII, and everything else as `?`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     plain = ""
@@ -34,7 +34,7 @@ codecs.register_error("plainer", _plainer)
 
 
 class Output:
-    """A standard stream. Once it cannot be written, what follows is dropped, and `lost` says why."""
+    """A standard stream. After an error of writing, all later output is dropped, and `lost` holds the error."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -52,41 +52,41 @@ class Output:
             action(*arguments)
         except OSError as error:
             self.lost = error
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())  # for the processes that we start too
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.stream.fileno())  # child processes write to it too
+            os.close(null)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
 
 def prepare() -> None:
-    """Make the standard streams safe to print to, whatever they are."""
+    """Make the standard streams safe to print to, for any encoding."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if hasattr(stream, "reconfigure"):  # None where it is closed
+        if hasattr(stream, "reconfigure"):  # a closed stream is None
             stream.reconfigure(errors="plainer")
             setattr(sys, name, Output(stream))
 
 
 def finish(code: int) -> int:
-    """Write what is left in the buffers; returns the exit code: 1 in place of 0 if output was lost on a full disk."""
+    """Flush the output and return the exit code: 1 in place of 0 if output was lost on a full disk."""
     if sys.stdout is not None:
         sys.stdout.flush()
     lost = getattr(sys.stdout, "lost", None)
     if lost is None or lost.errno == errno.EPIPE:
         return code
-    print(f"error: standard output could not be written, a part of it is lost: {lost}", file=sys.stderr)
+    print(f"error: standard output could not be written, and a part of it is lost: {lost}", file=sys.stderr)
     return code or 1
 
 
-def heard() -> bool:
-    """Whether standard output may still have a reader."""
+def writable() -> bool:
+    """Return True if standard output can still be written."""
     return getattr(sys.stdout, "lost", None) is None
 
 
 def console() -> Console:
-    """A console that prints text as it is; 120 columns where the output is no terminal."""
+    """Return a console that prints text as it is. It has 120 columns if the output is not a terminal."""
     from rich.console import Console
 
     wide = None if sys.stdout is not None and sys.stdout.isatty() else 120

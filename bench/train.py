@@ -1,11 +1,11 @@
 """Train an embedded model: `python -m bench.train model=scenes_vp [train.steps=5000] [out=DIR] [card=only]`.
 
-Checkpoints go to DIR/NAME/ (default results/train), and the same command goes on from the last one. At the end DIR
+Checkpoints go to DIR/NAME/ (default results/train), and the same command continues from the last one. At the end DIR
 holds NAME.safetensors and its card: NAME.md, NAME.json (figures, sha256, command) and a picture. The curves go to
 DIR/NAME/history.jsonl, and from there to Weights & Biases (tracker=none turns that off).
 
-With `launcher=slurm launcher.gpus=8` it is a job of eight processes (bench.training.job), which requeues itself. While
-it waits or runs, no other job is submitted for its folder.
+With `launcher=slurm launcher.gpus=8` the training is a job of eight processes (bench.training.job), which requeues
+itself. While it waits or runs, no other job is submitted for its folder.
 """
 
 from __future__ import annotations

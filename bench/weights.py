@@ -1,4 +1,4 @@
-"""The weights that a metric needs: where they lie on this disk, and whether they are there. No torch."""
+"""The weights that metrics need, and their places on this disk. No torch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from bench.files import ZOO
 
 
 def torch_home() -> Path:
-    """The folder of torch.hub, as torch finds it."""
+    """Return the folder of torch.hub, by the same rules as torch."""
     home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
     return Path(home).expanduser()
 
 
 def weights_folder() -> Path:
-    """Where torch.hub keeps downloaded weights."""
+    """Return the folder in which torch.hub keeps downloaded weights."""
     return torch_home() / "hub" / "checkpoints"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A file in torch's cache; the eight digits in its name begin its sha256. `metric`: the word that
-    `python -m bench.prefetch metric=` takes."""
+    """A file in torch's cache. The eight digits in its name are the first of its sha256.
+
+    `what` is its name in messages. `metric` is the name for `python -m bench.prefetch metric=NAME`.
+    """
 
     what: str
     metric: str
@@ -45,7 +47,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model of the Hugging Face hub, or a folder; `metric` as above."""
+    """A model of the Hugging Face hub, or a folder. `what` and `metric` are as in `Weights`."""
 
     what: str
     metric: str
@@ -59,7 +61,7 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Shipped:
-    """A network in methods/zoo, or another file that no command fetches; it judges images of one shape alone."""
+    """A network in methods/zoo, or another file that no command fetches. It takes images of one shape only."""
 
     what: str
     path: Path
@@ -73,7 +75,7 @@ class Shipped:
 _TORCHVISION = "https://download.pytorch.org/models/"
 _FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
 LPIPS = Weights("LPIPS weights", "lpips", f"{_TORCHVISION}alexnet-owt-7be5be79.pth")
-"""torchvision's network, over which lpips lays its own linear weights (Zhang et al. 2018); the next two alike."""
+"""torchvision's network, to which lpips adds its own linear weights (Zhang et al. 2018). The next two are the same."""
 LPIPS_VGG = Weights("LPIPS weights (VGG)", "lpips_vgg", f"{_TORCHVISION}vgg16-397923af.pth")
 LPIPS_SQUEEZE = Weights("LPIPS weights (SqueezeNet)", "lpips_squeeze", f"{_TORCHVISION}squeezenet1_1-b8a52dc0.pth")
 INCEPTION = Weights("Inception weights", "fid", f"{_FIDELITY}weights-inception-2015-12-05-6726825d.pth")

@@ -111,7 +111,7 @@ def test_a_number_is_written_by_its_column() -> None:
 
 
 def test_columns_that_are_made_by_a_rule() -> None:
-    assert column("trip_dopri5_1e-03_nfe").title == "NFE there and back, dopri5 1e-03"
+    assert column("trip_dopri5_1e-03_nfe").title == "NFE of the round trip, dopri5 1e-03"
     assert column("trip_heun_bits").digits == ".1e" and column("trip_heun_bits").kind == "guarantee"
     assert column("input_psnr").title == "PSNR of the input" and column("input_psnr").unit == "dB"
     assert (column("method.p").kind, column("my_own").kind, column("my_own").title) == ("axis", "own", "my own")

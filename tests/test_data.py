@@ -418,7 +418,7 @@ def test_captions_may_name_images_of_the_other_split(tmp_path: Path) -> None:
         ("captions.csv", "image,text\na.png,x\n", "needs the columns file,caption, has image,text"),
         ("captions.csv", "", "needs the columns file,caption, has none"),
         ("captions.csv", "file,caption\na.png,a cat, sitting\n", "line 2 .* quote captions"),
-        ("captions.csv", "file,caption\na.png\n", "line 2 has not one value for each column"),
+        ("captions.csv", "file,caption\na.png\n", "line 2 does not have one value for each column"),
         ("captions.csv", "file,caption\na.png,x\na.png,y\n", r"line 3 names a\.png again"),
         ("captions.csv", 'file,caption\na.png,"x', "unexpected end of data"),
         ("captions.csv", b"file,caption\na.png,\xff\n", "captions.csv: .*utf-8"),

@@ -81,7 +81,8 @@ def test_batches_change_no_feature(done: Path) -> None:
 def test_the_table_has_a_block_an_edit_and_a_column_a_strength(done: Path) -> None:
     text = (done / "reports" / "editing" / "table.md").read_text()
     for words in (
-        "asked change is there, by the classifier [share]", "PSNR outside the mask [dB]", "### recolour", "### remove",
+        "requested change is present, by the classifier [share]", "PSNR outside the mask [dB]", "### recolour",
+        "### remove",
         "| strength | 0.5 | 1 |", "input (not edited)", "FD-scenes, lower is better, n = 3 images",
         "published, Ju et al., Direct Inversion, ICLR 2024", "PSNR with the mask black (PIE-Bench)",
     ):  # fmt: skip

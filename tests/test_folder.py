@@ -458,13 +458,13 @@ def test_text_files_beside_images_are_captions(root: Path) -> None:
     (root / "deep/d.txt").write_text("a dog")
     (root / "readme.txt").write_text("no caption")
     assert captions(root) == {"a.png": "a cat, sitting", "b.png": "", "c.png": "", "deep/d.jpg": "a dog"}
-    assert ImageFolder("all", root).notes == ["2 of 4 images have captions, from .txt files beside the images"]
+    assert ImageFolder("all", root).notes == ["2 of 4 images have captions, from .txt files next to the images"]
     before = cell(root, "dataset.folder.options.captions=none").id
     (root / "a.txt").write_text("a bird")
     assert cell(root, "dataset.folder.options.captions=none").id == before
     (root / "captions.csv").write_text("file,caption\nb.png,b\n")
     assert captions(root) == {"a.png": "", "b.png": "b", "c.png": "", "deep/d.jpg": ""}
-    note = "1 of 4 images have captions, from captions.csv; 2 .txt files beside images are left out"
+    note = "1 of 4 images have captions, from captions.csv; 2 .txt files of images are left out"
     assert ImageFolder("all", root).notes == [note]
 
 
@@ -489,7 +489,7 @@ def test_what_is_not_read_is_counted(root: Path, tmp_path: Path, capsys: pytest.
     for name in ("x.heic", "y.HEIC", "z.svg", "metadata.parquet"):
         (root / name).write_bytes(b"")
     (root / "pictures").symlink_to("gone")
-    note = "files that are not read: 2 .heic, 1 .svg, 1 metadata.parquet, 1 links that lead nowhere"
+    note = "files that are not read: 2 .heic, 1 .svg, 1 metadata.parquet, 1 broken links"
     assert ImageFolder("all", root).notes == [note]
     assert plan.main([*SMALL, f"dataset.folder.options.root={root}", f"results={tmp_path / 'results'}"]) == 0
     assert f"dataset folder: {note}" in capsys.readouterr().out.splitlines()
@@ -519,7 +519,7 @@ def test_a_validation_folder_is_a_split(tmp_path: Path, name: str) -> None:
     assert ImageFolder("train", tmp_path).ids == ["train/a.png"]
     assert set(ImageFolder("all", tmp_path).ids) == {"train/a.png", f"{name}/b.png"}
     assert ImageFolder("val", tmp_path, recursive=False).ids == [f"{name}/b.png"]
-    assert ImageFolder("val", tmp_path).notes == [f"1 images beside the folders train, {name} are in no split"]
+    assert ImageFolder("val", tmp_path).notes == [f"1 images outside the folders train, {name} are in no split"]
     with pytest.raises(ValueError, match=r"none of them in split test \(1 in train, 1 in val\); try split=all"):
         ImageFolder("test", tmp_path)
 

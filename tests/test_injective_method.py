@@ -444,7 +444,7 @@ def test_a_sweep_runs_it_on_its_own_model(tmp_path: Path) -> None:
     assert pairs("method=ddim,injective_ode", "model=scenes_inode_free") == {
         ("ddim", "scenes_inode_free"), ("injective_ode", "scenes_inode_free"),
     }  # fmt: skip
-    with pytest.raises(UserError, match="runs on models of class InjectiveField alone; gmm is none"):
+    with pytest.raises(UserError, match="runs only on models of class InjectiveField; gmm is of another class"):
         expand(compose_config(["sweep=theory", "method=injective_ode"]))
 
 

@@ -294,12 +294,12 @@ def broken_weights(folder: Path) -> dict[str, Path]:
         "cut: it has": whole[:-1],
         "cut within its header": whole[:100],
         "torch.save": (folder / "torch.pt").read_bytes(),
-        "torch.save, which": (folder / "old.pt").read_bytes(),
-        "which can run code": pickle.dumps({"w": 1}, protocol=2),
-        "no safetensors file, or": b"# some text, such as a README, of more than eight bytes",
+        "torch.save and": (folder / "old.pt").read_bytes(),
+        "and can run code": pickle.dumps({"w": 1}, protocol=2),
+        "not a safetensors file, or": b"# some text, such as a README, of more than eight bytes",
         "is empty": b"",
-        "its header names": whole + b"x",
-        "no safetensors file, or is": b"\x02\0\0\0\0\0\0\0[]",
+        "but its header says": whole + b"x",
+        "not a safetensors file, or it is": b"\x02\0\0\0\0\0\0\0[]",
     }
     files = {}
     for number, (words, content) in enumerate(contents.items()):

@@ -1,1 +1,1 @@
-"""One cell: measurement, method, rows; and the guard around it."""
+"""Computation of one cell (measurement, method, rows) and the guard around it."""

@@ -1,4 +1,4 @@
-"""One cell: cases -> method -> rows, through a Lightning Trainer. `bench.cell.guard` is around it."""
+"""Computation of one cell: cases -> method -> rows, with a Lightning Trainer. `bench.cell.guard` calls it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from methods.base import Method, Problem, Solution, in_latents
 from methods.denoiser import Denoiser
 
 Keep = Callable[[Finished], None]
-"""Called after each batch; it may end the process there."""
+"""A function that is called after each batch. It may end the process."""
 
 
 class Executed(NamedTuple):
-    """What the store keeps of a cell."""
+    """The results of a cell, as the store keeps them."""
 
     rows: list[Row]
     record: dict[str, Any]
@@ -42,15 +42,17 @@ class Executed(NamedTuple):
 
 @lru_cache(maxsize=2)
 def _denoiser(model: str, sha256: str | None, device: str) -> Denoiser:
-    """The denoiser of a model, loaded once per process. Raises UserError if its weights are not those of the cell: a
-    job may have waited for days."""
+    """Return the denoiser of a model, loaded once per process.
+
+    Raises UserError if its weights are not those of the cell: a job may have waited for days.
+    """
     config = ModelConfig.model_validate_json(model)
     denoiser = build_denoiser(config, device=device)
-    found = weights_sha256(config)  # after loading, so that nothing comes in between
+    found = weights_sha256(config)  # after loading: a change before or during the load is found
     if found != sha256:
         raise UserError(
             f"the weights {config.pretrained or config.weights} have changed since this cell was planned "
-            f"({_short(sha256)} then, {_short(found)} now): bring those back, or run the sweep again with these"
+            f"({_short(sha256)} then, {_short(found)} now): restore the old weights, or run the sweep again"
         )
     return denoiser
 
@@ -66,7 +68,7 @@ def model_config(cell: Cell) -> ModelConfig:
 
 
 def build_method(cell: Cell, device: str = "cpu") -> Method:
-    """The cell's method around its denoiser, on its grid."""
+    """Return the cell's method with its denoiser and its grid."""
     config = model_config(cell)
     options = check_options(cell.spec["method"]["class"], "method", cell.spec["method"]["options"], "method")
     denoiser = _denoiser(config.model_dump_json(by_alias=True), cell.spec["model"]["weights_sha256"], device)
@@ -74,7 +76,7 @@ def build_method(cell: Cell, device: str = "cpu") -> Method:
 
 
 class _Watch(pl.Callback):
-    """Makes the rows of each batch, and measures the peak memory of its solution alone."""
+    """Makes the rows of each batch, and measures the peak memory of the method only."""
 
     def __init__(self, cell: Cell, finished: Finished, memory: PeakMemory, keep: Keep | None) -> None:
         self.cell, self.finished, self.memory, self.keep = cell, finished, memory, keep
@@ -92,7 +94,7 @@ class _Watch(pl.Callback):
     def on_predict_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, method: Method, solution: Solution, problem: Posed, index: int, loader: int = 0
     ) -> None:
-        self.memory.stop()  # before anything is scored: the metrics' memory is not the method's
+        self.memory.stop()  # before the metrics run: their memory is not the method's
         columns = method.columns(problem, solution)
         self.finished.add(self.cell, problem, solution, self.facts, columns)
         if self.keep is not None:
@@ -104,7 +106,7 @@ _WARM: set[tuple[object, ...]] = set()
 
 @torch.no_grad()
 def _warm_up(method: Method, problem: Problem) -> None:
-    """One evaluation outside the clock for each model and size of batch in a process: it picks kernels."""
+    """Run one untimed evaluation per process for each model and batch shape, so that torch selects its kernels."""
     denoiser, cond = method.denoiser, problem.target or problem.source
     size = (id(denoiser.backbone), tuple(problem.image.shape), cond.evaluations)
     if size not in _WARM:
@@ -117,7 +119,7 @@ def execute(
     cell: Cell, batch_size: int, samples: int, device: str = "cpu", earlier: Partial = ([], {}),
     keep: Keep | None = None,
 ) -> Executed:  # fmt: skip
-    """Run one cell, but for its first images if an `earlier` attempt has finished them."""
+    """Run one cell, without the first images that an `earlier` attempt has finished."""
     started = provenance.now()
     finished, memory = Finished(samples, earlier), PeakMemory(device)
     cases = Cases(cell, start=len(finished.rows))
@@ -137,7 +139,7 @@ def execute(
             plugins=[LightningEnvironment()],  # submitit owns the scheduler's signals, not Lightning
         )
         trainer.predict(method, loader, return_predictions=False)
-    require_content(cell.spec, cases.dataset, cases.chosen)  # again: the files may have changed meanwhile
+    require_content(cell.spec, cases.dataset, cases.chosen)  # again: the files may have changed in the meantime
     for row in finished.rows:
         row["peak_mib"] = memory.mib
     record = {
@@ -160,7 +162,7 @@ def _weights(model: dict[str, Any]) -> str:
 
 
 class quiet_lightning:
-    """Keeps a Trainer from printing its banner and its advice for each cell."""
+    """A context in which a Trainer does not print its banner and its advice."""
 
     def __enter__(self) -> None:
         logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)

@@ -1,6 +1,7 @@
-"""The guard around a cell: an exception becomes a failure record with its class, and the next cell can come.
+"""The guard around a cell: an exception becomes a failure record with a class, and the next cell can run.
 
-It never swallows KeyboardInterrupt, SystemExit or submitit's UncompletedJobError, which is how a scheduler says stop.
+It never swallows KeyboardInterrupt, SystemExit or submitit's UncompletedJobError, because users and schedulers stop a
+job with them.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ NODE_FAULTS = (
     "uncorrectable ecc",
     "device-side assert",
 )
-"""What errors say after which a process gets nothing more out of its GPU."""
+"""Parts of error messages after which a process cannot use its GPU any more."""
 
 
 def classify(error: BaseException) -> str:
-    """The class of a failure: oom | timeout | node | asset-missing | numerical | bug."""
+    """Return the class of a failure: oom | timeout | node | asset-missing | numerical | bug."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower():
         return "oom"
     if isinstance(error, (CellTimeout, TimeoutError)):
@@ -49,7 +50,7 @@ def classify(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Guard:
-    """Runs cells into a store; an exception becomes a failure record with its class, and the next cell can come."""
+    """Runs cells and writes their records into a store. An exception becomes a failure record with a class."""
 
     store: Store
     batch_size: int
@@ -59,8 +60,11 @@ class Guard:
     device: str = "cpu"
 
     def run(self, cell: Cell) -> str:
-        """`done` or the class of the failure. Raises StoreError if the outcome cannot be written, NodeFault if this
-        process is of no more use, and what schedulers and users interrupt with."""
+        """Run one cell, and return `done` or the class of the failure.
+
+        Raises StoreError if the outcome cannot be written, and NodeFault if this process cannot use its GPU any more.
+        Interruptions by schedulers and users are raised as they are.
+        """
         from submitit.core.utils import UncompletedJobError
 
         batch_size, left = self.batch_size, dict(self.launcher.retries)
@@ -90,7 +94,7 @@ class Guard:
 
     def _attempt(self, cell: Cell, batch_size: int) -> str:
         kept = start = time.perf_counter()
-        # Where one of these differs, images of an earlier attempt cannot stand beside ours.
+        # If one of these differs, images of an earlier attempt do not fit together with new ones.
         maker = f"{provenance.static()['code']}, samples={self.samples}, {self.device}"
         rows, arrays, worked = self.store.partial(cell.id, maker)
 
@@ -107,7 +111,7 @@ class Guard:
 
         with self.interrupts.limit(self._seconds()):
             done = execute(cell, batch_size, self.samples, self.device, (rows, arrays), keep)
-        # Seconds are of all attempts whose images are here; `resumed` says how many images the earlier ones finished.
+        # `seconds` covers all attempts whose images are used; `resumed` is the number of images of earlier attempts.
         done.record["provenance"] |= {"seconds": worked + time.perf_counter() - start, "resumed": len(rows)}
         with writing():
             self.store.write(cell.id, *done)

@@ -1,10 +1,10 @@
-"""The signals of a worker, in one hand: the scheduler's SIGUSR2 and SIGTERM, and the alarm of a timeout. No torch.
+"""Handling of a worker's signals: the scheduler's SIGUSR2 and SIGTERM, and the alarm of a timeout. No torch.
 
-submitit answers SIGUSR2 at once, wherever the process is: it stores the job, requeues it and exits. Here the answer
-waits for a safe point, between two batches or two cells, so that what is finished is kept; if none comes in time it is
-given anyway. SIGTERM, which submitit ignores, ends the process at a safe point too, but requeues nothing: it comes with
-scancel, or from a scheduler that requeues the job itself, and SIGKILL follows. Python acts on signals between two
-bytecodes of its main thread: a long kernel delays both.
+submitit handles SIGUSR2 at once, at any point of the process: it stores the job, requeues it and exits. Here this
+handling waits for a safe point, between two batches or two cells, so that finished images are kept. If no safe point
+comes in time, it runs anyway. submitit ignores SIGTERM. Here SIGTERM also ends the process at a safe point, but it
+requeues nothing: it comes from scancel, or from a scheduler that requeues the job itself, and SIGKILL follows. Python
+handles signals between two bytecodes of its main thread: a long kernel delays both.
 """
 
 from __future__ import annotations
@@ -24,23 +24,26 @@ class CellTimeout(Exception):
 
 
 class Interrupts:
-    """A context in which the worker's signals wait for safe points. Outside the main thread it does nothing."""
+    """A context in which the worker's signals wait for safe points. Outside the main thread it does nothing.
+
+    `asked` is True once the scheduler has asked the process to stop.
+    """
 
     def __init__(self, grace_s: float, before_leaving: Callable[[], None] = lambda: None) -> None:
-        """`grace_s`: how long a safe point may be waited for; `before_leaving` is called at the very end."""
+        """`grace_s`: seconds to wait for a safe point. `before_leaving` is called just before the process ends."""
         self.grace_s = grace_s
         self.before_leaving = before_leaving
         self.asked = False
         self.requeues = True
-        self._answer: Any = None
+        self._requeue: Any = None
         self._main = False
         self._deadlines: dict[str, float] = {}
 
     def __enter__(self) -> Interrupts:
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
-            self._answer = signal.getsignal(signal.SIGUSR2)
-            if callable(self._answer):
+            self._requeue = signal.getsignal(signal.SIGUSR2)
+            if callable(self._requeue):
                 signal.signal(signal.SIGUSR2, self._ask)
                 self._term_before = signal.signal(signal.SIGTERM, self._ask)
             self._alarm_before = signal.signal(signal.SIGALRM, self._alarm)
@@ -50,29 +53,29 @@ class Interrupts:
         if self._main:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._alarm_before)
-            if callable(self._answer):
-                signal.signal(signal.SIGUSR2, self._answer)
+            if callable(self._requeue):
+                signal.signal(signal.SIGUSR2, self._requeue)
                 signal.signal(signal.SIGTERM, self._term_before)
 
     def safe_point(self) -> None:
-        """Leave here if the scheduler has asked to: raises SystemExit, or submitit's UncompletedJobError."""
+        """End the process if the scheduler has asked for it: raises SystemExit, or submitit's UncompletedJobError."""
         if self.asked:
             self.leave()
 
     def leave(self) -> None:
-        """Have submitit store and requeue this job, and end. Only the first of a job's processes requeues it."""
+        """Let submitit store and requeue this job, then end. Only the first of a job's processes requeues it."""
         self._deadlines.clear()
         self.before_leaving()
-        if not self.requeues or not callable(self._answer):
+        if not self.requeues or not callable(self._requeue):
             raise SystemExit(1)
-        # Where a node has no scontrol the job cannot requeue itself: it ends, and the next run computes the rest.
+        # If a node has no scontrol, the job cannot requeue itself: it ends, and the next run computes the rest.
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            self._answer(signal.SIGUSR2, None)
+            self._requeue(signal.SIGUSR2, None)
         raise SystemExit(0)
 
     @contextlib.contextmanager
     def limit(self, seconds: float | None) -> Iterator[None]:
-        """Raise CellTimeout inside the block once it has taken so long."""
+        """Raise CellTimeout in the block after this number of seconds (None: never)."""
         if seconds is not None:
             self._set("cell", seconds)
         try:

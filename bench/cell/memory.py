@@ -1,4 +1,4 @@
-"""The peak memory of a method."""
+"""Measurement of a method's peak memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import torch
 
 
 class PeakMemory:
-    """The largest peak over several regions, in MiB: memory allocated on the GPU; on a CPU the growth of the resident
-    set (Linux), once the allocator has given back what earlier regions left it."""
+    """The largest peak over several regions, in MiB.
+
+    On a GPU this is allocated memory. On a CPU it is the growth of the resident set (Linux), after the allocator has
+    returned the free memory of earlier regions.
+    """
 
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"

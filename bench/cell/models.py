@@ -1,4 +1,4 @@
-"""A model's configuration -> the denoiser with its weights; the grid that it is walked on."""
+"""Construction of a model's denoiser with its weights, and of its grid, from the model's configuration."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from methods.denoiser import Denoiser
 from methods.paths import TimeGrid, make_path
 
 OF_THE_PATH = ("path", "t_max")
-"""Arguments of a backbone that its path gives."""
+"""Arguments of a backbone that follow from its path."""
 
 
 def build_backbone(config: ModelConfig, weights: bool = True, strict: bool = True) -> nn.Module:
-    """The network alone, with its weights unless they are yet to be made. Without `strict` the weights may lack
-    layers, which keep their initial values: a training that starts from a smaller network's weights."""
+    """Return the network alone, with its weights if `weights` is True and the model names some.
+
+    Without `strict` the weights may lack layers. These keep their initial values, for a training that starts from the
+    weights of a smaller network.
+    """
     arguments = dict(config.backbone)
     made = load(config.class_path, "model")
     wanted, path = inspect.signature(made).parameters, make_path(config.path.kind, config.path.schedule)
@@ -39,27 +42,27 @@ def build_backbone(config: ModelConfig, weights: bool = True, strict: bool = Tru
 
 
 def described(config: ModelConfig) -> dict[str, Any]:
-    """`config.network` with the backbone's defaults spelled out: what a card says of the weights."""
+    """Return `config.network` with the backbone's defaults, as a card describes the weights."""
     wanted = inspect.signature(load(config.class_path, "model")).parameters.values()
     defaults = {p.name: p.default for p in wanted if p.default is not p.empty and p.name not in OF_THE_PATH}
     return config.network | {"backbone": defaults | config.network["backbone"]}
 
 
 def build_denoiser(config: ModelConfig, weights: bool = True, device: str = "cpu") -> Denoiser:
-    """Frozen for use, in channels-last memory (faster convolutions on CPUs)."""
+    """Return the denoiser, frozen and in channels-last memory (faster convolutions on CPUs)."""
     network = build_backbone(config, weights).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     path = make_path(config.path.kind, config.path.schedule)
-    for what, told, known in (
+    for key, stated, trained in (
         ("path", path, getattr(network, "path", path)),
         ("prediction", config.prediction, getattr(network, "prediction", config.prediction)),
     ):
-        if told != known:
-            raise UserError(f"{what}={told} in the model's YAML, but its weights were trained for {known}")
+        if stated != trained:
+            raise UserError(f"{key}={stated} in the model's YAML, but its weights were trained for {trained}")
     denoiser = Denoiser(network, path, config.prediction).to(device)
     return denoiser.eval().requires_grad_(False)
 
 
 def build_grid(config: ModelConfig, steps: int) -> TimeGrid:
-    """The model's grid with N steps. Raises ValueError for a spacing that its path does not know."""
+    """Return the model's grid with N steps. Raises ValueError for a spacing that its path does not have."""
     path = make_path(config.path.kind, config.path.schedule)
     return path.grid(steps, config.grid.spacing, config.grid.level0, config.grid.mu)

@@ -1,4 +1,4 @@
-"""The problems of a cell: each image with its measurement or its edit, and batches of them for a method."""
+"""The problems of a cell: images with their measurement or edit, and batches of them for a method."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from methods.options import Guarantees
 
 @dataclass(frozen=True)
 class Case:
-    """One image of a cell, with its measurement or its edit where the task has one."""
+    """One image of a cell, with its measurement or edit if the task has one."""
 
     item: Item
     measurement: corruptions.Measurement | None = None
@@ -31,21 +31,21 @@ class Case:
 
     @property
     def truth(self) -> np.ndarray:
-        """The perfect answer, [C, H, W] in [0, 1]: the image, or its counterfactual; nan where that is not known."""
+        """The ground truth, [C, H, W] in [0, 1]: the image, or for an edit its counterfactual (nan if not known)."""
         if self.edit is None:
             return self.item.image
         return np.full_like(self.item.image, np.nan) if self.edit.truth is None else self.edit.truth
 
     @property
     def sha256(self) -> str | None:
-        """The hash of what a method is given; None where that is the image alone."""
+        """The hash of a method's input; None if the input is only the image."""
         if self.measurement is not None:
             return self.measurement.sha256
         return None if self.edit is None else edit_sha256(self.item, self.edit)
 
 
 def edit_sha256(item: Item, edit: EditItem) -> str:
-    """The hash of everything that an edit is given and judged by: one changed pixel makes another edit."""
+    """Return the hash of an edit's input and ground truth. A single changed pixel changes the hash."""
     digest = hashlib.sha256(f"{item.caption}|{edit.caption}".encode())
     for array in (item.image, edit.mask, *([] if edit.truth is None else [edit.truth])):
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -54,22 +54,22 @@ def edit_sha256(item: Item, edit: EditItem) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Posed(Problem):
-    """A batch for a method, beside the cases that it was made of."""
+    """A batch for a method, with the cases that it was made from."""
 
     cases: Sequence[Case]
 
     @property
     def truth(self) -> Tensor:
-        """The perfect answers, [B, C, H, W] in [0, 1]; nan where they are not known."""
+        """The ground truths, [B, C, H, W] in [0, 1]; nan where they are not known."""
         return _stack(case.truth for case in self.cases)
 
     @property
     def edits(self) -> list[EditItem]:
-        """The edit of each image; none for other tasks."""
+        """The edit of each image; empty for other tasks."""
         return [case.edit for case in self.cases if case.edit is not None]
 
     def batch(self, output: Tensor, given: Tensor) -> Batch:
-        """Outputs [B, C, H, W] in [0, 1] as metrics see them, beside what was given and what was asked."""
+        """Return outputs [B, C, H, W] in [0, 1] as a batch for metrics, with the inputs `given` and the edits."""
         if not self.edits:
             return Batch(output, self.truth, given)
         return Batch(
@@ -83,7 +83,7 @@ class Posed(Problem):
 
 
 class Cases(torch.utils.data.Dataset[Case]):
-    """The images of a cell from place `start` on; each is drawn and measured alone."""
+    """The images of a cell from position `start` on. Each image is read and measured on its own."""
 
     def __init__(self, cell: Cell, start: int = 0) -> None:
         self.cell = cell
@@ -95,15 +95,15 @@ class Cases(torch.utils.data.Dataset[Case]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> Case:
-        index = self.indices[place]
+    def __getitem__(self, position: int) -> Case:
+        index = self.indices[position]
         item = self.dataset.item(index)
         measured = measure(self.cell, item.id, _model_range(item.image)) if self.cell.axes["corruption"] else None
         return Case(item, measured, self.dataset.edit(index, self.kind) if self.kind else None)
 
 
 def measure(cell: Cell, image_id: str, image: Tensor) -> corruptions.Measurement:
-    """The measurement of one image [C, H, W] in [-1, 1]. It depends on what is measured, never on the method."""
+    """Return the measurement of one image [C, H, W] in [-1, 1]. It does not depend on the method."""
     chosen = cell.spec["corruption"]
     options = check_options(chosen["class"], "corruption", chosen["options"], "corruption")
     corruption: corruptions.Corruption[Any] = load(chosen["class"], "corruption")(options)
@@ -112,13 +112,16 @@ def measure(cell: Cell, image_id: str, image: Tensor) -> corruptions.Measurement
 
 
 def image_generator(cell: Cell, image_id: str) -> torch.Generator:
-    """The generator of one image's noise inside a method: the same whatever the batch, the order or the corruption."""
+    """Return the generator of a method's noise for one image.
+
+    It depends only on the image's id and the seed, not on the batch, the order or the corruption.
+    """
     key = hashlib.blake2b(f"{image_id}|{cell.spec['seed']}".encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(key, "little"))
 
 
 def pose(cell: Cell, method: Method, cases: Sequence[Case]) -> Posed:
-    """The cases as one batch for a method."""
+    """Return the cases as one batch for a method."""
     condition, guidance = method.denoiser.condition, method.options.guidance
     targets = [case.edit.caption for case in cases if case.edit is not None]
     measured = [case.measurement for case in cases if case.measurement is not None]
@@ -128,7 +131,7 @@ def pose(cell: Cell, method: Method, cases: Sequence[Case]) -> Posed:
         image=_stack(case.item.image for case in cases) * 2 - 1,
         source=condition([case.item.caption for case in cases], guidance),
         generators=[image_generator(cell, case.item.id) for case in cases],
-        # The mask says where an edit may act: methods are judged by it, so they do not get it.
+        # Methods do not get the mask of an edit, because metrics judge them by it.
         target=condition(targets, guidance) if targets else None,
         measurement=corruptions.stack(measured) if measured else None,
         guarantee=None if guarantee is None else Guarantees.model_validate(guarantee),

@@ -1,4 +1,4 @@
-"""The rows of a cell: one row per image, made from a batch and its solution, and what the store keeps beside them."""
+"""The rows of a cell, one row per image, and the features and sample images that the store keeps with them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ from methods.base import Latent, Solution
 Row = dict[str, Any]
 Columns = Mapping[str, Sequence[Any]]
 Partial = tuple[list[Row], dict[str, np.ndarray]]
-"""The rows of a cell's first images and `Finished.unfinished`, as the store keeps them."""
+"""The rows of a cell's first images and the arrays of `Finished.unfinished`, as the store keeps them."""
 
 
 def rows_of(cell: Cell, problem: Posed, solution: Solution, facts: Mapping[str, float], own: Columns) -> list[Row]:
-    """One row per image of the batch. The method adds `facts`, the same for all images, and `own`, its own columns."""
+    """Return one row per image of the batch.
+
+    The method adds `facts`, which are the same for all images, and `own`, columns with one value per image.
+    """
     output = _unit(solution.image)
     same = dict(cell.axes)
     columns = {
@@ -48,7 +51,7 @@ def rows_of(cell: Cell, problem: Posed, solution: Solution, facts: Mapping[str, 
 
 
 def _scores(names: tuple[str, ...], problem: Posed, output: Tensor) -> dict[str, Sequence[Any]]:
-    """The metrics of the outputs and, for a measurement or an edit, a few of the inputs."""
+    """Return the metrics of the outputs and, for a measurement or an edit, some metrics of the inputs."""
     given = _given(problem)
     values: dict[str, Sequence[Any]] = dict(score(metrics.scores(names), problem.batch(output, given)))
     if problem.edits or problem.measurement is not None:
@@ -66,7 +69,7 @@ def _latent_columns(latent: Latent) -> dict[str, Sequence[Any]]:
 
 
 def _optional(solution: Solution) -> dict[str, Sequence[Any]]:
-    """The error of a reconstruction, and the steps of an adaptive solver."""
+    """Return the columns that only some solutions have: the latent error of a round trip, and adaptive steps."""
     columns: dict[str, Sequence[Any]] = {}
     if solution.error is not None:
         columns["latent_mse"] = _finite(solution.error)
@@ -76,7 +79,7 @@ def _optional(solution: Solution) -> dict[str, Sequence[Any]]:
 
 
 def _given_columns(cases: Sequence[Case]) -> dict[str, Sequence[Any]]:
-    """The hash of what each method is given, so that tables compare the same only, and facts of measurements."""
+    """Return the hash of each input, so that tables compare equal inputs only, and facts about measurements."""
     hashes = [case.sha256 for case in cases]
     columns: dict[str, Sequence[Any]] = {} if None in hashes else {"y_sha256": hashes}
     if measured := [case.measurement for case in cases if case.measurement is not None]:
@@ -89,8 +92,11 @@ def _given_columns(cases: Sequence[Case]) -> dict[str, Sequence[Any]]:
 
 
 def evaluations(solution: Solution, images: int) -> list[int]:
-    """Network evaluations of each image. A batch's cost is that of its costliest image; an adaptive solver's steps
-    give those of the others."""
+    """Return the network evaluations of each image.
+
+    The cost of a batch is the cost of its most expensive image. With an adaptive solver, the numbers of the other
+    images follow from their steps.
+    """
     if solution.steps is None:
         return [solution.cost.nfe] * images
     own = [sum(step.evaluations for step in steps) for steps in solution.steps]
@@ -98,10 +104,10 @@ def evaluations(solution: Solution, images: int) -> list[int]:
 
 
 class Finished:
-    """The rows, features and sample images of a cell's finished images."""
+    """Collects rows, features and sample images of a cell's finished images."""
 
     def __init__(self, samples: int, earlier: Partial = ([], {})) -> None:
-        """`samples`: how many images to keep; `earlier`: rows and `unfinished` arrays of an earlier attempt."""
+        """`samples`: number of sample images to keep. `earlier`: rows and `unfinished` arrays of an earlier attempt."""
         self.wanted = samples
         rows, arrays = earlier
         self.rows = list(rows)
@@ -114,31 +120,31 @@ class Finished:
                 self.images[name] = list(array)
 
     def add(self, cell: Cell, problem: Posed, solution: Solution, facts: Mapping[str, float], own: Columns) -> None:
-        """Score a batch, as `rows_of` does, and keep what the cell keeps of it."""
+        """Add the rows of a batch (see `rows_of`), its features and its sample images."""
         self.rows += rows_of(cell, problem, solution, facts, own)
         shown = {"truth": problem.truth, "input": _given(problem), "output": _unit(solution.image)}
         for name in metrics.extractors(tuple(cell.spec["metrics"])):
-            from bench.metrics.features import features  # torch-fidelity takes its time to import
+            from bench.metrics.features import features  # torch-fidelity is slow to import
 
-            for what in ("output", "truth"):
-                self._features.setdefault(f"{name}_{what}", []).append(features(name, shown[what]))
-        for what, images in shown.items():
-            room = max(0, self.wanted - len(self.images[what]))
-            self.images[what] += [_bytes(image) for image in images[:room]]
+            for role in ("output", "truth"):
+                self._features.setdefault(f"{name}_{role}", []).append(features(name, shown[role]))
+        for role, images in shown.items():
+            room = max(0, self.wanted - len(self.images[role]))
+            self.images[role] += [_bytes(image) for image in images[:room]]
 
     def features(self) -> dict[str, np.ndarray]:
-        """ids and, for every extractor, the features of outputs and of truths: float32 [n, d]."""
+        """Return ids and, for every extractor, the features of outputs and of truths: float32 [n, d]."""
         if not self._features:
             return {}
         joined = {name: np.concatenate(parts) for name, parts in self._features.items()}
         return {"ids": self._ids(len(self.rows)), **joined}
 
     def samples(self) -> dict[str, np.ndarray]:
-        """ids, truth, input, output: uint8 [k, H, W, C]."""
+        """Return ids [k], and truth, input and output as uint8 [k, H, W, C]."""
         return {"ids": self._ids(len(self.images["truth"])), **self._stacked()}
 
     def unfinished(self) -> dict[str, np.ndarray]:
-        """The arrays that a later attempt needs beside the rows to go on."""
+        """Return the arrays that a later attempt needs, besides the rows, to continue."""
         features = {f"features_{name}": np.concatenate(parts) for name, parts in self._features.items()}
         return {**self._stacked(), **features}
 
@@ -150,12 +156,12 @@ class Finished:
 
 
 def _given(problem: Posed) -> Tensor:
-    """The measurement, or the image where there is none, in [0, 1]."""
+    """Return a method's input in [0, 1]: the measurement, or the image if there is no measurement."""
     return _unit(problem.measurement.y if problem.measurement is not None else problem.image)
 
 
 def _unit(x: Tensor) -> Tensor:
-    """[-1, 1] -> [0, 1], not clipped."""
+    """Map [-1, 1] to [0, 1], without clipping."""
     return x.detach().float().cpu() / 2 + 0.5
 
 

@@ -1,6 +1,6 @@
-"""What every data set gives: numbered items with stable ids. No torch.
+"""The interface of data sets: numbered items with stable ids. No torch.
 
-Images are float32 numpy arrays [C, H, W] in [0, 1]. A class is built as `Class(split=..., **options)`.
+Images are float32 numpy arrays [C, H, W] in [0, 1]. A data set is made by `Class(split=..., **options)`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class EditItem:
-    """An edit of an item: what is asked, the exact answer where one is known, and where it may change (bool [H, W])."""
+    """An edit of an item: the target caption, the exact answer (None if not known) and the mask.
+
+    The mask, bool [H, W], marks the pixels that may change.
+    """
 
     caption: str
     truth: np.ndarray | None
@@ -23,7 +26,7 @@ class EditItem:
 
 @dataclass(frozen=True)
 class Item:
-    """One image. `id` never changes, whatever else is in the data set; the caption may be empty."""
+    """One image. Its `id` does not depend on the rest of the data set. The caption may be empty."""
 
     id: str
     image: np.ndarray
@@ -31,12 +34,12 @@ class Item:
 
 
 class Dataset(Protocol):
-    """`shape` is (C, H, W) of every image; `edits` are the kinds that `edit` knows.
+    """A data set. `shape` is (C, H, W) of every image; `edits` are the kinds of edit that `edit` accepts.
 
-    A data set of files that may change also has `content(index) -> str`: a hash of all that an item and its edits are
-    made of, id and captions included. It is part of a cell's id, and a job refuses files that have changed since. With
-    it, options that only say where the files are can stay out of the id: the class names them in `where`. Optional
-    `notes` are lines that the plan shows, such as what is left out.
+    A data set of files that may change also has `content(index) -> str`: a hash of everything that an item and its
+    edits are made of, with id and captions. It is part of a cell's id, and a job refuses files that have changed since
+    the plan. Then options that only give the place of the files need not be part of the id: the class names them in
+    `where`. Optional `notes` are lines that the plan shows, such as the files that are left out.
     """
 
     shape: tuple[int, int, int]
@@ -45,9 +48,9 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def item(self, index: int) -> Item:
-        """Item number index. Raises IndexError beyond the end."""
+        """Return item number `index`. Raises IndexError beyond the end."""
         ...
 
     def edit(self, index: int, kind: str) -> EditItem | None:
-        """The edit of an item, or None where it does not admit one."""
+        """Return the edit of an item, or None if this kind of edit is not possible for it."""
         ...

@@ -1,4 +1,4 @@
-"""The UCI handwritten digits that scikit-learn ships (Alpaydin & Kaynak 1998), 8x8, padded to 16x16: real and tiny.
+"""The UCI handwritten digits in scikit-learn (Alpaydin & Kaynak 1998): real images of 8x8, padded to 16x16.
 
 Every fifth image of the fixed order is held out. No torch.
 """
@@ -17,7 +17,7 @@ SIZE = 16
 
 @cache
 def _load() -> tuple[np.ndarray, np.ndarray]:
-    """All 1,797 images [N, 1, 16, 16] and their labels [N]."""
+    """Return all 1,797 images [N, 1, 16, 16] and their labels [N]."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -25,7 +25,7 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
 
 
 class Digits:
-    """Digits of a split as a data set (`bench.data.base.Dataset`); ids are `digits/POSITION` in the original order."""
+    """The digits of a split (`bench.data.base.Dataset`). Ids are `digits/POSITION` in the original order."""
 
     shape = (1, SIZE, SIZE)
     edits: Sequence[str] = ()

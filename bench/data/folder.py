@@ -1,11 +1,17 @@
-"""A user's own images: a folder of files, with captions where the user has them. No torch.
+"""A user's own images as a data set: a folder of files, with optional captions. No torch.
 
-Layout: any images below `root`; links to folders are followed. Folders `root/train`, `root/val` (or `root/validation`)
-and `root/test`, where there are any, are the splits and images beside them belong to none; otherwise an image's split
-is a hash of its id, the same whatever else is in the folder. Captions come from `root/captions.csv` (columns file,
-caption), `root/captions.json` ({file: caption}), `metadata.csv` or `metadata.jsonl` in any folder (file_name, and text
-or caption: the layout of Hugging Face's imagefolder), or else from text files beside the images (`a.txt` of `a.png`).
-Names are compared in Unicode NFC, so that they mean the same on every file system.
+Images are all image files below `root`; links to folders are followed. If there are folders `root/train`, `root/val`
+(or `root/validation`) or `root/test`, these are the splits, and images outside them belong to no split. If there are
+none, a hash of an image's id gives its split, so that other images do not change it.
+
+Captions come from one of these sources:
+
+    root/captions.csv                   columns file, caption
+    root/captions.json                  {file: caption}
+    metadata.csv or metadata.jsonl      in any folder: file_name, and text or caption (Hugging Face's imagefolder)
+    text files next to the images       a.txt for a.png; only if there is none of the files above
+
+Names are compared in Unicode NFC, so that they are the same on every file system.
 """
 
 from __future__ import annotations
@@ -36,17 +42,17 @@ SUFFIXES = (
 UNREAD = (
     ".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw", ".tga", ".ico",
 )  # fmt: skip
-"""Images that are not read; the plan counts them."""
+"""Image formats that are not read. The plan shows the number of such files."""
 SPLITS = ("train", "val", "test", "all")
 FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 """Folder of `root` -> split."""
 CAPTIONS = ("auto", "none")
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
-"""The TIFF tag that says which end of the scale is white."""
+"""The TIFF tag that says if white is 0 or the largest value, and its value for white = 0."""
 
 
 def check_size(size: int, largest: int) -> int:
-    """The side of an image in pixels, if it is a multiple of 8 from 16 to `largest`."""
+    """Return the side of an image in pixels. Raises ValueError if it is not a multiple of 8 from 16 to `largest`."""
     if isinstance(size, bool) or not isinstance(size, int) or size % 8 or not 16 <= size <= largest:
         raise ValueError(f"size must be a multiple of 8 from 16 to {largest}, got {size!r}")
     return size
@@ -56,16 +62,16 @@ def check_size(size: int, largest: int) -> int:
 
 
 def pixels(square: Image.Image, size: int) -> np.ndarray:
-    """A square RGB image at `size`, antialiased: float32 [3, size, size] in [0, 1]."""
+    """Resize a square RGB image with antialiasing: float32 [3, size, size] in [0, 1]."""
     resized = np.asarray(square.resize((size, size), Image.Resampling.LANCZOS), np.float32) / 255
     return np.ascontiguousarray(resized.transpose(2, 0, 1))
 
 
 def read_rgb(file: Path) -> Image.Image:
-    """An image file upright and in 8-bit sRGB: EXIF orientation and colour profile applied, transparency laid on
-    white, 16 bits to 8. Of a file with several pages the first counts.
+    """Read an image file as upright 8-bit sRGB.
 
-    Raises ValueError that names the file if it cannot be read.
+    EXIF orientation and colour profile are applied, transparent pixels are blended with white, and 16 bits become 8. If
+    a file has several pages, the first is read. Raises ValueError that names the file if it cannot be read.
     """
     try:
         _stat(file)
@@ -77,7 +83,7 @@ def read_rgb(file: Path) -> Image.Image:
                     levels = 255 - levels
                 image = Image.fromarray(levels.round().astype(np.uint8))
             if image.mode in ("I", "F"):
-                raise ValueError("32-bit pixels have no fixed white; save it with 8 bits")
+                raise ValueError("32-bit pixels have no fixed value for white; save it with 8 bits")
             if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
                 rgba = image.convert("RGBA")
                 colours = _in_srgb(rgba.convert("RGB"), image.mode, profile)
@@ -91,7 +97,7 @@ def read_rgb(file: Path) -> Image.Image:
 
 
 def _in_srgb(image: Image.Image, mode: str, profile: bytes | None) -> Image.Image:
-    """An image without transparency in 8-bit RGB; `mode` is the one of its file, `profile` its ICC profile."""
+    """Convert an image without transparency to 8-bit sRGB. `mode` is its file's mode, `profile` its ICC profile."""
     rgb = image.convert("RGB")
     if not profile:
         return rgb
@@ -106,14 +112,16 @@ def _in_srgb(image: Image.Image, mode: str, profile: bytes | None) -> Image.Imag
 
 def _applied(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
     converted = ImageCms.applyTransform(image, transform)
-    assert converted is not None  # it is None only in place
+    assert converted is not None  # None is returned only for a conversion in place
     return converted
 
 
 @lru_cache(maxsize=16)
 def _to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """The pixels that an ICC profile is for (RGB, L or CMYK) and its transform to sRGB; None in place of a transform
-    that moves no colour by more than one level, as that of sRGB itself."""
+    """Return the pixel mode of an ICC profile (RGB, L or CMYK) and its transform to sRGB.
+
+    The transform is None if it changes no colour by more than one level, as for sRGB itself.
+    """
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(source.profile.xcolor_space.strip())
@@ -132,14 +140,14 @@ def _to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
 
 
 def centre_square(image: Image.Image) -> Image.Image:
-    """The largest centred square."""
+    """Return the largest centred square."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
 
 
 def held_out(image_id: str) -> bool:
-    """True for an image of the test split where folders do not say: one in five, by its id alone."""
+    """Return True if an image is in the test split when there are no split folders: one in five, by its id alone."""
     return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "big") % 5 == 0
 
 
@@ -147,7 +155,7 @@ def held_out(image_id: str) -> bool:
 
 
 def nfc(name: str) -> str:
-    """A name in Unicode NFC, as ids are. Raises ValueError for one that is not UTF-8."""
+    """Return a name in Unicode NFC, the form of ids. Raises ValueError for a name that is not UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
@@ -156,8 +164,11 @@ def nfc(name: str) -> str:
 
 
 def _walk(folder: Path, into: Iterable[str] | None, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """Files of a folder and of the folders below it, by name; what starts with a dot (thumbnails, resource forks) is
-    left out. Links are followed, but not back to a folder that holds them. `into`: the only folders to go into."""
+    """Yield the files of a folder and of its subfolders, sorted by name.
+
+    Names that start with a dot (thumbnails, resource forks) are left out. Links are followed, but not to a folder that
+    contains them. `into` limits the subfolders of the first folder by name; None: all subfolders.
+    """
     found = os.stat(folder)
     here = (found.st_dev, found.st_ino)
     if here in above:
@@ -173,13 +184,13 @@ def _walk(folder: Path, into: Iterable[str] | None, above: frozenset[tuple[int, 
 
 
 def file_sha256(file: Path) -> str:
-    """The sha256 of a file, read again once its size or time has changed. Raises OSError if it cannot be read."""
+    """Return the sha256 of a file. It is cached until the file's size or time changes. Raises OSError."""
     found = _stat(file)
     return _sha256(file, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def _stat(file: Path) -> os.stat_result:
-    """Size and times. Raises OSError for what is no file: to open a pipe would wait for ever."""
+    """Return the status of a regular file. Raises OSError for anything else: opening a pipe would never return."""
     found = os.stat(file)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(f"{file} is not a file")
@@ -192,10 +203,10 @@ def _sha256(file: Path, size: int, *times: int) -> str:
 
 
 def _unread(files: Sequence[Path]) -> Iterator[str]:
-    """What a reader should know of files that may be meant as images or captions and are not read."""
+    """Yield a note about files that may be meant as images or captions but are not read."""
     kinds = Counter(file.suffix.lower() for file in files if file.suffix.lower() in UNREAD)
     kinds["metadata.parquet"] = sum(file.name == "metadata.parquet" for file in files)
-    kinds["links that lead nowhere"] = sum(
+    kinds["broken links"] = sum(
         not file.name.lower().endswith(SUFFIXES) and file.is_symlink() and not file.exists() for file in files
     )
     if any(kinds.values()):
@@ -205,11 +216,11 @@ def _unread(files: Sequence[Path]) -> Iterator[str]:
 # --- captions --------------------------------------------------------------------------------------------------
 
 Captions = Iterator[tuple[str, str, str]]
-"""Place in a caption file, name of an image, caption."""
+"""Tuples of the place in a caption file, the name of an image, and the caption."""
 
 
 def _column(names: Iterable[Any]) -> str | None:
-    """The one of a metadata file's columns that holds captions, if any."""
+    """Return the column of a metadata file that holds captions, or None. Raises ValueError if there are two."""
     present = [name for name in ("text", "caption") if name in names]
     if len(present) > 1:
         raise ValueError("has both text and caption; keep one")
@@ -228,13 +239,13 @@ def _csv(file: Path) -> Captions:
         for row in rows:
             if None in row or None in row.values():
                 raise ValueError(
-                    f"line {rows.line_num} has not one value for each column; quote captions that have commas"
+                    f"line {rows.line_num} does not have one value for each column; quote captions that have commas"
                 )
             yield f"line {rows.line_num}", row[key], row[caption] if caption else ""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError for a key that stands twice: JSON would keep the last one without a word."""
+    """Return a JSON object. Raises ValueError for a duplicate key, because JSON would silently keep the last one."""
     for key, count in Counter(key for key, _ in pairs).items():
         if count > 1:
             raise ValueError(f"names {key} again")
@@ -266,12 +277,14 @@ READERS = {"captions.csv": _csv, "captions.json": _json, "metadata.csv": _csv, "
 
 
 def read_captions(root: Path, files: Sequence[Path], ids: Iterable[str]) -> dict[str, str]:
-    """Captions by id, from caption files below root, which name images relative to their own folder. Raises
-    ValueError, naming the file, for anything wrong in them."""
+    """Return captions by id, from caption files below root. These name images relative to their own folder.
+
+    Raises ValueError that names the file for anything wrong in it.
+    """
     known, captions = set(ids), dict[str, str]()
     for file in files:
         where = file.parent.relative_to(root).as_posix()
-        strangers = []
+        missing = []
         try:
             for place, name, caption in READERS[file.name](file):
                 image_id = nfc(posixpath.normpath(posixpath.join(where, name)))
@@ -279,12 +292,12 @@ def read_captions(root: Path, files: Sequence[Path], ids: Iterable[str]) -> dict
                     raise ValueError(f"{place} names {name} again")
                 captions[image_id] = caption
                 if image_id not in known and not (file.parent / name).is_file():
-                    strangers.append(name)
+                    missing.append(name)
         except (ValueError, OSError, csv.Error) as error:
             raise ValueError(f"{file}: {error}") from error
-        if strangers:
-            more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
-            raise ValueError(f"{file} names an image that is not in the folder: {sorted(strangers)[0]}{more}")
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"{file} names an image that is not in the folder: {sorted(missing)[0]}{more}")
     return captions
 
 
@@ -292,12 +305,12 @@ def read_captions(root: Path, files: Sequence[Path], ids: Iterable[str]) -> dict
 
 
 class ImageFolder:
-    """A folder of images as a data set (`bench.data.base.Dataset`); ids are paths below `root`, such as `cats/1.png`.
+    """A folder of images as a data set (`bench.data.base.Dataset`). Ids are paths below `root`, such as `cats/1.png`.
 
-    `split` is train, val, test or all; `size` the side in pixels, a multiple of 8 from 16 to 4096. Images are read when
-    asked for, centre-cropped to a square and resized with an antialiased Lanczos filter. `recursive=False` leaves
-    subfolders other than those of the splits alone; `captions=none` leaves captions unread. `notes` says what is left
-    out.
+    `split` is train, val, test or all. `size` is the side in pixels, a multiple of 8 from 16 to 4096. An image is read
+    when it is used, cropped to the centred square and resized with an antialiased Lanczos filter. With
+    `recursive=False`, only the subfolders of the splits are read. With `captions=none`, no captions are read. `notes`
+    says what is left out.
     """
 
     edits: Sequence[str] = ()
@@ -313,7 +326,7 @@ class ImageFolder:
         if captions not in CAPTIONS:
             raise ValueError(f"captions must be one of {', '.join(CAPTIONS)}, got {captions!r}")
         if not root:
-            raise ValueError("which folder? write dataset.folder.options.root=PATH")
+            raise ValueError("root is missing; write dataset.folder.options.root=PATH")
         self.size = check_size(size, 4096)
         self.shape = (3, self.size, self.size)
         self.root = Path(root).expanduser()
@@ -330,7 +343,7 @@ class ImageFolder:
             self.files[image_id] = file
         self.notes = list(_unread(files))
         if beside := len(images) - len(self.files):
-            self.notes.append(f"{beside} images beside the folders {', '.join(self.folders)} are in no split")
+            self.notes.append(f"{beside} images outside the folders {', '.join(self.folders)} are in no split")
         if not self.files:
             raise ValueError("; ".join([f"root {self.root} has no images ({', '.join(SUFFIXES)})", *self.notes]))
         self.captions, self.texts = dict[str, str](), dict[str, Path]()
@@ -345,7 +358,7 @@ class ImageFolder:
             )
 
     def _in_a_split(self, file: Path) -> bool:
-        """True for a file below the folders of the splits, or below root where there are none."""
+        """Return True for a file in a folder of a split; always True if there are no such folders."""
         return not self.folders or file.relative_to(self.root).parts[0] in self.folders
 
     def _split(self, image_id: str) -> str:
@@ -354,7 +367,7 @@ class ImageFolder:
         return "test" if held_out(image_id) else "train"
 
     def _find_captions(self, files: Sequence[Path]) -> None:
-        """Read the caption files; without any, take the text files that are named as images are."""
+        """Read the caption files. If there are none, use the text files with the same names as images."""
         here = {file for file in files if file.parent == self.root and file.name in READERS}
         below = {file for file in files if file.name in ("metadata.csv", "metadata.jsonl") and self._in_a_split(file)}
         tables = sorted(here | below)
@@ -367,9 +380,9 @@ class ImageFolder:
         texts = {image_id: there[name] for image_id, name in named.items() if name in there}
         if tables:
             source = ", ".join(sorted({file.name for file in tables}))
-            source += f"; {len(texts)} .txt files beside images are left out" * bool(texts)
+            source += f"; {len(texts)} .txt files of images are left out" * bool(texts)
         else:
-            source, self.texts = ".txt files beside the images", texts
+            source, self.texts = ".txt files next to the images", texts
         if tables or texts:
             count = sum(bool(self.captions.get(image_id)) for image_id in self.files) or len(self.texts)
             self.notes.append(f"{count} of {len(self.files)} images have captions, from {source}")
@@ -397,7 +410,7 @@ class ImageFolder:
         return Item(image_id, pixels(square, self.size), self._caption(image_id))
 
     def content(self, index: int) -> str:
-        """The sha256 of an item's id, file and caption."""
+        """Return the sha256 of an item's id, file and caption."""
         image_id = self._id(index)
         content = [image_id, file_sha256(self.files[image_id]), self._caption(image_id)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()

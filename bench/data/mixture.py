@@ -1,4 +1,4 @@
-"""Samples of the small Gaussian mixture whose denoiser is known exactly (`model=gmm`): the data of the theory checks.
+"""Samples of a small Gaussian mixture with an exact denoiser (`model=gmm`). The theory checks use them.
 
 Images are float32 numpy arrays [3, 8, 8], all but a few values in [0, 1]. No torch.
 """
@@ -15,7 +15,7 @@ from methods.backbones.means import COMPONENTS, SHAPE, VARIANCE, mixture_means, 
 
 
 class Mixture:
-    """Samples under the caption `src` as a data set (`bench.data.base.Dataset`); ids are `mixture/SPLIT/INDEX`."""
+    """Samples with the caption `src` as a data set (`bench.data.base.Dataset`). Ids are `mixture/SPLIT/INDEX`."""
 
     shape = SHAPE
     edits: Sequence[str] = ()

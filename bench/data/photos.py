@@ -1,10 +1,10 @@
-"""The colour photographs that scikit-image and scikit-learn ship inside their wheels, cropped: real, no download.
+"""Square crops of the colour photographs in the wheels of scikit-image and scikit-learn. No download, no torch.
 
-Seven photographs, five squares of each. `centre` is the largest centred square; `nw`, `ne`, `sw` and `se` are the
-corner squares of two thirds of the shorter side. Crops of one photograph overlap, so they are one cluster and never
-on both sides of a split. The packages' grayscale, medical, astronomical, texture and synthetic images are left out, and
-so is the right view of the motorcycle, which nearly repeats the left one. Files are pinned by sha256: an id means the
-same pixels wherever it is read. No torch.
+There are seven photographs with five squares each. `centre` is the largest centred square; `nw`, `ne`, `sw` and `se`
+are the corner squares with two thirds of the shorter side. Crops of one photograph overlap, so they are one cluster and
+belong to one split. The packages' grayscale, medical, astronomical, texture and synthetic images are left out. The
+right view of the motorcycle is also left out, because it is almost the same as the left one. The sha256 of each file is
+fixed, so that an id means the same pixels on every machine.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ FILES: dict[str, tuple[str, str, str]] = {
         "skimage", "data/rocket.jpg", "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c",
     ),
 }  # fmt: skip
-"""photograph -> package, file in it, sha256 of the file."""
+"""photograph -> package, file in the package, sha256 of the file."""
 CROPS = ("centre", "nw", "ne", "sw", "se")
 
 
 @cache
 def _file(name: str) -> Path:
-    """The photograph's file, checked. The packages are found without importing them."""
+    """Return the photograph's file after a check of its sha256. The packages are found without importing them."""
     package, path, sha256 = FILES[name]
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -72,7 +72,7 @@ def _photograph(name: str) -> Image.Image:
 
 
 def box(crop: str, width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a square crop, in pixels."""
+    """Return left, top, right and bottom of a square crop, in pixels."""
     if crop == "centre":
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
@@ -83,11 +83,11 @@ def box(crop: str, width: int, height: int) -> tuple[int, int, int, int]:
 
 
 class Photos:
-    """Photographs of a split as a data set (`bench.data.base.Dataset`); ids are `photos/NAME/CROP`.
+    """The photographs of a split as a data set (`bench.data.base.Dataset`). Ids are `photos/NAME/CROP`.
 
-    `size` is the side in pixels, a multiple of 8 from 16 to 512; resized with an antialiased Lanczos filter. Squares
-    have 200 to 512 pixels a side, so the larger sizes enlarge some. The centre crops of all photographs come first.
-    Captions are empty.
+    `size` is the side in pixels, a multiple of 8 from 16 to 512. Crops are resized with an antialiased Lanczos filter.
+    They have a side of 200 to 512 pixels, so large sizes enlarge some of them. The centre crops of all photographs come
+    first. Captions are empty.
     """
 
     edits: Sequence[str] = ()

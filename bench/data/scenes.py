@@ -1,10 +1,10 @@
 """Scenes: rendered 32x32 RGB images with captions, masks and exact counterfactuals.
 
-A scene is a small symbolic description (objects, background, letter). Rendering is a pure function of it, so an
-edit is a change of the description and its ground truth is the rendering of the changed description: every pixel
-that the edit should not touch is bit-equal in both. A scene is determined by its split and index alone.
+A scene is a small symbolic description (objects, background, letter). Its image is a pure function of the description.
+So an edit is a change of the description, and its ground truth is the image of the changed description: every pixel
+that the edit should not change is bit-equal in both images. The split and the index alone determine a scene.
 
-No torch here: images are float32 numpy arrays [3, 32, 32] in [0, 1], masks are bool [32, 32].
+No torch. Images are float32 numpy arrays [3, 32, 32] in [0, 1], masks are bool [32, 32].
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TONES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] 
     "slate": ((0.46, 0.55, 0.62), (0.29, 0.36, 0.44)),
     "pink": ((0.88, 0.70, 0.72), (0.70, 0.52, 0.56)),
 }
-# Strokes of each letter in a unit box (x to the right, y down).
+# The strokes of each letter as (x0, y0, x1, y1) in a unit box, with x to the right and y down.
 LETTERS: dict[str, tuple[tuple[float, float, float, float], ...]] = {
     "A": ((0, 1, 0.5, 0), (0.5, 0, 1, 1), (0.22, 0.62, 0.78, 0.62)),
     "E": ((0, 0, 0, 1), (0, 0, 1, 0), (0, 0.5, 0.8, 0.5), (0, 1, 1, 1)),
@@ -53,7 +53,7 @@ EDITS = ("recolour", "remove", "replace", "restyle", "insert_text", "change_text
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: centre (x, y) and radius in pixels, angle in radians."""
+    """One object: its centre (x, y) and radius in pixels, its angle in radians."""
 
     shape: str
     color: str
@@ -76,8 +76,10 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in the picture. `spot` (x, y of the top left corner, pixels) and `ink` say where and how a letter
-    would be drawn, also when `letter` is None: an inserted letter then has one right place."""
+    """The description of an image. `spot` is (x, y) of the letter's top left corner in pixels, `ink` its colour.
+
+    Both are set even if `letter` is None, so that an inserted letter has exactly one correct place and colour.
+    """
 
     things: tuple[Thing, ...]
     background: Background
@@ -87,7 +89,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """For example `a red circle and a blue square on a striped gray background with the letter A`."""
+        """The caption, such as `a red circle and a blue square on a striped gray background with the letter A`."""
         return caption_of(
             [(thing.color, thing.shape) for thing in self.things],
             self.background.pattern,
@@ -97,20 +99,20 @@ class Scene:
 
 
 def caption_of(things: Sequence[tuple[str, str]], pattern: str, tone: str, letter: str | None) -> str:
-    """The caption of a description: things as (colour, shape), from left to right."""
+    """Return the caption of a description. `things` are (colour, shape), from left to right."""
     objects = " and ".join(f"a {color} {shape}" for color, shape in things) or "nothing"
     tail = f" with the letter {letter}" if letter else ""
     return f"{objects} on a {pattern} {tone} background{tail}"
 
 
 def generator(split: str, index: int, purpose: str = "scene") -> np.random.Generator:
-    """A Philox generator keyed by what is drawn, so that no draw depends on any other."""
+    """Return a Philox generator with a key of split, index and purpose, so that no draw depends on another."""
     digest = hashlib.blake2b(f"scenes-1|{split}|{index}|{purpose}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
 def scene(split: str, index: int) -> Scene:
-    """Scene number `index` (0, 1, ...) of a split (`train` or `test`)."""
+    """Return scene number `index` (0, 1, ...) of a split (`train` or `test`)."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     rng = generator(split, index)
@@ -150,7 +152,7 @@ def _gap(a: Thing, b: Thing) -> float:
 
 
 def _free_corner(things: Sequence[Thing]) -> tuple[float, float]:
-    """The corner farthest from every thing, as the top left of a 7x8 pixel glyph."""
+    """Return the corner that is farthest from all things, as the top left (x, y) of a 7x8 pixel letter."""
     corners = [(2.5, 2.5), (22.5, 2.5), (2.5, 21.5), (22.5, 21.5)]
 
     def clearance(corner: tuple[float, float]) -> float:
@@ -165,7 +167,7 @@ _Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64) + 0.5
 
 
 def _coverage(distance: np.ndarray) -> np.ndarray:
-    """Anti-aliased coverage in [0, 1] from a signed distance in pixels."""
+    """Return the anti-aliased coverage in [0, 1] of a signed distance in pixels."""
     return np.clip(0.5 - distance, 0.0, 1.0)
 
 
@@ -215,7 +217,7 @@ def _background(background: Background) -> np.ndarray:
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The image of a scene: float32 [3, 32, 32] in [0, 1]."""
+    """Return the image of a scene: float32 [3, 32, 32] in [0, 1]."""
     image = _background(scene.background)
     for thing in scene.things:
         cover = _thing_coverage(thing)
@@ -227,7 +229,10 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def object_masks(scene: Scene) -> np.ndarray:
-    """Masks of the things, from left to right, then of the letter (empty without one): bool [n + 1, 32, 32]."""
+    """Return masks of the things, from left to right, then of the letter: bool [n + 1, 32, 32].
+
+    The mask of the letter is empty if there is no letter.
+    """
     covers = [_thing_coverage(thing) > 0 for thing in scene.things]
     letter = _letter_coverage(scene.letter, scene.spot) > 0 if scene.letter else np.zeros((SIZE, SIZE), bool)
     return np.stack([*covers, letter])
@@ -238,7 +243,7 @@ def object_masks(scene: Scene) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Edit:
-    """An edit with its exact answer: `mask` marks every pixel that may change (bool [32, 32])."""
+    """An edit with its exact answer. `mask`, bool [32, 32], marks every pixel that may change."""
 
     kind: str
     source: Scene
@@ -251,7 +256,7 @@ class Edit:
 
 
 def edit(scene: Scene, kind: str, rng: np.random.Generator) -> Edit | None:
-    """Draw an edit of the given kind, or None where the scene does not admit it (no letter to change, ...)."""
+    """Draw an edit of the given kind. Return None if it is not possible for the scene (no letter to change, ...)."""
     if kind not in EDITS:
         raise ValueError(f"unknown edit {kind!r}; known: {', '.join(EDITS)}")
     target = _edited(scene, kind, rng)
@@ -261,7 +266,7 @@ def edit(scene: Scene, kind: str, rng: np.random.Generator) -> Edit | None:
 
 
 def edit_mask(source: Scene, target: Scene) -> np.ndarray:
-    """Where source and target differ in what is drawn, whatever the colours: bool [32, 32]."""
+    """Return the mask of pixels that source and target draw differently, for any colours: bool [32, 32]."""
     if source.background != target.background:
         solid = [_thing_coverage(t) >= 1 for t in target.things]
         if target.letter:
@@ -305,9 +310,9 @@ def _edited(scene: Scene, kind: str, rng: np.random.Generator) -> Scene | None:
 
 
 class Scenes:
-    """Scenes of a split as a data set (`bench.data.base.Dataset`); ids are `scenes/SPLIT/INDEX`.
+    """The scenes of a split as a data set (`bench.data.base.Dataset`). Ids are `scenes/SPLIT/INDEX`.
 
-    The split has no end; a million is the length that is told.
+    A split has no end. Its length is set to a million.
     """
 
     shape = (3, SIZE, SIZE)

@@ -1,15 +1,17 @@
-"""Metrics of an edit: is what was asked there, and is the rest as it was?
+"""Metrics of an edit: is the requested change present, and is the rest of the image unchanged?
 
-`outside_*` and `inside_*` average over the pixels of their region alone: outside the mask against the image that was
-edited, inside against the counterfactual, where one is known. `pie_*` are PIE-Bench's own (Ju et al. 2024, its
-evaluation code): both images are blackened inside the mask and compared over the full frame, so every black pixel
-counts as agreement and a larger mask scores better; its masks always hold the image's border.
+`outside_*` and `inside_*` average over the pixels of their region only. Outside the mask the output is compared with
+the image that was edited; inside it is compared with the counterfactual, if one is known. `pie_*` are PIE-Bench's
+metrics (Ju et al. 2024, its evaluation code): both images are black inside the mask and are compared over the full
+frame. So every black pixel counts as equal, and a larger mask gives a better score. PIE-Bench's masks always contain
+the image's border.
 
-`verdict` and `kept` are the scene classifier's: every attribute that differs between the two captions is as the
-target's says, and every other one is as both say. They are 0 or 1 for each image; a table shows the share of ones.
+`verdict` and `kept` use the scene classifier. `verdict` is 1 if every attribute that differs between the two captions
+is as in the target caption. `kept` is 1 if every other attribute is as in both captions. A table shows the share of
+ones.
 
-`clip` is 100 times the cosine of the image's and the target caption's embeddings; `pie_clip` that of the image with
-everything outside the mask black.
+`clip` is 100 times the cosine between the embeddings of the image and of the target caption. `pie_clip` is the same
+for the image with black pixels outside the mask.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from bench.metrics.scoring import Batch
 
 
 def region_mse(x: Tensor, truth: Tensor, region: Tensor) -> Tensor:
-    """Mean squared error [B] over the pixels of a region, bool [B, 1, H, W]; nan where it has none."""
+    """Return the mean squared error [B] over the pixels of a region, bool [B, 1, H, W]; nan for an empty region."""
     error = (x.clamp(0, 1).double() - truth.clamp(0, 1).double()).square().mean(1, keepdim=True)
     return _mean(error, region)
 
@@ -37,17 +39,17 @@ def _mean(values: Tensor, region: Tensor) -> Tensor:
 
 
 def region_psnr(x: Tensor, truth: Tensor, region: Tensor) -> Tensor:
-    """PSNR in dB [B] over the pixels of a region."""
+    """Return the PSNR in dB [B] over the pixels of a region."""
     return decibels(region_mse(x, truth, region))
 
 
 def region_ssim(x: Tensor, truth: Tensor, region: Tensor) -> Tensor:
-    """Mean of the similarity map [B] over the pixels of a region; windows that reach across its border count."""
+    """Return the mean of the SSIM map [B] over the pixels of a region. Windows that cross its border are included."""
     return _mean(ssim_map(x, truth).mean(1, keepdim=True), region)
 
 
 def pie_mask(mask: Tensor) -> Tensor:
-    """PIE-Bench's mask: the image's border belongs to it."""
+    """Return PIE-Bench's mask: the given mask and the image's border."""
     mask = mask.clone()
     mask[..., 0, :] = mask[..., -1, :] = mask[..., :, 0] = mask[..., :, -1] = True
     return mask
@@ -71,7 +73,7 @@ class Inside(Outside):
 
 
 class Blackened:
-    """A comparison with the image that was edited over the full frame, both black inside the mask."""
+    """A comparison with the image that was edited, over the full frame. Both are black inside the mask."""
 
     def __init__(self, compare: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.compare = compare
@@ -92,7 +94,7 @@ PIE_LPIPS = Blackened(partial(lpips, backbone="squeeze"))
 
 @cache
 def judge() -> Any:
-    """The shipped attribute classifier, ready for use."""
+    """Return the shipped attribute classifier, frozen and in evaluation mode."""
     from safetensors.torch import load_file
 
     from methods.backbones.attributes import AttributeClassifier
@@ -103,7 +105,10 @@ def judge() -> Any:
 
 
 def _attributes(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """(present, source's, target's): bool [B, attributes]. Images are judged one by one: a batch changes nothing."""
+    """Return the attributes (in the output, in the source caption, in the target caption): bool [B, attributes].
+
+    The classifier gets one image at a time, so that the batch does not change its result.
+    """
     from methods.backbones.attributes import HEADS, attributes
 
     stated = [
@@ -116,15 +121,18 @@ def _attributes(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def verdict(batch: Batch) -> Tensor:
-    """1 where every attribute that the edit changes is as asked, else 0: [B]; nan where the captions state the same
-    attributes (one of two red circles removed), since the classifier does not count."""
+    """Return 1 where every attribute that the edit changes is as in the target caption, else 0: [B].
+
+    It is nan where both captions have the same attributes (one of two red circles is removed), because the classifier
+    does not count objects.
+    """
     present, source, target = _attributes(batch)
     unchanged = source == target
     return torch.where(unchanged.all(1), torch.nan, ((present == target) | unchanged).all(1).double())
 
 
 def kept(batch: Batch) -> Tensor:
-    """1 where every attribute that the edit does not change is as it was, else 0: [B]."""
+    """Return 1 where every attribute that the edit does not change is unchanged, else 0: [B]."""
     present, source, target = _attributes(batch)
     return ((present == source) | (source != target)).all(1).double()
 
@@ -141,20 +149,22 @@ def _clip(folder: str) -> tuple[Any, Any]:
 
 
 def clip_similarity(images: Tensor, captions: Sequence[str]) -> Tensor:
-    """100 times the cosine between image and caption [B] (Hessel et al. 2021, unscaled and not clipped at 0)."""
+    """Return 100 times the cosine of image and caption [B] (Hessel et al. 2021, unscaled and not clipped at 0)."""
     network, processor = _clip(str(hub.snapshot(weights.CLIP.name)))
     pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
-    seen = processor(images=list(pixels.cpu()), text=list(captions), return_tensors="pt", padding=True, truncation=True)
-    outputs = network(**seen)
+    inputs = processor(
+        images=list(pixels.cpu()), text=list(captions), return_tensors="pt", padding=True, truncation=True
+    )
+    outputs = network(**inputs)
     cosine = (outputs.image_embeds * outputs.text_embeds).sum(1)
     return 100 * (cosine / outputs.image_embeds.norm(dim=1) / outputs.text_embeds.norm(dim=1)).double()
 
 
 def clip(batch: Batch) -> Tensor:
-    """CLIP similarity of the output and the target caption [B]."""
+    """Return the CLIP similarity of the output and the target caption [B]."""
     return clip_similarity(batch.output, batch.target)
 
 
 def pie_clip(batch: Batch) -> Tensor:
-    """CLIP similarity of the output inside the mask and the target caption [B]."""
+    """Return the CLIP similarity of the output inside the mask and the target caption [B]."""
     return clip_similarity(batch.output * pie_mask(batch.region), batch.target)

@@ -1,8 +1,8 @@
-"""Features of single images, from which distances between sets are made (`reports.distances`).
+"""Features of single images, for distances between sets of images (`reports.distances`).
 
 Extractors are torch-fidelity's: Inception's pool (2048 features, for FID and KID), and the shipped scene classifier,
-registered there as `scenes-judge` (128 features, for FD-scenes and KD-scenes). Both see images as files would hold
-them, rounded to 8 bits, one at a time, so that a batch changes no feature.
+registered there as `scenes-judge` (128 features, for FD-scenes and KD-scenes). Both get images rounded to 8 bits, as in
+a file, and one at a time, so that the batch does not change a feature.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ register_feature_extractor(SceneFeatures.NAME, SceneFeatures)
 
 @cache
 def extractor(name: str) -> FeatureExtractorBase:
-    """`inception` or `scenes`, on the CPU."""
+    """Return the extractor `inception` or `scenes`, on the CPU."""
     if name == "scenes":
         return SceneFeatures()
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -65,7 +65,7 @@ def extractor(name: str) -> FeatureExtractorBase:
 
 @torch.no_grad()
 def features(name: str, images: Tensor) -> np.ndarray:
-    """Features of images [B, C, H, W] in [0, 1]: float32 [B, D], nan where an image is not finite."""
+    """Return the features of images [B, C, H, W] in [0, 1]: float32 [B, D], nan where an image is not finite."""
     network = extractor(name)
     finite = images.flatten(1).isfinite().all(1)
     pixels = (images.nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)

@@ -1,4 +1,4 @@
-"""How far a latent is from the noise that a prior expects."""
+"""The distance of a latent from the noise of the prior."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from torch import Tensor
 
 
 def normal_distance(latent: Tensor) -> Tensor:
-    """2-Wasserstein distance [B] between the values of each latent [B, ...] and N(0, 1), in closed form for one
-    dimension: the root mean square between order statistics and normal quantiles (Villani 2003, theorem 2.18).
+    """Return the 2-Wasserstein distance [B] between the values of each latent [B, ...] and N(0, 1).
 
-    0 for perfect noise; |m| for noise shifted by m, |s - 1| for noise scaled by s; not finite where the latent is not.
+    In one dimension it has a closed form: the root mean square difference between order statistics and normal quantiles
+    (Villani 2003, theorem 2.18). It is 0 for perfect noise, |m| for noise shifted by m and |s - 1| for noise scaled by
+    s. It is not finite if the latent is not finite.
     """
     z = latent.double().flatten(1).sort(1).values
     count = z.shape[1]

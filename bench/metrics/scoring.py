@@ -1,4 +1,4 @@
-"""What a metric sees, and how the metrics of a batch are taken."""
+"""The input of a metric, and the computation of metrics for a batch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Images [B, C, H, W] in [0, 1], not clipped. `truth`: what a perfect output would be, the image itself or, of an
-    edit, its counterfactual (nan where none is known). `given`: what the method saw, the measurement or the image.
+    """Images [B, C, H, W] in [0, 1], not clipped.
 
-    An edit also has a mask, bool [B, 1, H, W], and the captions of the image and of what was asked.
+    `truth` is the ground truth: the image, or for an edit its counterfactual (nan if none is known). `given` is the
+    method's input: the measurement or the image. An edit also has a mask, bool [B, 1, H, W], the source captions and
+    the target captions.
     """
 
     output: Tensor
@@ -27,17 +28,17 @@ class Batch:
     @property
     def region(self) -> Tensor:
         """The mask of an edit."""
-        assert self.mask is not None, "a metric that needs a mask is for task=edit alone"
+        assert self.mask is not None, "a metric that needs a mask is only for task=edit"
         return self.mask
 
 
 Score = Callable[[Batch], Tensor]
-"""A metric: one number [B] for each image, the same whatever else is in the batch."""
+"""A metric: a batch -> one number per image, [B]. The number does not depend on the other images of the batch."""
 
 
 @torch.no_grad()
 def score(metrics: Mapping[str, Score], batch: Batch) -> dict[str, list[float | None]]:
-    """Every metric of every image; None where the output or the number is not finite."""
+    """Return name -> one value per image, for every metric; None where the output or the value is not finite."""
     finite = batch.output.flatten(1).isfinite().all(1)
     safe = replace(batch, output=torch.where(finite[:, None, None, None], batch.output, 0.0))
     found = {name: metric(safe) for name, metric in metrics.items()}

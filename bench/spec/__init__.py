@@ -1,1 +1,1 @@
-"""What a sweep asks for: checked configuration, axes, cells and their ids, jobs. Pure, no torch."""
+"""From a sweep's YAML to work: checked configuration, axes, cells and their ids, jobs. Pure, no torch."""

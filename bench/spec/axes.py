@@ -1,4 +1,4 @@
-"""The axes of a sweep -> its points: the product, zipped axes, exclude and include. Pure, no torch."""
+"""Expansion of a sweep's axes into points: the product, zipped axes, exclude and include. Pure, no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Point = dict[str, Any]
 
 
 def axes_of(config: RunConfig) -> list[list[Point]]:
-    """The factors of the product, each a list of partial points; the axes of one `zip` entry make one factor."""
+    """Return the factors of the product. Each factor is a list of partial points.
+
+    The axes of one `zip` entry make one factor.
+    """
     names = {axis: list(getattr(config, axis)) for axis in NAME_AXES}
     values: dict[str, Sequence[Any]] = {axis: chosen for axis, chosen in names.items() if chosen}
     values |= config.matrix
@@ -35,8 +38,8 @@ def axes_of(config: RunConfig) -> list[list[Point]]:
     for group in config.zip:
         lengths = {axis: len(options) for axis, options in group.items()}
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{axis} has {length}" for axis, length in lengths.items())
-            raise UserError(f"axes of one zip need the same number of values: {told}")
+            stated = ", ".join(f"{axis} has {length}" for axis, length in lengths.items())
+            raise UserError(f"axes of one zip need the same number of values: {stated}")
         factors.append([dict(zip(group, row, strict=True)) for row in zip(*group.values(), strict=True)])
     return factors
 
@@ -66,7 +69,11 @@ def _check_axis(axis: str, values: Collection[Any], config: RunConfig, where: st
 
 
 def check_number(axis: str, value: Any) -> None:
-    """Ranges are the method's own, but for a seed's; text, yes and no are never numbers, as pydantic would have it."""
+    """Raise UserError if an axis's value is not a number of the right kind, or if a seed is negative.
+
+    Other ranges are checked by the method's options. Text and bools are not numbers here, although pydantic would
+    convert them.
+    """
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if axis == "guidance" and not number:
         raise UserError(f"guidance={value!r}: must be a number")
@@ -89,7 +96,10 @@ def _listed(value: Any) -> Sequence[Any]:
 
 
 def points(config: RunConfig) -> Iterator[Point]:
-    """Every combination of axis values: the product, less `exclude`, plus what `include` adds of what is chosen."""
+    """Yield every combination of axis values: the product without `exclude`, then the entries of `include`.
+
+    An entry of `include` is used only if this run has chosen the names in it.
+    """
     factors = axes_of(config)
     first = {k: v for factor in factors if factor for k, v in factor[0].items()}
     for pattern in config.exclude:
@@ -106,7 +116,7 @@ def points(config: RunConfig) -> Iterator[Point]:
     for extra in config.include:
         named = {axis: extra[axis] for axis in NAME_AXES if isinstance(extra.get(axis), str)}
         if any(name not in getattr(config, axis) for axis, name in named.items()):
-            continue  # it exists, and this run has left it out
+            continue  # the name exists, but this run has not chosen it
         for axis, value in extra.items():
             _check_axis(axis, [value], config, "include")
         yield first | extra

@@ -1,9 +1,9 @@
-"""A configuration -> its cells. Pure: the same configuration gives the same cells, in the same order, anywhere.
+"""Expansion of a configuration into cells. Pure: the same configuration gives the same cells in the same order.
 
 A cell is method x model x dataset x task x corruption x severity x steps x guidance x seed with everything resolved.
-Its id is readable words and a hash of all that can change its numbers: resolved options with their declared versions,
-the model and its weights' sha256, the data set and what its files hold, the metrics. Titles, launchers, batch sizes
-and the folder that a data set's files are in are not part of it.
+Its id is readable words and a hash of everything that can change its numbers: resolved options with their declared
+versions, the model and its weights' sha256, the data set and the content of its files, the metrics. Titles, launchers,
+batch sizes and the folder of a data set's files are not part of the id.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """One unit of work. `axes` are what tables are made of, `spec` is everything that running it needs."""
+    """One unit of work. Tables are made from `axes`; `spec` is everything that is needed to run the cell."""
 
     id: str
     axes: dict[str, Any]
     spec: dict[str, Any]
     evaluations: int
-    """Predicted network evaluations, over all images."""
+    """The predicted number of network evaluations, summed over all images."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,19 @@ class Skip:
 
 @dataclass(frozen=True)
 class Expansion:
+    """The cells of a configuration, its skipped points and its unavailable metrics."""
+
     cells: tuple[Cell, ...]
     skipped: tuple[Skip, ...]
     unavailable: dict[str, str]
-    """metric -> why it cannot be computed here."""
+    """metric -> reason why it cannot be computed here."""
 
 
 # --- cells -----------------------------------------------------------------------------------------------------
 
 
 def expand(config: RunConfig) -> Expansion:
-    """All cells of a configuration. Raises UserError for anything that a user got wrong."""
+    """Return all cells of a configuration. Raises UserError for every mistake in the configuration."""
     _check_task(config)
     reread()
     usable, unavailable = metrics.available(metrics.chosen(config.metrics), config.task)
@@ -161,14 +163,14 @@ def _cell(config: RunConfig, point: Point, judged_by: dict[str, Any], model_spec
 
 
 def _changes(point: Point, class_path: str) -> dict[str, Any]:
-    """The method options that the axes of a point set, of those that the method has."""
+    """Return the options of the method that the axes of a point set. Options that the method lacks are left out."""
     changes = {axis.removeprefix("method."): value for axis, value in point.items() if axis.startswith("method.")}
     changes = {option: value for option, value in changes.items() if option in _fields(class_path)}
     return changes | {axis: point[axis] for axis in ("steps", "guidance") if axis in point}
 
 
 def _task_spec(config: RunConfig, point: Point, dataset: Any) -> dict[str, Any]:
-    """The part of a cell's content that its task asks for: a corruption, a guarantee's options, a kind of edit."""
+    """Return the part of a cell's spec that depends on its task: corruption, options of a guarantee, kind of edit."""
     spec: dict[str, Any] = {}
     if config.task in MEASURING:
         spec["corruption"] = _corruption_spec(config, point)
@@ -193,7 +195,7 @@ def _corruption_spec(config: RunConfig, point: Point) -> dict[str, Any]:
 
 
 def _axes(config: RunConfig, point: Point, options: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The axes of a cell, which tables are made of."""
+    """Return the axes of a cell, from which tables are made."""
     measures = config.task in MEASURING
     return {
         "method": point["method"],
@@ -211,12 +213,16 @@ def _axes(config: RunConfig, point: Point, options: Any, changes: Mapping[str, A
 
 
 def _on_its_model(config: RunConfig, point: Point) -> Point:
-    """The point, on the method's own model where it brings one that takes the data and the run's is of another kind."""
+    """Return the point with the method's own model, if it needs one.
+
+    That is so if the run's model has another class than the method's models. The own model is then the first that takes
+    the images of the data set.
+    """
     own, chosen = config.method[point["method"]].models, config.model[point["model"]]
     if not own or _class(chosen) in {_class(model) for model in own.values()}:
         return point
     shape = tuple(_data(config, point).shape)
-    if tuple(chosen.shape) != shape:  # the run's mistake: as for every method
+    if tuple(chosen.shape) != shape:  # a mistake of the run, reported as for every other method
         return point
     return point | {"model": next((name for name, m in own.items() if tuple(m.shape) == shape), point["model"])}
 
@@ -230,15 +236,15 @@ def _class(model: ModelConfig) -> str:
 
 
 def _other_models_only(point: Point, model: ModelConfig, runs_on: Sequence[str]) -> str | None:
-    """Why a method cannot run on a model, if it is made for others."""
+    """Return the reason if a method cannot run on a model because it needs another class of models; else None."""
     if not runs_on or _class(model) in {resolve(path, "model") for path in runs_on}:
         return None
     kinds = " or ".join(path.rpartition(".")[2] for path in runs_on)
-    return f"{point['method']} runs on models of class {kinds} alone; {point['model']} is none"
+    return f"{point['method']} runs only on models of class {kinds}; {point['model']} is of another class"
 
 
 def _unmade(point: Point, model: ModelConfig) -> str | None:
-    """Why a model that nobody named, since the method brought it, cannot run: its weights are not made."""
+    """Return the reason if a method's own model cannot run because its weights are not on disk; else None."""
     if model.weights_file is None or model.weights_file.is_file():
         return None
     return (
@@ -248,7 +254,7 @@ def _unmade(point: Point, model: ModelConfig) -> str | None:
 
 
 def _too_few(point: Point, options: Any) -> str | None:
-    """The reason why a method cannot take so few steps, if it cannot."""
+    """Return the reason if the number of steps is too small for a method; else None."""
     least = options.least_steps
     if options.walked >= least:
         return None
@@ -257,7 +263,10 @@ def _too_few(point: Point, options: Any) -> str | None:
 
 
 def _options(class_path: str, kind: str, options: dict[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
-    """The checked options, and what a cell records of them. Thousands of cells share a few."""
+    """Return the checked options, and their JSON form for the cell.
+
+    They are cached, because thousands of cells share a few sets of options.
+    """
     key = (class_path, kind, where, repr(options))
     if key not in _CHECKED:
         checked = check_options(class_path, kind, json.loads(json.dumps(options, default=list)), where)
@@ -269,7 +278,10 @@ _CHECKED: dict[tuple[str, str, str, str], tuple[Any, dict[str, Any]]] = {}
 
 
 def _mismatch(point: Point, model: ModelConfig, dataset: Any, images: int, split: str) -> str | None:
-    """Why a model cannot see a data set, if it cannot."""
+    """Return the reason if a data set's images do not have the model's shape; else None.
+
+    Raises UserError if the data set has too few images.
+    """
     if images > len(dataset):
         name = point["dataset"]
         more = split != "all" and "all" in getattr(dataset, "splits", ())
@@ -289,7 +301,7 @@ def _model_spec(name: str, model: ModelConfig) -> dict[str, Any]:
 
 
 def weights_sha256(model: ModelConfig) -> str | None:
-    """The sha256 of the weights on disk, or the commit of a hub's snapshot; None while they are missing."""
+    """Return the sha256 of the weights on disk, or the commit of a hub's snapshot; None if they are missing."""
     if model.pretrained is not None:
         return hub.commit(model.pretrained, model.revision)
     file = model.weights_file
@@ -300,7 +312,7 @@ _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=Fal
 
 
 def canonical(content: Any) -> str:
-    """One text for one meaning: sorted keys, no spaces, no NaN."""
+    """Return canonical JSON, so that equal content gives equal text: sorted keys, no spaces, no NaN."""
     return _ENCODER.encode(content)
 
 

@@ -1,4 +1,4 @@
-"""Cells -> jobs: those of one model and data set together, cut by predicted minutes."""
+"""Division of cells into jobs: cells of one model and data set together, limited by predicted minutes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bench.spec.config import weights_file
 
 @dataclass(frozen=True)
 class Chunk:
-    """The cells of one job, in order: its weights are loaded once."""
+    """The cells of one job, in order. They share a model, so that its weights are loaded once."""
 
     cells: tuple[Cell, ...]
     minutes: float
 
 
 def chunk(cells: Iterable[Cell], minutes: Callable[[Cell], float], limit: float) -> tuple[Chunk, ...]:
-    """Cut into jobs of at most `limit` predicted minutes (a longer cell is a job of its own)."""
+    """Divide cells into jobs of at most `limit` predicted minutes. A longer cell is a job of its own."""
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.axes["model"], cell.axes["dataset"]), []).append(cell)
@@ -38,14 +38,18 @@ def chunk(cells: Iterable[Cell], minutes: Callable[[Cell], float], limit: float)
 
 
 class Clock:
-    """Predicts a cell's minutes: from finished cells of the same method and model, or of the same model; else from its
-    evaluations, pixels and parameters, at a rate measured for the shipped U-Net on one CPU thread. Without finished
-    cells, trust the order of magnitude on a CPU; on a GPU it is far too long, and the jobs of a first run too short."""
+    """Predicts the minutes of a cell.
+
+    The prediction follows from finished cells of the same method and model, or else of the same model. If there are
+    none, it follows from evaluations, pixels and parameters, at a rate measured for the shipped U-Net on one CPU
+    thread. Such a prediction has the right order of magnitude on a CPU. On a GPU it is far too long, so that the jobs
+    of a first run are too short.
+    """
 
     SECONDS_PER_MEGAPIXEL = 5.0
-    """Of the shipped U-Net."""
-    ITS_MEGABYTES = 4.6
-    """Size of its weights; those of another model stand for its parameters."""
+    """The seconds per evaluation and megapixel of the shipped U-Net."""
+    UNET_MEGABYTES = 4.6
+    """The size of its weights. The size of another model's weights stands for its number of parameters."""
 
     def __init__(self, recorded: Iterable[tuple[str, str, int, float]] = ()) -> None:
         """`recorded`: (model, method, evaluations, seconds) of finished cells."""
@@ -62,14 +66,14 @@ class Clock:
         return (cell.evaluations * rate + 0.2) / 60
 
     def _guess(self, cell: Cell) -> float:
-        """Seconds an evaluation."""
+        """Return the predicted seconds per evaluation."""
         _, height, width = cell.spec["model"]["shape"]
-        size = _megabytes(cell.spec["model"].get("weights")) or self.ITS_MEGABYTES
-        return self.SECONDS_PER_MEGAPIXEL * height * width / 1e6 * size / self.ITS_MEGABYTES
+        size = _megabytes(cell.spec["model"].get("weights")) or self.UNET_MEGABYTES
+        return self.SECONDS_PER_MEGAPIXEL * height * width / 1e6 * size / self.UNET_MEGABYTES
 
 
 @cache
 def _megabytes(weights: str | None) -> float:
-    """The size of a weights' file; 0 where there is none."""
+    """Return the size of a file of weights in megabytes; 0 if there is none."""
     file = weights_file(weights)
     return file.stat().st_size / 1e6 if file is not None and file.is_file() else 0.0

@@ -1,4 +1,4 @@
-"""The command line and the YAMLs -> a checked configuration, by Hydra's Compose API. No torch."""
+"""Composition of the command line and the YAMLs into a checked configuration, with Hydra's Compose API. No torch."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from bench.spec.validation import validate
 
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
 _TEXT = re.compile(r"results|(.*\.)?(name|title|description|weights|root|pretrained)")
-"""Keys whose value is text or a path: taken as it stands, commas, spaces and tildes included."""
+"""Keys whose value is text or a path. It is taken as it is, with commas, spaces and tildes."""
 
 
 LISTS = ("zip", "exclude", "include", "reference")
-"""Keys that hold a list of mappings, or one mapping: a list on the command line replaces what a YAML says."""
+"""Keys that hold a list of mappings, or one mapping. A list on the command line replaces the YAML's value."""
 MERGING = "Error merging override "
 
 
 def options_of_group(group: str, extra: Path | None = None) -> list[str]:
-    """The names that `group=` takes."""
+    """Return the names that `group=` takes."""
     folders = [SWEEPS / group] + ([extra / group] if extra else [])
     return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
 
 
 def _rewrite(override: str, extra: Path | None, own: Collection[str]) -> str:
-    """Check one `key=value` and bring it into Hydra's grammar: lists without brackets, axes by their short name."""
+    """Check one `key=value` and translate it into Hydra's grammar: lists without brackets, axes by their short name."""
     match = _OVERRIDE.fullmatch(override)
     if override.startswith("~"):
-        raise UserError(f"{override!r}: ~ is not supported; use exclude, or name what you want")
+        raise UserError(f"{override!r}: ~ is not supported; use exclude, or name the values that you want")
     if match is None:
         raise UserError(f"{override!r} is not an override; write key=value, as in severity=3 or method=ddim,edict")
     key, value = match["key"], match["value"]
@@ -71,8 +71,11 @@ def _rewrite_group(override: str, group: str, value: str, allowed: list[str]) ->
 
 
 def compose_config(overrides: list[str], sweep_required: bool = True, own: Collection[str] = ()) -> RunConfig:
-    """Overrides -> the checked configuration, or a UserError. `config_dir=PATH` adds a folder of the user's groups;
-    `own`: the verb's own arguments, which a mistake may have meant."""
+    """Return the checked configuration of some overrides. Raises UserError for a mistake.
+
+    `config_dir=PATH` adds a folder of the user's groups. `own` are the command's own arguments; an error about an
+    unknown key also shows them as allowed.
+    """
     extra = _config_dir([o for o in overrides if o.startswith("config_dir=")])
     given: dict[str, str] = {}
     rewritten = []
@@ -98,7 +101,7 @@ def compose_config(overrides: list[str], sweep_required: bool = True, own: Colle
     config = validate(RunConfig, composed)
     _check_named(config, extra)
     _check_hidden_by_axes(config, given)
-    # What the sweep's own YAML colours, a run in part may leave out.
+    # A run of a part of a sweep may leave out methods that the sweep's own YAML highlights.
     methods = {*config.method, *([] if "highlight" in given else options_of_group("method", extra))}
     for name in config.highlight:
         if name not in methods:
@@ -130,7 +133,7 @@ def _config_dir(overrides: list[str]) -> Path | None:
 
 
 def _check_yaml(file: Path, group: str) -> None:
-    """Refuse a YAML that Hydra would not find, or would read as another."""
+    """Raise UserError for a YAML that Hydra would not find or could not read as it is meant."""
     name = file.name.removesuffix(file.suffix)
     if file.suffix != ".yaml":
         raise UserError(f"{str(file)!r} is not read: name it {name}.yaml")
@@ -149,7 +152,7 @@ def _check_yaml(file: Path, group: str) -> None:
 
 
 def _compose(rewritten: list[str], given: Mapping[str, str], extra: Path | None) -> dict[str, Any]:
-    """Hydra's part, its errors in one line. `given`: key -> the override as it was written."""
+    """Compose with Hydra, and turn its errors into a UserError. `given`: key -> the override as it was written."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverrideParseException
@@ -166,7 +169,9 @@ def _compose(rewritten: list[str], given: Mapping[str, str], extra: Path | None)
             composed: Any = OmegaConf.to_container(compose("run", rewritten), resolve=True)
     except OverrideParseException as error:
         written = given.get(_key(error.override), error.override)
-        raise UserError(f"cannot read {written!r}; write 1,2 or [1,2] or {{key: 1}}, other text in quotes") from error
+        raise UserError(
+            f"cannot read {written!r}; write 1,2 or [1,2] or {{key: 1}}, and put other text in quotes"
+        ) from error
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
@@ -186,7 +191,10 @@ def _compose(rewritten: list[str], given: Mapping[str, str], extra: Path | None)
 
 
 def _check_named(config: RunConfig, extra: Path | None) -> None:
-    """`exclude`, `include`, `reference` may name what this run has not chosen, but not what does not exist."""
+    """Raise UserError if `exclude`, `include` or `reference` names something that does not exist.
+
+    They may name things that this run has not chosen.
+    """
     for where in ("exclude", "include", "reference"):
         for pattern in getattr(config, where):
             for axis in set(pattern) & set(NAME_AXES):
@@ -197,7 +205,7 @@ def _check_named(config: RunConfig, extra: Path | None) -> None:
 
 
 def _check_hidden_by_axes(config: RunConfig, given: Mapping[str, str]) -> None:
-    """An axis sets its option in every cell; another value on the command line would be lost."""
+    """Raise UserError for an option on the command line that has no effect, since an axis sets it in every cell."""
     axes = {*config.matrix, *(axis for group in config.zip for axis in group)}
     for key, written in given.items():
         _, _, option = key.rpartition(".")

@@ -1,4 +1,4 @@
-"""Everything that a YAML or the command line may say, as frozen models: a typo fails here, before any job. No torch.
+"""The configuration of a run, as frozen pydantic models: a typo fails here, before any job. No torch.
 
 Hydra's Compose API joins sweeps/run.yaml, the chosen groups and the overrides; pydantic checks the result. Options of
 methods and corruptions are checked by their own models (`bench.spec.registry`).
@@ -33,21 +33,24 @@ from methods.options import Guarantees
 
 GROUPS = ("sweep", "profile", "method", "model", "dataset", "corruption", "launcher", "tracker")
 SAME = "same"
-"""In `reference`: each line is compared at its own value of that axis."""
+"""In `reference`: each entry is compared with the reference at its own value of that axis."""
 SPACINGS = {
     "vp": ("leading", "leading1", "trailing", "linspace"),
     "rectified": ("linspace", "flux_shift"),
     "trig": ("linspace",),
 }
-"""The spacings of a grid that each path knows (methods.paths, which a plan does not import: it needs torch)."""
+"""Kind of path -> the grid spacings that it has. They are those of methods.paths, which needs torch: a plan does not
+import it."""
 
 
 class Strict(BaseModel):
+    """A frozen model that refuses unknown keys, infinity and nan."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 def _file_name(value: str) -> str:
-    """The name of a sweep, method, model, ...: it becomes a part of file names. Empty where it may be left out."""
+    """Check the name of a sweep, method, model, ...: it becomes a part of file names. An empty name is allowed."""
     if not re.fullmatch(r"([\w-][\w.-]*)?", value) or len(value.encode()) > 100:
         raise ValueError("must be letters, digits, _, - and inner dots, at most 100 bytes: it names files")
     return value
@@ -57,7 +60,7 @@ FileName = Annotated[str, AfterValidator(_file_name)]
 
 
 def _as_text(value: Any) -> Any:
-    """A number as the text that a YAML shows."""
+    """Return a number as text, and everything else unchanged."""
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
@@ -67,14 +70,14 @@ class Component(Strict):
     class_path: str = Field(alias="class", min_length=1)
     title: str = ""
     models: dict[FileName, ModelConfig] = Field(
-        {}, description="its own: it runs on the one that takes the data's images"
+        {}, description="the method's own models; it runs on the one that takes the images of the data set"
     )
     options: dict[str, Any] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _flat_options(cls, value: Any) -> Any:
-        """In a method's YAML every key besides class, title and models is an option."""
+        """Move every key of a method's YAML besides class, title and models into `options`."""
         if not isinstance(value, Mapping):
             raise ValueError("must be a mapping with a class")
         if not isinstance(value.get("options") or {}, Mapping):
@@ -85,7 +88,7 @@ class Component(Strict):
 
 
 class CorruptionConfig(Strict):
-    """A corruption and its ladder: severity -> options that are laid over the common ones."""
+    """A corruption and its severities: severity -> options that replace or extend the common options."""
 
     class_path: str = Field(alias="class", min_length=1)
     title: str = ""
@@ -94,8 +97,8 @@ class CorruptionConfig(Strict):
 
     @field_validator("severities", mode="before")
     @classmethod
-    def _one_entry_a_severity(cls, value: Any) -> Any:
-        """`severities.1.side=0.3` on the command line is a text key beside the YAML's number: laid over it."""
+    def _merge_equal_severities(cls, value: Any) -> Any:
+        """Merge a text key into the equal number key: `severities.1.side=0.3` on the command line has a text key."""
         if not isinstance(value, Mapping):
             return value
         merged: dict[Any, Any] = {}
@@ -114,8 +117,10 @@ class CorruptionConfig(Strict):
 
 
 class PathConfig(Strict):
+    """The path of a model: the functions alpha and sigma (methods.paths)."""
+
     kind: Literal["vp", "rectified", "trig"]
-    schedule: Literal["scaled_linear", "cosine"] = Field(default="scaled_linear", description="of a vp path")
+    schedule: Literal["scaled_linear", "cosine"] = Field(default="scaled_linear", description="only for a vp path")
 
     @model_validator(mode="after")
     def _meaningful(self) -> PathConfig:
@@ -125,7 +130,7 @@ class PathConfig(Strict):
 
 
 class GridConfig(Strict):
-    """How N steps are laid on the path (methods.paths)."""
+    """The placement of N steps on the path (methods.paths)."""
 
     spacing: Literal["leading", "leading1", "trailing", "linspace", "flux_shift"]
     level0: Literal["first", "one"] = "one"
@@ -133,19 +138,26 @@ class GridConfig(Strict):
 
 
 class FlowTrainConfig(Strict):
-    """What the injective ODE is trained on besides captions: shares of images by condition, the rest unconditional."""
+    """The training of the injective ODE: shares of images by condition, and weights of the losses.
 
-    draws: int = Field(4, ge=1, description="(t, eps) an image, which share its conditioner")
-    measured: float = Field(0.7, ge=0, le=1, description="share conditioned on a corrupted image")
+    Images that belong to no share are trained without a measurement.
+    """
+
+    draws: int = Field(4, ge=1, description="pairs (t, eps) per image; they share one pass of the conditioner")
+    measured: float = Field(0.7, ge=0, le=1, description="share of images conditioned on a corrupted image")
     source: float = Field(0.1, ge=0, le=1, description="share where the data are the corrupted images themselves")
-    clean: float = Field(0.05, ge=0, le=1, description="share conditioned on the image itself")
+    clean: float = Field(0.05, ge=0, le=1, description="share of images conditioned on the image itself")
     corruptions: tuple[str, ...] = Field(
-        ("random_mask", "block_mask", "gaussian_blur", "gaussian_noise"), min_length=1, description="drawn evenly"
+        ("random_mask", "block_mask", "gaussian_blur", "gaussian_noise"),
+        min_length=1,
+        description="corruptions of the training, drawn with equal probability",
     )
-    mean_weight: float = Field(0.1, ge=0, description="of |mu - x|^2 beside the regression")
-    likelihood_weight: float = Field(0.0, ge=0, description="of the likelihood of N(mu, diag c), easy images as hard")
+    mean_weight: float = Field(0.1, ge=0, description="weight of |mu - x|^2, added to the regression loss")
+    likelihood_weight: float = Field(
+        0.0, ge=0, description="weight of the likelihood of N(mu, diag c); easy and hard images count the same"
+    )
     regulariser: Literal["none", "pairs", "jacobian"] = Field(
-        "none", description="on the learned part of the field in the gauge: paired differences, or a Jacobian probe"
+        "none", description="of the learned part of the field in the gauge: paired differences, or a Jacobian probe"
     )
     regulariser_weight: float = Field(0.0, ge=0)
 
@@ -159,7 +171,7 @@ class FlowTrainConfig(Strict):
 
 
 class TrainConfig(Strict):
-    """How the shipped weights were made, and how to make them again."""
+    """The training of a model. With the values in its YAML, the shipped weights can be made again."""
 
     images: int = Field(60000, ge=1, description="size of the training pool (scenes are unlimited)")
     steps: int = Field(5000, ge=1, description="updates")
@@ -167,19 +179,21 @@ class TrainConfig(Strict):
     learning_rate: float = Field(1.5e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup: int = Field(200, ge=0, description="updates of linear warm-up")
-    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are the ones kept")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are saved")
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     time_mean: float = Field(0.0, ge=-5, le=5, description="mean of the logit-normal time; above 0: more noise")
     seed: int = Field(0, ge=0, lt=2**32)
-    validate_every: int = Field(500, ge=1, description="updates between two checkpoints and held-out losses")
-    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
+    validate_every: int = Field(
+        500, ge=1, description="updates between two checkpoints and between two held-out losses"
+    )
+    threads: int = Field(0, ge=0, description="CPU threads; 0: torch's default")
     init: str | None = Field(None, description="weights to start from: zoo:NAME or a path; None: random")
-    flow: FlowTrainConfig | None = Field(None, description="of the injective ODE alone")
-    compile: bool = Field(False, description="torch.compile the network: slower to start, then faster")
+    flow: FlowTrainConfig | None = Field(None, description="only for the injective ODE")
+    compile: bool = Field(False, description="use torch.compile on the network: a slower start, then faster updates")
 
 
 def weights_file(weights: str | None) -> Path | None:
-    """The file that `zoo:NAME` or a path stands for."""
+    """Return the file of weights given as `zoo:NAME` or as a path; None for None."""
     if weights is None:
         return None
     if weights.startswith("zoo:"):
@@ -198,11 +212,11 @@ class ModelConfig(Strict):
     grid: GridConfig = GridConfig(spacing="trailing")
     backbone: dict[str, Any] = Field({}, description="arguments of the class")
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(description="channels, height, width of its images")
-    vocabulary: str | None = Field(None, description="the caption grammar it was trained on")
-    dataset: str | None = Field(None, description="the data set it is trained on")
-    weights: str | None = Field(None, description="zoo:NAME for shipped weights, else a path")
-    guidance: float = Field(1.0, ge=0, description="default guidance for sampling, the one that its card judges")
-    version: int = Field(1, ge=1, description="raised when new weights are shipped under the old name")
+    vocabulary: str | None = Field(None, description="the caption grammar that it was trained on")
+    dataset: str | None = Field(None, description="the data set that it is trained on")
+    weights: str | None = Field(None, description="zoo:NAME for shipped weights, or a path")
+    guidance: float = Field(1.0, ge=0, description="default guidance for sampling; the card's samples use it")
+    version: int = Field(1, ge=1, description="increased when new weights are shipped under the old name")
     train: TrainConfig | None = None
 
     @field_validator("backbone")
@@ -237,23 +251,23 @@ class ModelConfig(Strict):
 
     @property
     def network(self) -> dict[str, Any]:
-        """What its weights depend on, as the card of trained weights keeps it."""
+        """The settings that the weights depend on, as the card of trained weights keeps them."""
         of_a_denoiser = {"path", "prediction"} if self.kind == "denoiser" else set()
         return self.model_dump(mode="json", include={"backbone", "shape", "vocabulary", *of_a_denoiser})
 
     @property
     def pretrained(self) -> str | None:
-        """The folder or hub id of a pretrained pipeline, where the class loads one."""
+        """The folder or hub id of a pretrained pipeline; None if the class does not load one."""
         return self.backbone.get("pretrained")
 
     @property
     def revision(self) -> str | None:
-        """Of a hub id: a branch, tag or commit; None is its main branch."""
+        """The branch, tag or commit of a hub id; None is its main branch."""
         return self.backbone.get("revision")
 
 
 class DatasetConfig(Strict):
-    """A data set: a class by dotted path or entry point; `images` of its `split` are used, from the first on."""
+    """A data set: a class by dotted path or entry point. A cell uses the first `images` images of its `split`."""
 
     class_path: str = Field(alias="class", min_length=1)
     title: str = ""
@@ -265,45 +279,47 @@ FailureClass = Literal["oom", "timeout", "preempted", "node", "asset-missing", "
 
 
 class Resources(Strict):
-    """What a job asks of SLURM."""
+    """The resources of a SLURM job."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: int = Field(1, ge=0, le=16, description="a node")
-    tasks: int = Field(1, ge=1, le=128, description="processes of a job; they share its cells, and its GPUs evenly")
-    cpus: int = Field(8, ge=1, description="a task")
-    mem_gb: float = Field(40, gt=0, description="a node")
+    gpus: int = Field(1, ge=0, le=16, description="GPUs per node")
+    tasks: int = Field(1, ge=1, le=128, description="processes per job; they share its cells, and its GPUs evenly")
+    cpus: int = Field(8, ge=1, description="CPU cores per task")
+    mem_gb: float = Field(40, gt=0, description="memory per node")
     timeout_min: int = Field(240, ge=1)
-    additional_parameters: dict[str, Any] = Field({}, description="further sbatch parameters; they win")
+    additional_parameters: dict[str, Any] = Field({}, description="more sbatch parameters; they override the others")
 
 
 class LauncherConfig(Resources):
-    """Where cells run."""
+    """The place where cells run, and the limits on their jobs."""
 
     kind: Literal["auto", "local", "debug", "slurm", "plugin"] = "auto"
     executor: str | None = Field(None, description="the submitit executor of kind=plugin, by its entry point's name")
-    workers: int = Field(0, ge=0, le=4096, description="local processes at a time; 0: one for every CPU core")
-    threads: int = Field(1, ge=1, le=256, description="CPU threads of each worker")
+    workers: int = Field(0, ge=0, le=4096, description="local processes at the same time; 0: one per CPU core")
+    threads: int = Field(1, ge=1, le=256, description="CPU threads per worker")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    chunk_minutes: float = Field(60.0, gt=0, description="predicted minutes of work in one job")
-    array_parallelism: int = Field(64, ge=1, description="jobs of a sweep at a time")
-    models: dict[str, dict[str, Any]] = Field({}, description="model -> resources that its jobs ask for instead")
-    setup: tuple[str, ...] = Field((), description="shell lines before the job")
+    chunk_minutes: float = Field(60.0, gt=0, description="predicted minutes of work per job")
+    array_parallelism: int = Field(64, ge=1, description="jobs of a sweep that run at the same time")
+    models: dict[str, dict[str, Any]] = Field({}, description="model -> other resources for its jobs")
+    setup: tuple[str, ...] = Field((), description="shell lines that run before the job")
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], Annotated[str, BeforeValidator(_as_text)]] = Field(
-        {}, description="environment of the jobs"
+        {}, description="environment variables of the jobs"
     )
     cache: str | None = Field(
-        None, description="the nodes' folder for huggingface and torch in place of ~/.cache; None: as in this shell"
+        None, description="folder on the nodes that replaces ~/.cache for huggingface and torch; None: as in this shell"
     )
-    wait: bool = Field(True, description="follow the jobs to their end; false: submit and leave")
-    signal_s: int = Field(90, ge=10, description="seconds before its time limit at which a job is told to stop")
-    partial_s: float = Field(30, ge=0, description="seconds of work after which the images of an open cell are kept")
-    cell_timeout_min: float | None = Field(None, gt=0, description="minutes that one cell may take")
-    retries: dict[FailureClass, NonNegativeInt] = Field({}, description="failure class -> further attempts at once")
-    deaths: int = Field(5, ge=1, description="times that a cell may take its process with it, without progress")
-    max_failed: float | None = Field(None, gt=0, description="failed cells that end a run; below 1: their share")
+    wait: bool = Field(True, description="wait until the jobs end; false: submit and return")
+    signal_s: int = Field(90, ge=10, description="a job gets a signal to stop this many seconds before its time limit")
+    partial_s: float = Field(30, ge=0, description="seconds of work between two writes of an open cell's images")
+    cell_timeout_min: float | None = Field(None, gt=0, description="time limit of one cell in minutes")
+    retries: dict[FailureClass, NonNegativeInt] = Field({}, description="failure class -> immediate further attempts")
+    deaths: int = Field(5, ge=1, description="how often a cell may crash its process without progress")
+    max_failed: float | None = Field(
+        None, gt=0, description="the run ends at this number of failed cells; below 1: at this share"
+    )
 
     @model_validator(mode="after")
     def _meaningful(self) -> LauncherConfig:
@@ -316,7 +332,7 @@ class LauncherConfig(Resources):
         return self
 
     def resources(self, model: str) -> Resources:
-        """What the jobs of a model ask for."""
+        """Return the resources of a model's jobs."""
         own = self.model_dump(include=set(Resources.model_fields))
         return validate(Resources, {**own, **self.models.get(model, {})}, f"launcher.models.{model}")
 
@@ -325,39 +341,45 @@ class TrackerConfig(Strict):
     """The Weights & Biases mirror of the store."""
 
     kind: Literal["wandb", "none"] = "none"
-    mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online only if logged in")
+    mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online if logged in, else offline")
     project: str = Field(PROJECT, min_length=1)
     entity: str | None = None
 
 
 class ProfileConfig(Strict):
+    """The name of a profile. Its other settings are merged into the run."""
+
     name: str
     description: str = ""
 
 
 class RunConfig(Strict):
-    """A sweep, as composed."""
+    """The composed configuration of a run of a sweep."""
 
-    name: FileName = Field("", description="names its files; left out: the sweep's own name")
+    name: FileName = Field("", description="the name of its files; empty: the sweep's own name")
     title: str = ""
     description: str = ""
     task: Task = "restore"
-    guarantee: Guarantees = Field(Guarantees(), description="how task=guarantee looks at a flow")
-    images: int = Field(12, ge=1, description="images a cell")
-    batch_size: int = Field(16, ge=1, description="images solved together")
-    samples: int = Field(4, ge=0, le=64, description="images of each cell that are kept for the report")
+    guarantee: Guarantees = Field(Guarantees(), description="options of task=guarantee")
+    images: int = Field(12, ge=1, description="images per cell")
+    batch_size: int = Field(16, ge=1, description="images that are solved together")
+    samples: int = Field(4, ge=0, le=64, description="images per cell that are kept for the report")
     results: str = Field("results", min_length=1, description="the store's folder")
-    metrics: tuple[str, ...] = Field(("psnr", "ssim", "mse"), min_length=1, description="names, or class paths")
-    retry: tuple[str, ...] = Field((), description="failure classes to run again; `all` for every one")
+    metrics: tuple[str, ...] = Field(("psnr", "ssim", "mse"), min_length=1, description="names or class paths")
+    retry: tuple[str, ...] = Field((), description="failure classes to compute again, or `all`")
     dry_run: bool = False
     report: bool = Field(True, description="rebuild the report at the end")
-    highlight: tuple[str, ...] = Field((), description="methods that figures always colour, such as the proposed one")
+    highlight: tuple[str, ...] = Field(
+        (), description="methods that figures always show in colour, such as the proposed one"
+    )
     matrix: dict[str, tuple[Any, ...]] = Field({}, description="axis -> values; every combination is a cell")
     zip: tuple[dict[str, tuple[Any, ...]], ...] = Field((), description="axes that advance together")
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations to leave out")
-    include: tuple[dict[str, Any], ...] = Field((), description="single cells to add, of what is chosen")
+    include: tuple[dict[str, Any], ...] = Field(
+        (), description="single cells to add; their names must be chosen by the run"
+    )
     reference: tuple[dict[str, Any], ...] = Field(
-        (), description="axes of a line; the paired differences of all others to it make a table each"
+        (), description="axes of a reference entry; each gets a table of the others' paired differences from it"
     )
     profile: ProfileConfig
     method: dict[FileName, Component] = {}
@@ -369,20 +391,20 @@ class RunConfig(Strict):
 
     @cached_property
     def models(self) -> dict[str, ModelConfig]:
-        """All that a cell may run on: those that the methods bring, and the run's."""
+        """All models that a cell may run on: the methods' own models, and the run's."""
         own = {name: model for method in self.method.values() for name, model in method.models.items()}
         return {**own, **self.model}
 
     @property
     def titles(self) -> dict[str, dict[str, str]]:
-        """axis -> name -> title, of the axes whose values are names."""
+        """Titles as axis -> name -> title, for the axes whose values are names."""
         chosen = {axis: self.models if axis == "model" else getattr(self, axis) for axis in NAME_AXES}
         return {axis: {name: found.title or name for name, found in of.items()} for axis, of in chosen.items() if of}
 
     @field_validator("matrix", mode="before")
     @classmethod
     def _axes(cls, value: Any) -> Any:
-        """A single value is an axis with one point; `method: {p: [...]}`, as matrix.method.p=... gives, is method.p."""
+        """Turn a single value into a list, and `method: {p: [...]}` (from matrix.method.p=...) into `method.p`."""
         if not isinstance(value, Mapping):
             raise ValueError("must map axes to lists of values")
         flat: dict[Any, Any] = {}

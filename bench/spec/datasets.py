@@ -1,7 +1,7 @@
-"""From a data set's name in a cell to the data set itself, its options and its files checked. No torch.
+"""Construction of a cell's data set, with checks of its options and files. No torch.
 
-A data set of files says what they hold (`content`, see `bench.data.base`). That is part of a cell's id, and where the
-files are is not: a changed image makes another cell, a folder that has moved does not.
+A data set of files has a hash of its content (`content`, see `bench.data.base`). The hash is part of a cell's id, but
+the place of the files is not: a changed image makes another cell, and a moved folder does not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from methods.backbones.captions import VOCABULARIES, Vocabulary
 
 
 def dataset_spec(name: str, config: DatasetConfig) -> dict[str, Any]:
-    """What a cell records of its data set. `where`: the options that say where its files are, as absolute paths."""
+    """Return the data set's part of a cell's spec. `where` holds the options that are paths of its files, absolute."""
     made = load(config.class_path, "dataset")
     places = getattr(made, "where", ()) if hasattr(made, "content") else ()
     where = {key: _absolute(value) for key, value in config.options.items() if key in places}
@@ -42,12 +42,12 @@ def _absolute(path: Any) -> Any:
 
 
 def in_id(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A cell's specification without what its id does not depend on: where the files of its data set are."""
+    """Return a cell's spec without the paths of its data set's files, on which its id does not depend."""
     return {**spec, "dataset": {key: value for key, value in spec["dataset"].items() if key != "where"}}
 
 
 def open_dataset(spec: Mapping[str, Any]) -> Any:
-    """The data set of a cell's `spec["dataset"]`. Raises UserError for options that its class refuses."""
+    """Return the data set of a cell's `spec["dataset"]`. Raises UserError for options that its class refuses."""
     options = {**spec["options"], **spec.get("where", {})}
     return _open(spec["name"], spec["class"], spec["split"], json.dumps(options, sort_keys=True))
 
@@ -68,11 +68,14 @@ def _open(name: str, class_path: str, split: str, options: str) -> Any:
 
 
 def choose(dataset: Dataset, count: int, edit: str | None) -> list[int]:
-    """Indices of the first `count` items, or of the first that admit an edit. Raises UserError if too few do."""
+    """Return the indices of the first `count` items, or of the first that the edit `edit` is possible for.
+
+    Raises UserError if there are too few.
+    """
     if edit is None:
         return list(range(count))
-    admitting = (index for index in range(len(dataset)) if dataset.edit(index, edit) is not None)
-    chosen = list(itertools.islice(admitting, count))
+    possible = (index for index in range(len(dataset)) if dataset.edit(index, edit) is not None)
+    chosen = list(itertools.islice(possible, count))
     if len(chosen) < count:
         raise UserError(f"images={count}: only {len(chosen)} images of the data set admit the edit {edit}")
     return chosen
@@ -83,12 +86,12 @@ def choose(dataset: Dataset, count: int, edit: str | None) -> list[int]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The items that a cell uses, in order: their ids, what their files hold, and their captions."""
+    """The items that a cell uses, in order: their ids, the hashes of their content, and their captions."""
 
     ids: tuple[str, ...]
     contents: tuple[str, ...]
     captions: tuple[tuple[str, ...], ...]
-    """Of an item its own, and that of its edit."""
+    """For each item its caption, followed by the caption of its edit if it has one."""
 
     @property
     def content(self) -> str:
@@ -100,14 +103,16 @@ def _digest(contents: Sequence[str]) -> str:
 
 
 def reread() -> None:
-    """Look at all files again: they may have changed since this process looked."""
+    """Clear the caches, so that all files are read again: they may have changed."""
     _open.cache_clear()
     _look.cache_clear()
 
 
 def look(spec: Mapping[str, Any]) -> Chosen | None:
-    """What a cell's specification chooses of a data set of files, every item read; None for one without files. Raises
-    UserError that names the first item that cannot be read."""
+    """Read the items that a cell's spec chooses from a data set of files; None for a data set without files.
+
+    Raises UserError that names the first item that cannot be read.
+    """
     dataset = {key: value for key, value in spec["dataset"].items() if key != "content"}
     if not hasattr(open_dataset(dataset), "content"):
         return None
@@ -142,8 +147,10 @@ def _contents(name: str, dataset: Any, indices: Iterable[int]) -> list[str]:
 
 
 def read_files(spec: Mapping[str, Any], vocabulary: str | None, model: str) -> dict[str, str]:
-    """`content` for a cell's data set of files, empty for another. Raises UserError for what cannot be read and for a
-    caption outside the model's vocabulary."""
+    """Return {"content": hash} for a data set of files, and {} for any other.
+
+    Raises UserError for an item that cannot be read, and for a caption outside the model's vocabulary.
+    """
     if (chosen := look(spec)) is None:
         return {}
     if (grammar := VOCABULARIES.get(vocabulary or "")) is not None:
@@ -157,25 +164,24 @@ def _check_captions(about: Mapping[str, Any], chosen: Chosen, grammar: Vocabular
             try:
                 grammar.tokens(caption)
             except ValueError as error:
-                offered = "captions" in inspect.signature(load(about["class"], "dataset")).parameters
-                hint = f"; dataset.{about['name']}.options.captions=none runs it without captions" if offered else ""
+                optional = "captions" in inspect.signature(load(about["class"], "dataset")).parameters
+                hint = f"; dataset.{about['name']}.options.captions=none runs it without captions" if optional else ""
                 message = f"dataset {about['name']}: image {image} does not suit model {model}: {error}{hint}"
                 raise UserError(message) from error
 
 
 def require_content(spec: Mapping[str, Any], dataset: Any, indices: Iterable[int]) -> None:
-    """Raises UserError if the files of a cell's data set are not those that it was planned with: a job may have waited
-    for days."""
+    """Raise UserError if the files of a cell's data set have changed since the plan: a job may have waited for days."""
     about = spec["dataset"]
     if "content" in about and _digest(_contents(about["name"], dataset, indices)) != about["content"]:
         raise UserError(
-            f"the images or captions of dataset {about['name']} have changed since this cell was planned: bring those "
-            "back, or run the sweep again with these"
+            f"the images or captions of dataset {about['name']} have changed since this cell was planned: restore the "
+            "old files, or run the sweep again"
         )
 
 
 def notes(specs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What the data sets of some cells leave out, in one line each."""
+    """Return the notes of the data sets of some cells, such as what they leave out, one line each."""
     datasets = {about["name"]: about for about in (spec["dataset"] for spec in specs)}
     return [
         f"dataset {name}: {note}"
@@ -185,7 +191,7 @@ def notes(specs: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def inventory(specs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The files that some cells use, by data set: the split and, in order, [id, content] of every image."""
+    """Return the images that some cells use: data set -> the split and, in order, [id, content] of every image."""
     images: dict[tuple[str, str], dict[str, str]] = {}
     for spec in specs:
         if "content" in spec["dataset"] and (chosen := look(spec)):
@@ -195,8 +201,10 @@ def inventory(specs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def differing(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> int:
-    """How many images of an earlier `inventory` of a data set are others now; more or fewer images are no difference,
-    and neither is another split."""
+    """Return how many images of a data set differ from an earlier `inventory`.
+
+    Additional or missing images at the end do not count. If the split is another, the result is 0.
+    """
     if before is None or before["split"] != now["split"]:
         return 0
     count = min(len(before["images"]), len(now["images"]))

@@ -1,10 +1,11 @@
-"""From a metric's name in a YAML to its declaration, its callable and its part of a cell's identity.
+"""Look-up of metrics by their names in a YAML: declaration, callable, and part of a cell's identity.
 
 A name is one of ours (`bench.columns`), a dotted path (`mypkg.mine.Sharpness`) or an entry point of the group
 `inversion_bench.metrics`. A third party's metric is a class without arguments, or any callable, whose attribute
-`column` is a `bench.columns.Metric`. A plan imports no torch for ours; for a third party's it loads their module.
+`column` is a `bench.columns.Metric`. A plan imports no torch for our metrics; for a third party's metric it imports the
+metric's module.
 
-A metric whose weights are not on disk is unavailable, with the reason; no other takes its name.
+A metric whose weights are not on disk is unavailable, with the reason. No other metric replaces it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def declared(name: str) -> Metric:
-    """The declaration of a metric. Raises UserError for a name that is none, and for one that is not well declared."""
+    """Return the declaration of a metric. Raises UserError for an unknown name and for a wrong declaration."""
     if name in ASKED:
         return METRICS[name]
     if "." not in name:
@@ -42,22 +43,24 @@ def declared(name: str) -> Metric:
 
 
 def _check(name: str, found: Metric) -> None:
-    """Raises UserError for a declaration that a table could not show."""
+    """Raise UserError for a declaration that a table could not show."""
     if found.kind != "image":
-        raise UserError(f"metric {name!r}: kind {found.kind!r}; a metric of your own is of single images, kind 'image'")
+        raise UserError(f"metric {name!r}: kind {found.kind!r}; your own metric must be of single images, kind 'image'")
     free = column(found.name).kind == "own" and found.name not in PLACE
     if not free or not re.fullmatch(r"[A-Za-z]\w*", found.name):
-        raise UserError(f"metric {name!r}: its column cannot be named {found.name!r}: no plain word, or taken")
+        raise UserError(
+            f"metric {name!r}: its column cannot be named {found.name!r}: it is not a plain word, or it is taken"
+        )
     if found.better not in ("higher", "lower"):
         raise UserError(f"metric {name!r}: better is {found.better!r}; write 'higher' or 'lower'")
     try:
         format(1.0, found.digits)
     except ValueError:
-        raise UserError(f"metric {name!r}: digits {found.digits!r} is no format; write one such as '.3f'") from None
+        raise UserError(f"metric {name!r}: digits {found.digits!r} is not a format; write one such as '.3f'") from None
 
 
 def chosen(names: Iterable[str]) -> dict[str, Metric]:
-    """Name in the ids of cells -> declaration. Raises UserError where two metrics would fill one column."""
+    """Return name in the ids of cells -> declaration. Raises UserError if two metrics would fill one column."""
     found: dict[str, Metric] = {}
     for name in names:
         metric = declared(name)
@@ -70,14 +73,13 @@ def chosen(names: Iterable[str]) -> dict[str, Metric]:
 
 
 def foreign(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Column -> its declaration as JSON, of the metrics that `bench.columns` does not have: for the reports, which may
-    not import them."""
+    """Return column -> declaration as JSON, for the metrics of third parties: reports may not import them."""
     found = chosen(names).values()
     return {metric.name: metric.declaration() for metric in found if metric.name not in METRICS}
 
 
 def scores(names: Iterable[str], of_input: bool = False) -> dict[str, Score]:
-    """Column -> callable, of the metrics of single images; with `of_input` of those that also judge what was given."""
+    """Return column -> callable, for the metrics of single images; with `of_input`, only those for inputs too."""
     found = {name: declared(name) for name in names}
     wanted = {n: m for n, m in found.items() if m.kind == "image" and (m.of_input or not of_input)}
     return {metric.name: _callable(metric.path or name) for name, metric in wanted.items()}
@@ -85,14 +87,16 @@ def scores(names: Iterable[str], of_input: bool = False) -> dict[str, Score]:
 
 @cache
 def _callable(path: str) -> Any:
-    """One for each process: it may hold weights."""
+    """Return the callable of a metric, made once per process, because it may hold weights."""
     loaded = registry.load(path, "metric")
     return loaded() if isinstance(loaded, type) else loaded
 
 
 def available(metrics: Mapping[str, Metric], task: str) -> tuple[dict[str, Metric], dict[str, str]]:
-    """(the metrics that can be computed here, {column of another: why not}). Raises UserError for a metric that has no
-    meaning for the task."""
+    """Return the metrics that can be computed here, and column -> reason for the others.
+
+    Raises UserError for a metric that has no meaning for the task.
+    """
     missing = {}
     for metric in metrics.values():
         if task not in metric.tasks:
@@ -107,16 +111,16 @@ def available(metrics: Mapping[str, Metric], task: str) -> tuple[dict[str, Metri
 
 
 def unsuited(metric: Metric, shape: Sequence[int]) -> str | None:
-    """Why a metric cannot judge images of a shape (channels, height, width), if it cannot."""
+    """Return the reason if a metric cannot score images of a shape (channels, height, width); else None."""
     needs = metric.needs
     if isinstance(needs, Shipped) and tuple(shape) != needs.shape:
-        sees, given = "x".join(map(str, needs.shape)), "x".join(map(str, shape))
-        return f"{metric.name}: {needs.path.stem} sees {sees} images, not {given}"
+        takes, given = "x".join(map(str, needs.shape)), "x".join(map(str, shape))
+        return f"{metric.name}: {needs.path.stem} takes {takes} images, not {given}"
     return None
 
 
 def identity(metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    """name -> version, with the sha256 of the network that judges where it ships: part of a cell's identity."""
+    """Return name -> version, a part of a cell's identity. A shipped network adds its sha256 to the version."""
     return {
         name: f"{metric.version}+{_sha256(metric.needs.path)[:8]}"
         if isinstance(metric.needs, Shipped)
@@ -126,7 +130,7 @@ def identity(metrics: Mapping[str, Metric]) -> dict[str, Any]:
 
 
 def extractors(names: Iterable[str]) -> tuple[str, ...]:
-    """The feature extractors that metrics of sets need, each once."""
+    """Return the feature extractors that metrics of sets need, each once."""
     found = [declared(name).extractor for name in names]
     return tuple(dict.fromkeys(extractor for extractor in found if extractor))
 

@@ -1,4 +1,4 @@
-"""Cells against a store: what is done, missing, failed, and tried again. Pure, no torch."""
+"""Comparison of cells with a store: done, missing, failed and retried cells. Pure, no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.spec.cells import Cell
 
 @dataclass(frozen=True)
 class Plan:
-    """Cells by what a store holds of them. `missing` and `retried` are what a run would compute."""
+    """Cells by their state in a store. A run computes `missing` and `retried`."""
 
     done: tuple[Cell, ...]
     missing: tuple[Cell, ...]
@@ -25,7 +25,10 @@ class Plan:
 def reconcile(
     cells: Iterable[Cell], done: set[str], failed: set[str], retry: Sequence[str], failure_class: Callable[[str], str]
 ) -> Plan:
-    """Split cells into done, missing, failed and those failed ones whose class is to be tried again."""
+    """Split cells into done, missing, failed and retried.
+
+    Retried cells are failed cells whose failure class is in `retry`. `failure_class` returns the class of a cell id.
+    """
     groups: dict[str, list[Cell]] = {"done": [], "missing": [], "failed": [], "retried": []}
     for cell in cells:
         if cell.id in done:

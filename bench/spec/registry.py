@@ -1,9 +1,10 @@
-"""From a class's name in a YAML to the class and its options.
+"""Look-up of classes by their names in a YAML, and checks of their options.
 
 A name is a dotted path (`mypkg.mymethod.MyMethod`) or an entry point of the groups `inversion_bench.methods`,
-`.corruptions`, `.datasets`, `.models` and `.metrics`. Options are checked without importing torch where the package
-follows our own convention: the options of `pkg.module.Name` are `pkg.options.Name`. Otherwise the class says `Options`.
-Arguments of a model's class are checked where they are declared by that convention, and otherwise seen when it is made.
+`.corruptions`, `.datasets`, `.models` and `.metrics`. Options are checked without importing torch if the package
+follows our convention: the options of `pkg.module.Name` are `pkg.options.Name`. If it does not, the class has an
+attribute `Options`. Arguments of a model's class are checked here if they are declared by that convention; if not, they
+are checked when the model is made.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from bench.spec.validation import validate
 from methods.options import CommonOptions
 
 MOVED: dict[str, str] = {}
-"""Old class path -> new one. A class that moves gets a line here: the ids of its cells keep the old path, so that a
-store stays done, and YAMLs that name the old path still work. A class may move again: add a line, keep the others."""
+"""Old class path -> new one. When you move a class, add a line here. The ids of its cells keep the old path, so that
+finished cells stay valid, and YAMLs with the old path still work. If the class moves again, add another line and keep
+the old ones."""
 BEFORE_IDS = {
     f"methods.{module}": f"methods.inversion.{module}"
     for module in (
@@ -39,11 +41,11 @@ BEFORE_IDS = {
         "uni_inv",
     )
 }  # fmt: skip
-"""Modules that moved before ids kept old paths: such a path still works in a YAML, and ids hold the new one."""
+"""Modules that moved before ids kept old paths. The old path still works in a YAML, but ids hold the new path."""
 
 
 def _current(path: str) -> str:
-    """Where the class of an old or new path is now."""
+    """Return the present path of a class, given its old or new path."""
     module, _, name = path.rpartition(".")
     path = f"{BEFORE_IDS.get(module, module)}.{name}"
     while path in MOVED:
@@ -52,9 +54,9 @@ def _current(path: str) -> str:
 
 
 def identity(path: str, kind: str) -> str:
-    """The name of a class in the ids of cells: the first path that it had. That of an entry point is its own name."""
+    """Return the name of a class in the ids of cells: its first path, or for an entry point the entry point's name."""
     if "." not in path:
-        resolve(path, kind)  # it must exist
+        resolve(path, kind)  # raises UserError if it does not exist
         return path
     first = {new: old for old, new in MOVED.items()}
     path = resolve(path, kind)
@@ -64,7 +66,7 @@ def identity(path: str, kind: str) -> str:
 
 
 def resolve(path: str, kind: str) -> str:
-    """The dotted path that a name stands for: itself, where its class has moved to, or that of an entry point."""
+    """Return the dotted path of a name: the present path of a dotted path, or the path of an entry point."""
     if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", path):
         return _current(path)
     if "." in path:
@@ -77,7 +79,10 @@ def resolve(path: str, kind: str) -> str:
 
 @cache
 def locate(path: str, kind: str) -> tuple[str, str]:
-    """(module, class) of a path, or a UserError if there is none. The source is read, not run: it may need torch."""
+    """Return (module, class) of a path. Raises UserError if it does not exist.
+
+    The source is parsed and not run, because it may need torch.
+    """
     module_name, _, name = resolve(path, kind).rpartition(".")
     with _import_errors(path, kind, module_name):
         spec = importlib.util.find_spec(module_name)
@@ -94,7 +99,7 @@ def locate(path: str, kind: str) -> tuple[str, str]:
 
 
 def _bound(node: ast.AST) -> list[str]:
-    """The names that a statement makes."""
+    """Return the names that a statement defines."""
     if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
         return [node.name]
     if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -114,7 +119,7 @@ def _import_errors(path: str, kind: str, module_name: str) -> Iterator[None]:
 
 
 def load(path: str, kind: str) -> Any:
-    """The class itself. Raises UserError if its module or name does not exist, or needs what is not installed."""
+    """Import and return the class. Raises UserError if it does not exist, or needs a package that is not installed."""
     module_name, name = locate(path, kind)
     with _import_errors(path, kind, module_name):
         module = importlib.import_module(module_name)
@@ -125,7 +130,7 @@ def load(path: str, kind: str) -> Any:
 
 @cache
 def options_class(path: str, kind: str) -> Any:
-    """The pydantic model of a class's options."""
+    """Return the pydantic model of a class's options. Raises UserError if the class has none."""
     if (declared := _declared(path, kind)) is not None:
         return declared
     loaded = load(path, kind)
@@ -139,7 +144,7 @@ def options_class(path: str, kind: str) -> Any:
 
 
 def _declared(path: str, kind: str) -> type[BaseModel] | None:
-    """What the package's `options` says under the class's name."""
+    """Return the model with the class's name in the package's module `options`; None if there is none."""
     module_name, name = locate(path, kind)
     package = module_name.rpartition(".")[0]
     if not package or not importlib.util.find_spec(f"{package}.options"):
@@ -149,34 +154,40 @@ def _declared(path: str, kind: str) -> type[BaseModel] | None:
 
 
 def check_model(model: ModelConfig, where: str) -> None:
-    """Raises UserError for a class that does not exist, and for what its declared arguments refuse: one of them, or a
-    key of the model that says something else. `where` names the model in an error."""
+    """Check a model's class and its arguments. `where` names the model in an error.
+
+    Raises UserError for a class that does not exist, for an argument that its declaration refuses, and for a key of the
+    model that contradicts an argument.
+    """
     declared = _declared(model.class_path, "model")
     if declared is None:
         return
     made = validate(declared, model.backbone, f"{where}.backbone")
-    told = {"shape": model.shape, "channels": model.shape[0], "vocabulary": model.vocabulary}
-    for key, value in (told | {"prediction": model.prediction, "path": model.path.kind}).items():
-        known = getattr(made, key, value)
-        if known != value:
-            raise UserError(f"{where}: {key} {value} does not fit its backbone, of {key} {known}")
+    stated = {"shape": model.shape, "channels": model.shape[0], "vocabulary": model.vocabulary}
+    for key, value in (stated | {"prediction": model.prediction, "path": model.path.kind}).items():
+        expected = getattr(made, key, value)
+        if expected != value:
+            raise UserError(f"{where}: {key} {value} does not fit its backbone, which has {key} {expected}")
 
 
 def check_weights(model: ModelConfig, where: str) -> None:
-    """Raises UserError for a model that can be trained and has no weights, and where the model differs from what the
-    card beside its weights says they were trained as."""
+    """Check a model's weights. `where` names the model in an error.
+
+    Raises UserError for a trainable model without weights, for a damaged file, and for a model that differs from the
+    one on the card of its weights.
+    """
     if model.train is not None and model.weights is None:
         raise UserError(f"{where}.weights: it would run untrained; name weights, or train some (python -m bench.train)")
     if model.weights_file is None or not model.weights_file.exists():
         return
     if why := hub.damage(model.weights_file):
         raise UserError(f"{where}.weights={model.weights}: {why}")
-    trained, told = _network(model.weights_file.with_suffix(".json")), model.network
+    trained, stated = _network(model.weights_file.with_suffix(".json")), model.network
     for part in ("path", "backbone"):
         kept = trained.pop(part, {})
         trained |= {f"{part}.{key}": value for key, value in kept.items()}
-        told |= {f"{part}.{key}": value for key, value in told.pop(part, {}).items()}
-    for key, value in told.items():
+        stated |= {f"{part}.{key}": value for key, value in stated.pop(part, {}).items()}
+    for key, value in stated.items():
         if key in trained and value != trained[key]:
             raise UserError(
                 f"{where}: {key}={_shown(value)} does not fit its weights {model.weights}, trained with {key}="
@@ -185,7 +196,7 @@ def check_weights(model: ModelConfig, where: str) -> None:
 
 
 def _network(card: Path) -> dict[str, Any]:
-    """What the card beside weights says they were trained as; nothing without a card."""
+    """Return the model that weights were trained as, from the card in their folder; empty if there is no card."""
     if not card.is_file():
         return {}
     try:
@@ -196,7 +207,7 @@ def _network(card: Path) -> dict[str, Any]:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without duplicate keys, of which JSON itself takes the last."""
+    """Return a JSON object. Raises ValueError for a duplicate key, because JSON would use only the last one."""
     if len(dict(pairs)) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
@@ -208,5 +219,5 @@ def _shown(value: Any) -> str:
 
 
 def check_options(path: str, kind: str, options: Mapping[str, Any], where: str) -> Any:
-    """Options as the frozen model of their class; `where` names them in an error."""
+    """Return options as the frozen model of their class. `where` names them in an error."""
     return validate(options_class(path, kind), dict(options), where)

@@ -1,4 +1,4 @@
-"""Content -> a checked pydantic model, or a UserError that names the field, what was given and what is allowed."""
+"""Checks of content with pydantic. A UserError names the field, what was given and what is allowed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from bench.errors import UserError, nearest, unknown
 
 
 def validate(model: type[Any], content: Any, where: str = "") -> Any:
-    """content -> model, or a UserError that names the field, what was given, what is allowed and the nearest name."""
+    """Return content as a checked model. `where` names it in an error.
+
+    Raises UserError that names the field, what was given, what is allowed and the nearest name.
+    """
     _check_values(content, where)
     try:
         made = model.model_validate(content)
@@ -24,7 +27,7 @@ def validate(model: type[Any], content: Any, where: str = "") -> Any:
 
 
 def _parts(content: Any) -> Iterator[tuple[Any, Any]]:
-    """The keys and values of a mapping, the indices and values of a list."""
+    """Yield the keys and values of a mapping, or the indices and values of a list."""
     if isinstance(content, Mapping):
         yield from content.items()
     elif isinstance(content, (list, tuple)):
@@ -32,7 +35,7 @@ def _parts(content: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _check_values(content: Any, place: str) -> None:
-    """Refuse numbers that no cell can hold, and text that no file can hold."""
+    """Raise UserError for numbers that a cell cannot hold, and for text that a file cannot hold."""
     for key, value in _parts(content):
         _check_values(value, f"{place}.{key}" if place else str(key))
     if isinstance(content, float) and not math.isfinite(content):
@@ -63,7 +66,7 @@ def _check_kinds(made: Any, content: Any, place: str) -> None:
 
 
 def _shown(given: Any) -> str:
-    """What was given, on a line of a sensible length. Python refuses to write integers of thousands of digits."""
+    """Return the given value as short text. Python refuses to write integers of thousands of digits."""
     if isinstance(given, int) and abs(given) >= 10**40:
         return "a number of more than 40 digits"
     text = repr(given)
@@ -78,7 +81,8 @@ def _explain(error: ValidationError, model: type[BaseModel], content: Any, where
         prefix = place.rpartition(".")[0]
         return unknown("key", str(location[-1]), _names(_owner(model, location[:-1])), f"in {prefix}" if prefix else "")
     if first["type"] == "missing" and location[-1] == "class" and len(location) == 3:
-        # Most often an option of a component that is misspelt or not chosen, which the override then began to make.
+        # Often the override sets an option of a component that is misspelt or not chosen. Then it makes a new component
+        # that has no class.
         group, name, _ = location
         chosen = [other for other, parts in content[group].items() if "class" in parts]
         hint = nearest(str(name), chosen)
@@ -100,11 +104,11 @@ WORDS = {
     "string": "must be text", "tuple": "must be a list", "list": "must be a list", "dict": "must be a mapping",
     "model": "must be a mapping", "mapping": "must be a mapping",
 }  # fmt: skip
-"""What pydantic's errors of type TYPE_type, TYPE_parsing and TYPE_from_float say in our words."""
+"""Our messages for pydantic's errors of type TYPE_type, TYPE_parsing and TYPE_from_float."""
 
 
 def _message(error: Any) -> str:
-    """What is allowed, of one of pydantic's errors."""
+    """Return what is allowed, from one of pydantic's errors."""
     kind, _, about = error["type"].partition("_")
     if kind in WORDS and about in ("type", "parsing", "from_float", "attributes_type"):
         return WORDS[kind]
@@ -119,7 +123,7 @@ def _names(model: type[BaseModel]) -> list[str]:
 
 
 def _owner(model: type[BaseModel], location: Sequence[Any]) -> type[BaseModel]:
-    """The model at a location inside `model`: through fields, and through mappings and lists of models."""
+    """Return the model at a location inside `model`. The location goes through fields, mappings and lists of models."""
     parts = iter(location)
     for part in parts:
         field = next(field for name, field in model.model_fields.items() if part in (name, field.alias))
