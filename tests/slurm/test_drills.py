@@ -235,7 +235,7 @@ def test_a_killed_driver_is_not_needed(tmp_path: Path, gate: Path) -> None:
     wait_at_gate(tmp_path)
     driver.kill()
     again = start(tmp_path, *arguments)
-    until(lambda: "12 cells are in jobs of an earlier run: followed, not submitted again" in again.told())
+    until(lambda: "12 cells are in jobs of an earlier run: watched, not submitted again" in again.told())
     gate.touch()
     told = again.end()
     assert again.code == 0, told
