@@ -853,7 +853,7 @@ def test_a_checkpoint_folder_has_one_training(tmp_path: Path, monkeypatch: pytes
     assert train.main(command) == 0
     job = json.loads((out / "digits_vp" / "job.json").read_text())["job"]
     (tmp_path / "queue").write_text(f"{job}|PENDING|Priority\n")
-    with pytest.raises(UserError, match=rf"job {job} \(pending\) trains into .*digits_vp already"):
+    with pytest.raises(UserError, match=rf"job {job} \(pending\) already trains into .*digits_vp"):
         train.main(command)
     assert train.main([*command[:1], f"out={tmp_path / 'other'}", *command[2:]]) == 0, "into another folder"
     (tmp_path / "queue").unlink()
