@@ -79,8 +79,8 @@ def start(results: Path, *arguments: str) -> Driver:
     return DRIVERS[-1]
 
 
-def run_again(results: Path, *arguments: str) -> str:
-    """Run the same command again. Returns its output."""
+def run_to_end(results: Path, *arguments: str) -> str:
+    """Run the command to its end, without an error. Returns its output."""
     driver = start(results, *arguments)
     output = driver.end()
     assert driver.code == 0, output
@@ -218,7 +218,7 @@ def test_a_fault_loses_nothing(
     gate.touch()
     output = driver.end()
     assert driver.code == (0 if continues_alone else 1), output
-    run_again(tmp_path, *arguments)
+    run_to_end(tmp_path, *arguments)
     check(tmp_path)
 
 
@@ -232,7 +232,7 @@ def test_a_pending_element_that_vanishes_is_noticed(tmp_path: Path, gate: Path) 
     output = driver.end()
     assert driver.code == 1 and f"{COUNT - 4} of {COUNT} ended" in output, output
     assert "4 lost" in verb("status", f"results={tmp_path}")
-    run_again(tmp_path, *one_at_a_time)
+    run_to_end(tmp_path, *one_at_a_time)
     check(tmp_path)
 
 
@@ -274,7 +274,7 @@ def test_preemption_keeps_the_images_of_an_open_cell(tmp_path: Path, gate: Path)
 
 
 def test_a_bad_node_is_left_for_another(tmp_path: Path) -> None:
-    output = run_again(tmp_path, "cells=8", "launcher.chunk_minutes=4", f"bad={tmp_path / 'bad'}")
+    output = run_to_end(tmp_path, "cells=8", "launcher.chunk_minutes=4", f"bad={tmp_path / 'bad'}")
     check(tmp_path, 8)
     logs = [log.read_text() for log in tmp_path.glob("jobs/*/logs/*_log.out")]
     faults = [log.count("this machine is at fault") for log in logs]
@@ -282,7 +282,7 @@ def test_a_bad_node_is_left_for_another(tmp_path: Path) -> None:
 
 
 def test_a_finished_job_that_runs_again_changes_nothing(tmp_path: Path) -> None:
-    run_again(tmp_path, *FOUR_PER_JOB)
+    run_to_end(tmp_path, *FOUR_PER_JOB)
     check(tmp_path)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*")}
     job = next(iter(json.loads(next(tmp_path.glob("jobs/*/run.json")).read_text())["jobs"]))
@@ -352,7 +352,7 @@ def test_a_store_that_cannot_be_written_fails_no_cell(
     again = start(results, *arguments)
     assert word in again.end() and again.code == 1, again.printed()
     mend(small_disk)
-    run_again(results, *arguments)
+    run_to_end(results, *arguments)
     check(results, drafts=harm is forbid)
 
 
@@ -361,7 +361,7 @@ def test_a_store_that_cannot_be_written_fails_no_cell(
 
 def test_status_and_cancel_need_no_driver(tmp_path: Path, gate: Path) -> None:
     arguments = (*FOUR_PER_JOB, f"gate={gate}", "launcher.array_parallelism=2", "launcher.wait=false")
-    run_again(tmp_path, *arguments)
+    run_to_end(tmp_path, *arguments)
     wait_at_gate(tmp_path, 2, 2)
     seen = verb("status", f"results={tmp_path}")
     assert "16 cells: 2 done, 2 running, 12 queued" in seen and "2 jobs wait: JobArrayTaskLimit" in seen, seen
@@ -371,17 +371,17 @@ def test_status_and_cancel_need_no_driver(tmp_path: Path, gate: Path) -> None:
     seen = verb("status", f"results={tmp_path}")
     assert "16 cells: 2 done, 14 lost" in seen and "stopped: cancelled" in seen, seen
     gate.touch()
-    run_again(tmp_path, *arguments[:3])
+    run_to_end(tmp_path, *arguments[:3])
     check(tmp_path)
 
 
 def test_jobs_that_inherit_no_environment_run(tmp_path: Path) -> None:
-    run_again(tmp_path, *FOUR_PER_JOB, "launcher.additional_parameters={export: NONE}")
+    run_to_end(tmp_path, *FOUR_PER_JOB, "launcher.additional_parameters={export: NONE}")
     check(tmp_path)
 
 
 def test_arrays_are_cut_at_the_sites_limit(tmp_path: Path) -> None:
-    assert "submitted 25 jobs" in run_again(tmp_path, "cells=25", "launcher.chunk_minutes=1")
+    assert "submitted 25 jobs" in run_to_end(tmp_path, "cells=25", "launcher.chunk_minutes=1")
     check(tmp_path, 25)
     ids = json.loads(next(tmp_path.glob("jobs/*/run.json")).read_text())["jobs"]
     assert len({job.partition("_")[0] for job in ids}) == 2, "MaxArraySize is 20 here"
@@ -389,12 +389,12 @@ def test_arrays_are_cut_at_the_sites_limit(tmp_path: Path) -> None:
 
 def test_a_thousand_cells_are_tens_of_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     started = time.monotonic()
-    output = run_again(tmp_path / "chunks", "cells=1000", "launcher.chunk_minutes=63")
+    output = run_to_end(tmp_path / "chunks", "cells=1000", "launcher.chunk_minutes=63")
     chunked = time.monotonic() - started
     check(tmp_path / "chunks", 1000)
     count = len(json.loads(next(tmp_path.glob("chunks/jobs/*/run.json")).read_text())["jobs"])
     started = time.monotonic()
-    run_again(tmp_path / "single", "cells=40", "launcher.chunk_minutes=1")
+    run_to_end(tmp_path / "single", "cells=40", "launcher.chunk_minutes=1")
     single = time.monotonic() - started
     assert count < 100, output
     with capsys.disabled():
