@@ -414,19 +414,19 @@ SMALL = (
 MEASURED = ["seconds", "peak_mib"]
 
 
-def science(results: Path) -> str:
+def unmeasured_rows(results: Path) -> str:
     """Return the rows of the sweep as text, without measured columns such as seconds."""
     store = Store(results)
     rows = store.rows(sorted(store.done())).drop(columns=MEASURED)
     return rows.sort_values(["cell_id", "image_id"]).to_csv(index=False)
 
 
-WITNESS = """
+CONNECTIONS = """
 import os, sys
 
 if os.environ.get("SUBMITIT_EXECUTOR"):
     def note(what):
-        with open(os.environ["WITNESS"], "a") as file:
+        with open(os.environ["CONNECTIONS"], "a") as file:
             file.write(what + chr(10))
 
     note("a job")
@@ -441,16 +441,16 @@ def test_the_corruption_sweep_gives_the_table_of_a_local_run(tmp_path: Path) -> 
     whole = os.environ.get("WHOLE_SWEEP", "")
     chosen = () if whole else SMALL
     local = Path(whole) if Path(whole).is_absolute() else tmp_path / "local"
-    (tmp_path / "witness").mkdir()
-    (tmp_path / "witness" / "sitecustomize.py").write_text(WITNESS)
-    path = os.pathsep.join([str(tmp_path / "witness"), ENVIRONMENT["PYTHONPATH"]])
-    environment = {**ENVIRONMENT, "PYTHONPATH": path, "WITNESS": str(tmp_path / "connections")}
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(CONNECTIONS)
+    path = os.pathsep.join([str(tmp_path / "site"), ENVIRONMENT["PYTHONPATH"]])
+    environment = {**ENVIRONMENT, "PYTHONPATH": path, "CONNECTIONS": str(tmp_path / "connections")}
     resources = ("launcher.gpus=0", "launcher.cpus=1", "launcher.mem_gb=1", "launcher.chunk_minutes=1")
     for folder, launcher in ((local, ("launcher=local",)), (tmp_path / "slurm", ("launcher=slurm", *resources))):
         verb(
             "run", "sweep=corruptions", "tracker=none", f"results={folder}", *chosen, *launcher, environment=environment
         )
-    assert science(tmp_path / "slurm") == science(local)
+    assert unmeasured_rows(tmp_path / "slurm") == unmeasured_rows(local)
     tables = [folder / "reports" / "corruptions" / "table.csv" for folder in (tmp_path / "slurm", local)]
     assert tables[0].read_bytes() == tables[1].read_bytes()
     assert set((tmp_path / "connections").read_text().splitlines()) == {"a job"}, (
