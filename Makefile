@@ -1,5 +1,5 @@
-# make demo: virtual environment, install, run the corruption sweep.   make test: lint, types and all tests.
-# make test-slurm: the drills on a SLURM of four emulated nodes that is started for them (Debian or Ubuntu; apt as root).
+# make demo: make a virtual environment, install, run the corruption sweep.   make test: lint, types and all tests.
+# make test-slurm: start a SLURM of four emulated nodes and run the fault tests on it (Debian or Ubuntu; apt as root).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

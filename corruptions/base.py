@@ -1,9 +1,9 @@
 """Operators, corruptions, and keyed measurements y = A x + n.
 
-Images are in model range [-1, 1]: a noise level of sigma01 in [0, 1] units has std 2 sigma01 here, and a zero-filled
-hole is mid-gray. Everything random is drawn on the CPU, in float64, from a Philox generator keyed by (dataset, image
-id, corruption, severity, seed), so a measurement never depends on method, batch, order, device or chunk; the sha256
-of y lets a table refuse to compare rows that were measured differently.
+Images are in model range [-1, 1]: a noise level sigma01 for images in [0, 1] has std 2 sigma01 here, and a hole filled
+with 0 is mid-gray. All random numbers are drawn on the CPU, in float64, from a Philox generator with the key (dataset,
+image id, corruption, severity, seed). So a measurement never depends on method, batch, order, device or chunk. With the
+sha256 of y, a table can refuse to compare rows with different measurements.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ OptionsT = TypeVar("OptionsT", bound=CorruptionOptions)
 class Operator(ABC):
     """A linear map A from image to image, [C, H, W] or [B, C, H, W], in any floating dtype and on any device.
 
-    Shape and dtype are kept, inputs are never written to, and gradients flow through both directions.
+    It keeps shape and dtype and never changes its input. Gradients flow through both directions.
     """
 
     @property
     def known(self) -> Tensor | None:
-        """bool [1, H, W]: pixels observed exactly, up to noise. Masks only; None says that no pixel is told apart."""
+        """The mask of pixels that are observed up to noise, bool [1, H, W]; None if the operator is not a mask."""
         return None
 
     @property
@@ -53,39 +53,39 @@ class Operator(ABC):
         """A^T y."""
 
     def observe(self, x: Tensor) -> Tensor:
-        """A x for the measurement itself: x is [C, H, W], float64, on the CPU.
+        """Return A x for the measurement itself: x is [C, H, W], float64, on the CPU.
 
-        To be overridden where `forward` sums in an order that the machine's BLAS chooses: y is hashed, and the hash
-        must be the same on every machine.
+        y is hashed, and the hash must be the same on every machine. So an operator overrides this if its `forward`
+        leaves the order of a sum to the BLAS of the machine.
         """
         return self.forward(x)
 
     def describe(self) -> dict[str, float]:
-        """Numbers for the result rows: what was drawn, in pixels of this image."""
+        """Return the drawn parameters for the result rows, in pixels of this image."""
         return {}
 
     def to(self, device: torch.device | str) -> Operator:
-        """The same operator with its tensors on `device`."""
+        """Return the same operator with its tensors on `device`."""
         return self
 
 
 class Corruption(ABC, Generic[OptionsT]):
-    """A family of operators with a noise level; `draw` picks the operator of one image."""
+    """A family of operators with a noise level. `draw` chooses the operator of one image."""
 
     kind: ClassVar[str] = ""
-    """The family's name, for a method that is trained on measurements of it; empty: nobody is."""
+    """The name of the family, for methods that are trained on it; empty if there are none."""
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
 
     @abstractmethod
     def draw(self, shape: Shape, rng: np.random.Generator) -> Operator:
-        """The operator for an image of shape (C, H, W); whatever is random about it comes from `rng`."""
+        """Draw the operator for an image of shape (C, H, W). All random numbers come from `rng`."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """What a measurement's randomness depends on."""
+    """The key of the random numbers of a measurement."""
 
     dataset: str
     image_id: str
@@ -94,7 +94,7 @@ class Key:
     seed: int
 
     def generator(self, purpose: Purpose) -> np.random.Generator:
-        """A fresh generator; each purpose has its own stream, so one more draw in one leaves the other as it was."""
+        """Return a new generator. Each purpose has its own stream, so more draws for one do not change the other."""
         words = json.dumps([*dataclasses.astuple(self), purpose]).encode()
         key = int.from_bytes(hashlib.blake2b(words, digest_size=16).digest(), "little")
         return np.random.Generator(np.random.Philox(key=key))
@@ -109,24 +109,24 @@ class Measurement:
     operator: Operator
     sha256: str
     sigma01: float
-    """Std of the noise in [0, 1] units; 2 sigma01 in y's own range."""
+    """Std of the noise for images in [0, 1]; it is 2 sigma01 in the range of y."""
     snr_db: float | None
-    """Energy SNR, 10 log10(|A x|^2 / |n|^2) on [0, 1] data; None where it is not finite (no noise, or no signal)."""
+    """Energy SNR, 10 log10(|A x|^2 / |n|^2) on [0, 1] data; None if it is not finite (no noise, or no signal)."""
     psnr: float | None
-    """PSNR of y against x, dB, both clipped to [0, 1]; None where they are equal."""
+    """PSNR of y against x in dB, both clipped to [0, 1]; None if they are equal."""
     details: dict[str, float]
     kind: str = ""
-    """Of its corruption."""
+    """The kind of its corruption."""
 
 
 @dataclass(frozen=True, eq=False)
 class MeasurementBatch:
-    """Measurements of one corruption, side by side; each image keeps its own operator."""
+    """A batch of measurements of one corruption. Each image has its own operator."""
 
     y: Tensor
     """[B, C, H, W] in model range."""
     known: Tensor | None
-    """bool [B, 1, H, W], or None where the operators are no masks."""
+    """bool [B, 1, H, W], or None if the operators are not masks."""
     operators: tuple[Operator, ...]
     sha256: tuple[str, ...]
     sigma01: float
@@ -141,21 +141,22 @@ class MeasurementBatch:
         return 2 * self.sigma01
 
     def forward(self, x: Tensor) -> Tensor:
-        """A_b x_b for each image b of x [B, C, H, W]."""
+        """Return A_b x_b for each image b of x [B, C, H, W]."""
         self._require_batch(x)
         if self._shared():
             return self.operators[0].forward(x)
         return torch.stack([operator.forward(image) for operator, image in zip(self.operators, x, strict=True)])
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """A_b^T y_b for each image b of y [B, C, H, W]."""
+        """Return A_b^T y_b for each image b of y [B, C, H, W]."""
         self._require_batch(y)
         if self._shared():
             return self.operators[0].adjoint(y)
         return torch.stack([operator.adjoint(image) for operator, image in zip(self.operators, y, strict=True)])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> MeasurementBatch:
-        """The same batch on `device`, y in `dtype`; the hashes stay those of the float32 measurement."""
+        """Return the same batch on `device`, with y in `dtype`. The hashes are still those of the float32
+        measurement."""
         known = None if self.known is None else self.known.to(device)
         operators = tuple(operator.to(device) for operator in self.operators)
         return dataclasses.replace(self, y=self.y.to(device, dtype), known=known, operators=operators)
@@ -165,14 +166,14 @@ class MeasurementBatch:
 
     def _require_batch(self, x: Tensor) -> None:
         if x.ndim != 4 or len(x) != len(self):
-            raise ValueError(f"expected [{len(self)}, C, H, W], one image for each measurement, got {tuple(x.shape)}")
+            raise ValueError(f"expected [{len(self)}, C, H, W], one image per measurement, got {tuple(x.shape)}")
 
 
 def measure(corruption: Corruption[Any], x: Tensor, key: Key) -> Measurement:
-    """y = A x + n with n ~ N(0, (2 sigma01)^2); a mask measures kept pixels only, y = M (x + n).
+    """Measure y = A x + n with n ~ N(0, (2 sigma01)^2). A mask measures kept pixels only: y = M (x + n).
 
-    x: [C, H, W], floating, in [-1, 1], on any device. Computed on the CPU in float64, y rounded to float32 at the end.
-    Raises ValueError for an image of another shape, dtype or range.
+    x is [C, H, W], floating, in [-1, 1], on any device. The computation is on the CPU in float64; y is rounded to
+    float32 at the end. Raises ValueError for an image of another shape, dtype or range.
     """
     x = _checked(x)
     sigma01 = float(corruption.options.sigma01)
@@ -195,7 +196,7 @@ def measure(corruption: Corruption[Any], x: Tensor, key: Key) -> Measurement:
 
 
 def stack(measurements: Sequence[Measurement]) -> MeasurementBatch:
-    """Measurements of one corruption and image size as a batch. Raises ValueError where they do not belong together."""
+    """Join measurements of one corruption and image size into a batch. Raises ValueError for a mixture."""
     if not measurements:
         raise ValueError("a batch needs at least one measurement")
     levels = sorted({m.sigma01 for m in measurements})
@@ -204,7 +205,7 @@ def stack(measurements: Sequence[Measurement]) -> MeasurementBatch:
     known = [m.operator.known for m in measurements]
     masks = [mask for mask in known if mask is not None]
     if masks and len(masks) < len(known):
-        raise ValueError("a batch holds masks only, or no masks")
+        raise ValueError("a batch must hold only masks, or no masks")
     kinds = sorted({m.kind for m in measurements})
     if len(kinds) > 1:
         raise ValueError(f"a batch needs one kind of corruption, got {', '.join(kinds)}")
@@ -219,7 +220,7 @@ def stack(measurements: Sequence[Measurement]) -> MeasurementBatch:
 
 
 def content_hash(y: Tensor) -> str:
-    """sha256, hex, of y's float32 little-endian bytes in C order followed by its shape, written as `[3, 32, 32]`."""
+    """Return the sha256 (hex) of the float32 little-endian bytes of y in C order, then its shape as `[3, 32, 32]`."""
     array = np.ascontiguousarray(y.detach().cpu().numpy(), dtype="<f4")
     return hashlib.sha256(array.tobytes() + json.dumps(array.shape).encode()).hexdigest()
 
@@ -228,7 +229,7 @@ def _checked(x: Tensor) -> Tensor:
     if x.ndim != 3 or not x.is_floating_point():
         raise ValueError(f"expected a floating [C, H, W] image, got {x.dtype} {tuple(x.shape)}")
     x = x.detach().to("cpu", torch.float64)
-    # The slack is for images that came through half precision; it still tells [-1, 1] from [0, 255]. NaN fails too.
+    # The tolerance is for images that were in half precision. A range [0, 255] and NaN still fail.
     if not bool((x.abs() <= 1 + 1e-3).all()):
         raise ValueError(f"expected an image in [-1, 1], got values in [{float(x.min()):.3g}, {float(x.max()):.3g}]")
     return x

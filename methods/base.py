@@ -1,8 +1,8 @@
 """The interface of every method: a problem goes in, a solution comes out.
 
-`Method` is a LightningModule made of a denoiser, its frozen options and a time grid. `InversionMethod` inverts and
-decodes, and its tasks are built from these; a `Restorer` restores measurements and has no latent. Tensors go in and
-tensors come out: images are [B, C, H, W] in [-1, 1], a batch gives what its images give alone, and inputs are never
+`Method` is a LightningModule made of a denoiser, its frozen options and a time grid. An `InversionMethod` inverts and
+decodes, and its tasks are built from these two. A `Restorer` restores measurements and has no latent. Tensors go in and
+tensors come out. Images are [B, C, H, W] in [-1, 1]. An image has the same result in a batch as alone. Inputs are never
 changed.
 """
 
@@ -24,10 +24,10 @@ from methods.paths import Node, TimeGrid
 from methods.solvers import Step
 
 Constrain = Callable[[Tensor, Node], Tensor]
-"""Called with a latent after each decoding step and the level that it reached; returns the latent to go on with."""
+"""Called after each decoding step with the latent and its level. Returns the latent for the next step."""
 
 Generators = Sequence[torch.Generator]
-"""One generator per image, so that a batch draws what its images would draw alone."""
+"""One generator per image, so that an image draws the same numbers in a batch as alone."""
 
 Column = Sequence[float | int | bool | None]
 """A column of the result rows: one value per image."""
@@ -36,9 +36,9 @@ T = TypeVar("T")
 
 
 class Measurement(Protocol):
-    """What a restoration is given: y [B, C, H, W] in [-1, 1], and for masks the pixels observed, bool [B, 1, H, W].
+    """The input of a restoration: y [B, C, H, W] in [-1, 1] and, for masks, the known pixels, bool [B, 1, H, W].
 
-    `kind` names the family of its corruption, such as gaussian_blur, for methods that were trained on some.
+    `kind` is the family of the corruption, such as gaussian_blur. Methods that are trained on some kinds use it.
     """
 
     @property
@@ -63,17 +63,18 @@ class Latent:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes an image that must be kept to decode."""
+        """Bytes per image that must be kept for decoding."""
         return sum(t.element_size() * t[0].numel() for t in self.tensors.values())
 
     @property
     def std(self) -> Tensor:
-        """[B]; 1 for noise. A perfect round trip hides an exploded latent: look here."""
+        """Standard deviation of x_T per image, [B]; 1 for noise. It shows a latent that has exploded although the round
+        trip is perfect."""
         return self.x_T.double().flatten(1).std(1)
 
     @property
     def kurtosis(self) -> Tensor:
-        """[B]; 3 for a Gaussian."""
+        """Kurtosis of x_T per image, [B]; 3 for a Gaussian."""
         z = self.x_T.double().flatten(1)
         z = z - z.mean(1, keepdim=True)
         return (z**4).mean(1) / (z**2).mean(1) ** 2
@@ -81,9 +82,9 @@ class Latent:
 
 @dataclass(frozen=True)
 class Cost:
-    """Per image: network evaluations, those with a backward pass, wall-clock seconds (synchronised).
+    """The cost per image: network evaluations, evaluations with a backward pass, wall-clock seconds (synchronised).
 
-    An autoencoder's two passes are no evaluations, but their seconds count.
+    The two passes of an autoencoder are not evaluations, but their seconds count.
     """
 
     nfe: int
@@ -93,9 +94,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Problem:
-    """A batch to solve. `source` describes the image as it is, `target` what an edit asks for.
+    """A batch to solve. `source` describes the image as it is, `target` the image after an edit.
 
-    `guarantee`: how the task guarantee looks at a flow, whose restoration is then measured further.
+    `guarantee` holds the options of the task guarantee, which measures the flow of a restoration.
     """
 
     task: str
@@ -108,7 +109,7 @@ class Problem:
     guarantee: options.Guarantees | None = None
 
     def to(self, device: torch.device | str) -> Problem:
-        """On a device; generators stay, since noise is drawn on the CPU to be the same everywhere."""
+        """Return the problem on a device. Generators stay on the CPU, so the noise is the same on every device."""
         return replace(
             self,
             image=self.image.to(device),
@@ -121,24 +122,24 @@ class Problem:
 
 @dataclass(frozen=True)
 class Solution:
-    """A method's answer to a problem, and what it cost."""
+    """The result of a method for a problem, and its cost."""
 
     image: Tensor
     latent: Latent | None
-    """None for a method without one."""
+    """None for a method without a latent."""
     cost: Cost
     error: Tensor | None = None
-    """The mean squared error [B] of a reconstruction in the space that the method works in, unclipped."""
+    """The mean squared error [B] of a reconstruction, in the space that the method works in and without clipping."""
     steps: Sequence[Sequence[Step]] | None = None
-    """Each image's steps of an adaptive solver in the order taken, h > 0 to the noise and h < 0 to the image. Their
-    evaluations are the network's: guidance counts two."""
+    """The steps of an adaptive solver for each image, in their order: h > 0 to the noise, h < 0 to the image. Their
+    evaluations are network evaluations, so a guided call counts as two."""
     walked: float = 1.0
-    """The share of the grid between image and noise that the method walks; below 1 the latent is not noise."""
+    """The share of the grid between image and noise that the method uses. Below 1, the latent is not noise."""
 
 
 @dataclass(frozen=True)
 class LatentMeasurement:
-    """A measurement in an autoencoder's latents, without the operator, which acts on pixels."""
+    """A measurement in the latents of an autoencoder. It has no operator, since the operator acts on pixels."""
 
     y: Tensor
     known: Tensor | None
@@ -152,7 +153,10 @@ class LatentMeasurement:
 
 @torch.no_grad()
 def in_latents(problem: Problem, denoiser: Denoiser) -> Problem:
-    """A problem as a latent model sees it. A cell is known where all of its pixels are, and edited where any is."""
+    """Return the problem in the latents of an autoencoder.
+
+    A latent position is known if all its pixels are known. An edit changes it if the mask has any of its pixels.
+    """
 
     def encode(image: Tensor) -> Tensor:
         return denoiser.backbone.to_latent(image)  # type: ignore[operator]
@@ -167,7 +171,8 @@ def in_latents(problem: Problem, denoiser: Denoiser) -> Problem:
 
 @torch.no_grad()
 def in_pixels(z: Tensor, problem: Problem, denoiser: Denoiser, project: str) -> Tensor:
-    """A latent solution as an image. Pixels that the task keeps are the input's own, not the autoencoder's."""
+    """Return a latent solution as an image. The pixels that the task keeps come from the input, not from the
+    autoencoder."""
     image: Tensor = denoiser.backbone.to_image(z)  # type: ignore[operator]
     if problem.task == "edit":
         return only_inside(image, problem.image, problem.mask)
@@ -175,35 +180,36 @@ def in_pixels(z: Tensor, problem: Problem, denoiser: Denoiser, project: str) -> 
 
 
 def with_known(x: Tensor, measurement: Measurement, project: str) -> Tensor:
-    """x with the known pixels of a mask, unless the option `project` is none."""
+    """Return x with the known pixels of the measurement; x itself without a mask or if the option `project` is none."""
     if measurement.known is None or project == "none":
         return x
     return torch.where(measurement.known, measurement.y.to(x), x)
 
 
 def only_inside(edited: Tensor, image: Tensor, mask: Tensor | None) -> Tensor:
-    """An edit inside the mask (bool [B, 1, H, W]) and the image outside; the edit alone without a mask."""
+    """Return the edit inside the mask (bool [B, 1, H, W]) and the image outside; without a mask, the edit."""
     return edited if mask is None else torch.where(mask, edited, image.to(edited))
 
 
 def _any_pixel(mask: Tensor, z: Tensor) -> Tensor:
-    """Where any pixel of a latent cell is in a mask [B, 1, H, W]."""
+    """Return the mask in latents: True at positions of z with any pixel in the mask [B, 1, H, W]."""
     return F.adaptive_max_pool2d(mask.float(), z.shape[2:]).bool()
 
 
 def normal(like: Tensor, generators: Generators) -> Tensor:
-    """Standard normal noise in the shape and dtype of `like` [B, ...], each image's from its own generator."""
+    """Draw standard normal noise in the shape and dtype of `like` [B, ...], with one generator per image. Raises
+    ValueError if their numbers differ."""
     if len(generators) != len(like):
-        raise ValueError(f"{len(like)} images need as many generators, got {len(generators)}")
+        raise ValueError(f"one generator per image is needed: got {len(generators)} generators for {len(like)} images")
     draws = [torch.randn(like.shape[1:], generator=g, dtype=torch.float64) for g in generators]
     return torch.stack(draws).to(like)
 
 
 def pinned_pixels(y: Tensor, known: Tensor, latent: Tensor, top: Node) -> Constrain:
-    """Holds known pixels on the straight line of the path from y to their own inverted noise.
+    """Return a constraint that keeps known pixels on the path from y to their inverted noise.
 
-    At a level (alpha, sigma) they are alpha y + sigma e with e = (z_n - alpha_n y) / sigma_n from the inverted latent
-    z_n at level n: exactly y at the clean end and exactly z_n at the noisy one.
+    At a level (alpha, sigma) they are alpha y + sigma e, with e = (z_n - alpha_n y) / sigma_n from the inverted latent
+    z_n at level n. This is exactly y at the clean end, and exactly z_n at level n.
     """
     noise = (latent - top.alpha * y) / top.sigma
 
@@ -214,14 +220,15 @@ def pinned_pixels(y: Tensor, known: Tensor, latent: Tensor, top: Node) -> Constr
 
 
 def needed(value: T | None, task: str, what: str) -> T:
-    """The part of a problem that a task needs. Raises ValueError where the problem lacks it."""
+    """Return a part of a problem that the task needs. Raises ValueError if the problem does not have it."""
     if value is None:
         raise ValueError(f"the task {task} needs a {what}")
     return value
 
 
 class Method(pl.LightningModule):
-    """Base of all methods. The options' `refuses` says which tasks a method cannot do; `solve` does the others."""
+    """Base of all methods. `refuses` of the options lists the tasks that a method cannot do; `solve` does the
+    others."""
 
     Options: ClassVar[type[options.CommonOptions]]
 
@@ -237,15 +244,17 @@ class Method(pl.LightningModule):
         return getattr(torch, self.options.dtype)
 
     def facts(self) -> dict[str, float]:
-        """Numbers that its weights and options fix before any image is seen, such as a certified constant."""
+        """Return numbers that depend on the weights and options only, not on images, such as a certified constant."""
         return {}
 
     def columns(self, problem: Problem, solution: Solution) -> dict[str, Column]:
-        """The result columns that this method adds. Neither memory nor seconds of this count as the method's."""
+        """Return the result columns that this method adds. Their memory and seconds do not count as cost of the
+        method."""
         return {}
 
     def solve(self, problem: Problem) -> Solution:
-        """Run the problem's task, in latents where the model has an autoencoder, and count its cost."""
+        """Run the task of the problem and measure its cost. A model with an autoencoder works in its latents. Raises
+        ValueError for a task that the method cannot do."""
         if (reason := self.options.refuses.get(problem.task)) is not None:
             raise ValueError(f"{type(self).__name__} cannot do the task {problem.task}: {reason}")
         self.denoiser.reset_counters()
@@ -262,7 +271,7 @@ class Method(pl.LightningModule):
         return Solution(x_hat, latent, cost, error, walked=self.grid.steps / self.options.steps)
 
     def _run(self, problem: Problem) -> tuple[Tensor, Latent | None]:
-        """The answer, and the latent of a method that has one."""
+        """Return the solution, and the latent if the method has one."""
         raise NotImplementedError
 
     def _synchronise(self) -> None:
@@ -279,17 +288,17 @@ class Method(pl.LightningModule):
 
 
 class Restorer(Method):
-    """Base of methods that only restore measurements, and have no latent. A subclass writes `restore`."""
+    """Base of methods that only restore measurements and have no latent. A subclass defines `restore`."""
 
     Options: ClassVar[type[options.RestorerOptions]] = options.RestorerOptions
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not issubclass(cls.Options, options.RestorerOptions):  # they tell the plan which tasks it cannot do
+        if not issubclass(cls.Options, options.RestorerOptions):  # they list the tasks that it cannot do
             raise TypeError(f"{cls.__name__}.Options must be a subclass of methods.options.RestorerOptions")
 
     def restore(self, measurement: Measurement, cond: Condition, generators: Generators) -> Tensor:
-        """Measurement -> image [B, C, H, W], under a condition. `generators` serve methods that draw noise."""
+        """Map a measurement to an image [B, C, H, W], under a condition. Methods that draw noise use `generators`."""
         raise NotImplementedError
 
     def _run(self, problem: Problem) -> tuple[Tensor, None]:
@@ -299,32 +308,32 @@ class Restorer(Method):
 
 
 class InversionMethod(Method):
-    """Base of methods that invert. A subclass writes `invert` and `decode`; the rest follows."""
+    """Base of methods that invert. A subclass defines `invert` and `decode`; all tasks are built from these."""
 
     Options: ClassVar[type[options.MethodOptions]] = options.MethodOptions
     exact: bool = False
-    """Whether decode(invert(x)) = x up to rounding when both are under the same condition."""
+    """True if decode(invert(x)) = x up to rounding, with the same condition for both."""
     nfe_is_exact: bool = True
-    """Whether `expected_nfe` is what a run takes; False where iterations stop by themselves, and it is the most."""
+    """True if `expected_nfe` is the exact count. False if iterations may stop early: then it is the maximum."""
 
     # --- what a method defines ---------------------------------------------------------------------------------
 
     def invert(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> Latent:
-        """Image [B, C, H, W] -> latent, under a condition. `generators` serve methods that draw noise."""
+        """Map an image [B, C, H, W] to a latent, under a condition. Methods that draw noise use `generators`."""
         raise NotImplementedError
 
     def decode(self, latent: Latent, cond: Condition, constrain: Constrain | None = None) -> Tensor:
-        """Latent -> image [B, C, H, W]."""
+        """Map a latent to an image [B, C, H, W], under a condition."""
         raise NotImplementedError
 
     def expected_nfe(self, inverting: Condition, decoding: Condition) -> int:
-        """Evaluations per image of one invert and one decode: the declared formula, checked by the tests."""
+        """Return the evaluations per image of one `invert` and one `decode`, by a formula that the tests check."""
         return self.options.calls_per_step * self.grid.steps * (inverting.evaluations + decoding.evaluations)
 
     # --- tasks -------------------------------------------------------------------------------------------------
 
     def reconstruct(self, x0: Tensor, cond: Condition, generators: Generators = ()) -> tuple[Tensor, Latent]:
-        """Invert and decode under one condition, but for the guidance where `guidance_invert` says so."""
+        """Invert and decode under one condition. With `guidance_invert`, only the guidance differs."""
         inverting = self._inverting(cond)
         latent = self.invert(x0, inverting, generators)
         if inverting.guidance != cond.guidance:
@@ -334,12 +343,12 @@ class InversionMethod(Method):
     def edit(
         self, x0: Tensor, source: Condition, target: Condition, mask: Tensor | None = None, generators: Generators = ()
     ) -> tuple[Tensor, Latent]:
-        """Invert under the source, decode under the target; outside `mask` (bool [B, 1, H, W]) the image is kept."""
+        """Invert under the source and decode under the target. Outside `mask` (bool [B, 1, H, W]) the image is kept."""
         latent = self._handed_on(self.invert(x0, self._inverting(source), generators))
         return only_inside(self.decode(latent, target), x0, mask), latent
 
     def restore(self, measurement: Measurement, cond: Condition, generators: Generators = ()) -> tuple[Tensor, Latent]:
-        """Invert y under the null condition up to `strength`; decode under the caption or the null condition."""
+        """Invert y under the null condition up to `strength`, then decode under the caption or the null condition."""
         undescribed = self._undescribed(cond)
         latent = self.invert(measurement.y.to(self.latent_dtype), undescribed, generators)
         target = undescribed
@@ -348,7 +357,7 @@ class InversionMethod(Method):
         return self._decode_known(latent, target, measurement), latent
 
     def _decode_known(self, latent: Latent, cond: Condition, measurement: Measurement) -> Tensor:
-        """Decode; known pixels of a mask are held as `project` says."""
+        """Decode. The option `project` says how the known pixels of a mask are kept."""
         known, constrain = measurement.known, None
         if known is not None and self.options.project == "each_step":
             y = measurement.y.to(self.latent_dtype)
@@ -356,7 +365,7 @@ class InversionMethod(Method):
         return with_known(self.decode(latent, cond, constrain), measurement, self.options.project)
 
     def _handed_on(self, latent: Latent) -> Latent:
-        """The part of a latent that a decode under another condition than the inversion's gets."""
+        """Return the part of a latent that is decoded if the condition differs from that of the inversion."""
         return latent
 
     def _inverting(self, cond: Condition) -> Condition:
@@ -364,7 +373,7 @@ class InversionMethod(Method):
         return cond if w is None else cond.at(w)
 
     def _undescribed(self, cond: Condition) -> Condition:
-        """The null condition, under which a measurement is inverted."""
+        """Return the null condition, under which a measurement is inverted."""
         return cond.unconditional
 
     def _run(self, problem: Problem) -> tuple[Tensor, Latent]:
@@ -374,6 +383,6 @@ class InversionMethod(Method):
         if task == "edit":
             target = needed(problem.target, task, "target")
             return self.edit(image, problem.source, target, problem.mask, problem.generators)
-        if task in ("restore", "guarantee"):  # a guarantee's restoration is measured further by `columns`
+        if task in ("restore", "guarantee"):  # `columns` then measures the guarantee
             return self.restore(needed(problem.measurement, task, "measurement"), problem.source, problem.generators)
         raise ValueError(f"task must be reconstruct, restore, edit or guarantee, got {task!r}")

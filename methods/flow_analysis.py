@@ -196,9 +196,9 @@ def random_pair_ratios(
 ) -> Tensor:
     """Return the ratios [B, pairs] of z and z + d, with d of length `size` in random directions."""
     rng = torch.Generator().manual_seed(seed)
-    apart = [_of_length(_draw(z, rng), size) for _ in range(pairs)]
+    offsets = [_of_length(_draw(z, rng), size) for _ in range(pairs)]
     ended = flow(z)
-    return torch.stack([(flow(z + d) - ended).flatten(1).norm(dim=1) / size for d in apart], dim=1)
+    return torch.stack([(flow(z + d) - ended).flatten(1).norm(dim=1) / size for d in offsets], dim=1)
 
 
 class Pairs(NamedTuple):

@@ -1,14 +1,17 @@
-"""Is a flow injective and stable, as its certificate says? One row per image, in float64, for any `WalkedFlow`.
+"""Checks that a flow is as injective and stable as its certificate says, in float64, for any `WalkedFlow`.
 
-The flow is that of the solver's own coordinate (the gauge u of the injective ODE; X = x / (alpha + sigma) of others)
-from image to noise, at the clean image, under the condition that a restoration decodes under. Singular values and pairs
-are inner bounds (`methods.flow_analysis`): a value outside a certificate's constants disproves it, a value inside shows
-how much of them is used. What is differentiated is rk4's map, though, and few steps may leave constants that the flow
-keeps: where a value is outside, the perturbations that attained them are pushed through the flow again at doubled
-steps, and `violated` is true only where one is still outside, by more than the doubling moved it.
+The flow goes from image to noise in the coordinate of the solver: the gauge u of the injective ODE, or
+X = x / (alpha + sigma) of other methods. It is measured at the clean image, under the condition that a restoration
+decodes under. There is one row per image.
 
-What is certified is the flow, given its condition. How a restoration answers noise in its measurement also depends on
-the conditioner, which has no certificate: its amplification is measured and compared with nothing.
+Singular values and pairs are inner bounds (`methods.flow_analysis`): a value outside the constants of a certificate
+disproves it, and a value inside shows how much of them is used. These values come from the map of rk4, which may be
+outside the constants although the flow is inside, if the steps are few. So if a value is outside, the perturbations
+with the extreme values go through the flow again with twice the steps. `violated` is true only if a value is still
+outside, by more than the change that the doubling made.
+
+The certificate holds for the flow, given its condition. The response of a restoration to noise in its measurement also
+depends on the conditioner, which has no certificate. So the amplification of noise is measured, and has no bound.
 """
 
 from __future__ import annotations
@@ -42,39 +45,39 @@ from methods.options import Guarantees
 from methods.solvers import Dopri5, Field, Solver, data_end_times
 
 SLACK = 1e-9
-"""Relative; what float64 rounding may add to a measured value before it counts as outside of a bound."""
+"""Relative tolerance for float64 rounding before a measured value counts as outside a bound."""
 RESOLVED = 1e-3
-"""The rounding of a pair's ratio, eps |Phi| / |a - b|, from which on the pair says nothing: its columns are None."""
+"""If the rounding of the ratio of a pair, eps |Phi| / |a - b|, is at least this, the columns of the pair are None."""
 FlowT = TypeVar("FlowT", bound="WalkedFlow")
 
 
 @dataclass(frozen=True)
 class LocalEdit:
-    """An edit u_T' = u_T + M delta, and what became of the rest: L2 norms [B] outside the mask."""
+    """An edit u_T' = u_T + M delta, and the change outside the mask as L2 norms [B]."""
 
     image: Tensor
-    """x + Phi(u_T') - Phi(u_T): by the exact flow Phi(u_T) = x, and a solver's error of it is not taken for an edit."""
+    """x + Phi(u_T') - Phi(u_T). The exact flow has Phi(u_T) = x, so this difference removes the error of the solver."""
     outside: Tensor
     """Measured: |x' - x|."""
     bound: Tensor
-    """Guaranteed for the exact flow of a certified field: max S_0 outside the mask, times (e^K - 1) |M delta|.
+    """The bound for the exact flow of a certified field: max S_0 outside the mask, times (e^K - 1) |M delta|.
 
-    The way from u_T to u_0 is the identity, which moves nothing outside the mask, and the integral of du/dt, whose
-    change is at most that of k e^(growth of k so far) |M delta|: (e^K - 1) |M delta|.
+    u_0 is u_T plus the integral of du/dt. u_T changes only inside the mask. The integral changes by at most the
+    integral of k e^(integral of k so far) |M delta|, which is (e^K - 1) |M delta|.
     """
     certified: bool
-    """Whether the field is certified; where it is not, the bound is nominal."""
+    """True if the field is certified; else the bound is nominal."""
 
 
 class Chart(Protocol):
-    """The coordinate that a solver walks in, at one level."""
+    """The coordinate of a solver at one level."""
 
     def enter(self, x: Tensor) -> Tensor: ...
     def leave(self, q: Tensor) -> Tensor: ...
 
 
 class WalkedFlow(Protocol):
-    """A method that walks a flow between image and noise by a solver, and that says what is certified of the flow."""
+    """A method that solves a flow between image and noise, and that knows the certificate of the flow."""
 
     denoiser: Denoiser
     options: Any
@@ -82,11 +85,11 @@ class WalkedFlow(Protocol):
     times: list[float]
 
     def changed(self, denoiser: Denoiser, **options: Any) -> Self:
-        """The same method on another denoiser, with some options changed."""
+        """Return the same method on another denoiser, with some options changed."""
         ...
 
     def field(self, cond: Condition) -> Field:
-        """The velocity that the solver integrates."""
+        """Return the velocity that the solver integrates."""
         ...
 
     def chart(self, time: float, cond: Condition) -> Chart: ...
@@ -96,23 +99,24 @@ class WalkedFlow(Protocol):
     ) -> tuple[Tensor, Latent]: ...
 
     def decoding(self, measurement: Measurement, cond: Condition) -> Condition:
-        """The condition that a restoration decodes under."""
+        """Return the condition that a restoration decodes under."""
         ...
 
     def certificates(self, cond: Condition) -> list[dict[str, float | bool]] | None:
-        """The constants that the weights guarantee under the condition of each image; None for a flow without any."""
+        """Return the constants that the weights guarantee for each image, under its condition; None without a
+        certificate."""
         ...
 
     def local_edit(self, image: Tensor, cond: Condition, mask: Tensor, delta: Tensor) -> LocalEdit | None:
-        """The image with its latent changed by `delta` inside the mask; None for a flow without a bound of that."""
+        """Return the image after a change `delta` of its latent inside the mask; None for a flow without a bound."""
         ...
 
 
 def check(method: WalkedFlow, problem: Problem, options: Guarantees) -> dict[str, Column]:
-    """Columns of one value per image. Without a certificate those of its constants, and `violated`, are None.
+    """Return the columns, with one value per image. Without a certificate, its constants and `violated` are None.
 
-    Where a certificate is nominal (`certified` False: the free and soft fields) `violated` says whether the flow is
-    outside the constants that the strict form would have. Gradients are needed: not in inference mode.
+    If a certificate is nominal (`certified` is False: free and soft fields), `violated` is true if the flow is outside
+    the constants of the strict form. Gradients are needed, so this does not work in inference mode.
     """
     exact = in_float64(method)
     problem = in_latents(problem, exact.denoiser) if exact.denoiser.latent else problem
@@ -132,10 +136,10 @@ def check(method: WalkedFlow, problem: Problem, options: Guarantees) -> dict[str
 
 
 def in_float64(method: FlowT) -> FlowT:
-    """The same method around a copy of its network in float64, on its whole grid."""
+    """Return the same method around a copy of its network in float64, on the whole grid."""
     denoiser = method.denoiser
     network = copy.deepcopy(denoiser.backbone).double()
-    # Forward derivatives of some layers want plain strides.
+    # Forward derivatives of some layers need plain strides.
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     double = Denoiser(network, denoiser.path, denoiser.prediction).eval().requires_grad_(False)
     return method.changed(double, dtype="float64", strength=1.0)
@@ -149,9 +153,10 @@ def _double(cond: Condition) -> Condition:
 
 
 def distances(method: WalkedFlow, start: Tensor, cond: Condition, options: Guarantees) -> dict[str, Column]:
-    """Singular values, pairs and volume of the flow at start [B, ...] in the solver's coordinate, and the constants.
+    """Return singular values, pairs and volume of the flow at start [B, ...], and the constants of the certificate.
 
-    `flow_steps`: those of rk4 that an image's values are of, the doubled ones where values of fewer were outside.
+    `start` is in the coordinate of the solver. `flow_steps` is the number of rk4 steps for the values of an image; it
+    is doubled if the values with fewer steps were outside the constants.
     """
     certified = method.certificates(cond)
     measured, witnesses = _search(_flow(method, cond, options.steps), start, options)
@@ -163,7 +168,7 @@ def distances(method: WalkedFlow, start: Tensor, cond: Condition, options: Guara
         before = after = _excess(measured, bounds)
         outside = (before > _slack(measured)).any(0)
         if outside.any():
-            again = _again(_flow(method, cond, 2 * options.steps), start, witnesses, options)
+            again = _measure_again(_flow(method, cond, 2 * options.steps), start, witnesses, options)
             measured = {name: torch.where(outside, again[name], column) for name, column in measured.items()}
             steps, seen = torch.where(outside, 2 * steps, steps), seen & _finite(measured)
             after = _excess(measured, bounds)
@@ -182,19 +187,20 @@ def _flow(method: WalkedFlow, cond: Condition, steps: int) -> Flow:
 
 
 class _Witnesses(NamedTuple):
-    """The perturbations that attained what a search found."""
+    """The perturbations that give the extreme values of a search."""
 
     stretched: Tensor
-    """[B, ...], at the start."""
+    """[B, ...]: the perturbation at the start that the flow stretches most."""
     ended: Tensor
-    """[B, ...], where the flow takes the start."""
+    """[B, ...]: the end of the flow from the start."""
     squeezed: Tensor
-    """[B, ...], there: what the way back stretches most."""
+    """[B, ...]: the perturbation at the end that the inverse flow stretches most."""
     pairs: Pairs
 
 
 def _search(flow: Flow, start: Tensor, options: Guarantees) -> tuple[dict[str, Tensor], _Witnesses]:
-    """The small end of the singular values is looked for from the noise, as the large end of the inverse flow."""
+    """Search the extreme values. The smallest singular value is 1 over the largest of the inverse flow, from the
+    end."""
     ended = flow(start)
     back = singular_values(flow.inverse, ended, options.iterations)
     forth = singular_values(flow, start, options.iterations)
@@ -204,15 +210,16 @@ def _search(flow: Flow, start: Tensor, options: Guarantees) -> tuple[dict[str, T
     return _measured(flow, start, found, options), witnesses
 
 
-def _again(flow: Flow, start: Tensor, known: _Witnesses, options: Guarantees) -> dict[str, Tensor]:
-    """What another discretisation makes of the same perturbations."""
+def _measure_again(flow: Flow, start: Tensor, known: _Witnesses, options: Guarantees) -> dict[str, Tensor]:
+    """Measure the same perturbations with another number of steps."""
     squeezed = 1 / stretch(flow.inverse, known.ended, known.squeezed)
     nearest, farthest = pair_ratios(flow, *known.pairs.nearest), pair_ratios(flow, *known.pairs.farthest)
     return _measured(flow, start, (squeezed, stretch(flow, start, known.stretched), nearest, farthest), options)
 
 
 def _measured(flow: Flow, start: Tensor, found: Sequence[Tensor], options: Guarantees) -> dict[str, Tensor]:
-    """Each [B], of what was found and is drawn; nan where a pair says nothing. `rounding`: relative, of its ratio."""
+    """Return all measured values, each [B]; nan if rounding hides the ratio of a pair. `rounding` is relative, of this
+    ratio."""
     random = random_pair_ratios(flow, start, options.distance, options.pairs)
     volume = divergence_integral(flow, start, options.probes)
     rounding = torch.finfo(start.dtype).eps * flow(start).flatten(1).norm(dim=1) / options.distance
@@ -232,7 +239,7 @@ def _numbers(column: Tensor) -> Column:
 
 
 class _Bounds(NamedTuple):
-    """[B] each: what distances keep to, and |log |det J|| a dimension."""
+    """The bounds, [B] each: `lower` and `upper` of distance ratios, and K for |log |det J|| per dimension."""
 
     lower: Tensor
     upper: Tensor
@@ -241,10 +248,10 @@ class _Bounds(NamedTuple):
 
 
 def _constants(certified: Sequence[Mapping[str, float | bool]], like: Tensor) -> tuple[dict[str, Column], _Bounds]:
-    """Columns, and the same as tensors.
+    """Return the constants of the certificate as columns, and as tensors.
 
-    |log |det J|| <= D K, since each of D singular values lies in [e^-K, e^K]; so does the estimate from every probe of
-    signs e, as |e^T (df/dz) e| <= k |e|^2.
+    |log |det J|| <= D K, since each of D singular values lies in [e^-K, e^K]. The same bound holds for the estimate
+    from each probe of signs e, since |e^T (df/dz) e| <= k |e|^2.
     """
     columns: dict[str, Column] = {name: [c[what] for c in certified] for name, what in CONSTANTS.items()}
     lower, upper, K = (like.new_tensor(columns[name]) for name in ("certified_min", "certified_max", "K"))
@@ -253,7 +260,8 @@ def _constants(certified: Sequence[Mapping[str, float | bool]], like: Tensor) ->
 
 
 def _excess(measured: Mapping[str, Tensor], bounds: _Bounds) -> Tensor:
-    """[3, B], in logs, above 0 outside: of the least distance measured, of the most, and of the volume a dimension."""
+    """Return how far values are outside their bounds, [3, B], in logs: the smallest distance ratio, the largest, and
+    the volume per dimension. It is above 0 outside."""
     least = torch.stack([measured[f"{kind}_min"].nan_to_num(torch.inf) for kind in KINDS]).amin(0)
     most = torch.stack([measured[f"{kind}_max"].nan_to_num(-torch.inf) for kind in KINDS]).amax(0)
     volume = measured["log_det"].abs() / bounds.dimensions - bounds.K
@@ -261,13 +269,13 @@ def _excess(measured: Mapping[str, Tensor], bounds: _Bounds) -> Tensor:
 
 
 def _slack(measured: Mapping[str, Tensor]) -> Tensor:
-    """[B], in logs: what rounding may add."""
+    """Return the tolerance for rounding, [B], in logs."""
     rounding = measured["rounding"]
     return SLACK + torch.where(rounding < RESOLVED, 10 * rounding, 0)
 
 
 def _finite(measured: Mapping[str, Tensor]) -> Tensor:
-    """[B] bool; where the flow overflows nothing was seen."""
+    """Return True for each image whose values are finite, [B]: a flow that overflows is not measured."""
     return (measured["sv_min"] + measured["sv_max"] + measured["log_det"]).isfinite()
 
 
@@ -287,23 +295,25 @@ CONSTANTS = {
     "gronwall": "gronwall",
     "gronwall_z": "gronwall_z",
 }
-"""column -> of the certificate"""
+"""Column -> name of the constant in the certificate."""
 
 
 # --- round trips --------------------------------------------------------------------------------------------------
 
 BITS = "_bits"
-"""Ends the name of a solver that adds in integers."""
+"""The end of the name of a solver that adds integers."""
 
 
 def _round_trips(method: WalkedFlow, start: Tensor, cond: Condition, options: Guarantees) -> dict[str, Column]:
-    """rms error of the image (range [-1, 1]) and evaluations of encoding and decoding: dopri5 by its tolerance, one
-    image at a time, and solvers on the method's own steps.
+    """Return the error and the evaluations of round trips (encode and decode) with several solvers.
 
-    None where a solver cannot walk this flow: its integers end, or the steps that it is allowed. Of solvers on the
-    method's steps also how many of an image's numbers, as the solver holds them, do not come back the same (0 of the
-    integers of a bit-exact one), and of reversible ones the error of decoding from x_T alone. `encoded_std` and
-    `encoded_max` are of the latent in the solver's coordinate, by the method's own solver.
+    dopri5 runs at each tolerance, one image at a time; the other solvers run on the steps of the method. `trip_NAME` is
+    the rms error of the image (range [-1, 1]), and `trip_NAME_nfe` the evaluations. They are None if a solver fails:
+    its integers overflow, or it needs more steps than allowed. Only for solvers on the steps of the method,
+    `trip_NAME_unequal` counts the numbers of an image, in the number type of the solver, that do not return the same;
+    it is 0 for a bit-exact solver. Only for reversible solvers, `trip_NAME_alone` is the error of decoding from x_T
+    alone. `encoded_std` and `encoded_max` describe the latent in the coordinate of the solver, with the solver of the
+    method.
     """
     columns: dict[str, Column] = {}
     encoded = torch.full_like(start, torch.nan)
@@ -315,7 +325,7 @@ def _round_trips(method: WalkedFlow, start: Tensor, cond: Condition, options: Gu
         for i, walk in enumerate(walks):
             if walk and method.solver.adaptive:
                 encoded[i] = walk.encoded[0]
-    own = _name(method)
+    own = _own_solver(method)
     for name in dict.fromkeys((*own, *options.solvers)):
         update = {"solver": name.removesuffix(BITS), "bit_exact": name.endswith(BITS), "keep": "state"}
         walked = method if name in own else method.changed(method.denoiser, **update)
@@ -335,25 +345,26 @@ def _round_trips(method: WalkedFlow, start: Tensor, cond: Condition, options: Gu
 
 
 def _in_float32(method: WalkedFlow, problem: Problem) -> dict[str, Column]:
-    """The round trip of the method's own solver, if it has steps of its own, in float32 on the network as it is."""
+    """Return the error of the round trip in float32, with the solver and the network of the method; nothing for
+    dopri5."""
     single = method.changed(method.denoiser, dtype="float32", strength=1.0)
     cond = single.decoding(needed(problem.measurement, "guarantee", "measurement"), problem.source)
     start = single.chart(single.times[0], cond).enter(problem.image.float())
     columns: dict[str, Column] = {}
-    for name in _name(single):
+    for name in _own_solver(single):
         trip = _trip(single, start, cond, single.solver)
         columns[f"trip_{name}_float32"] = _numbers(trip.rms) if trip else [None] * len(start)
     return columns
 
 
-def _name(method: WalkedFlow) -> tuple[str, ...]:
-    """Of the method's own solver; none for dopri5, which chooses its steps."""
+def _own_solver(method: WalkedFlow) -> tuple[str, ...]:
+    """Return the name of the solver of the method; nothing for dopri5, which chooses its own steps."""
     chosen = method.options
     return () if method.solver.adaptive else (chosen.solver + (BITS if chosen.bit_exact else ""),)
 
 
 def _trip(method: WalkedFlow, start: Tensor, cond: Condition, solver: Solver) -> RoundTrip | None:
-    """None where the solver gives up."""
+    """Run a round trip. Returns None if the solver fails."""
     times = [method.times[0], method.times[-1]] if solver.adaptive else method.times
     try:
         return round_trip(method.field(cond), start, times, solver, method.chart(times[0], cond).leave)
@@ -368,8 +379,11 @@ def _calls(trip: RoundTrip) -> int:
 def _reverse_solve(
     method: WalkedFlow, start: Tensor, cond: Condition, gronwall: Column, options: Guarantees
 ) -> dict[str, Column]:
-    """The error of rk4's way back in the solver's coordinate, on the steps of the map that is differentiated; local
-    errors as step doubling estimates them; and e^K times these, a bound as far as the estimate holds."""
+    """Return the error of the reverse solve by rk4, its local errors, and a bound from them.
+
+    The errors are in the coordinate of the solver, with the steps of `distances`. Step doubling estimates the local
+    errors. The bound is e^K times their sum; it is only as good as this estimate.
+    """
     flow = _flow(method, cond, options.steps)
     found = reverse_solve(flow.field, start, flow.times)
     growth = start.new_tensor([math.nan if value is None else value for value in gronwall])
@@ -386,10 +400,11 @@ def _reverse_solve(
 def _amplification(
     method: WalkedFlow, measurement: Measurement, cond: Condition, options: Guarantees
 ) -> dict[str, Column]:
-    """|R(y + n) - R(y)| / |n| over draws of noise on what was measured."""
+    """Return |R(y + n) - R(y)| / |n|, mean and maximum over draws of noise n on the measured pixels."""
 
     def restore(y: Tensor) -> Tensor:
-        rngs = [torch.Generator().manual_seed(0) for _ in y]  # a restoration that draws draws the same again
+        # A restoration that draws noise must draw the same noise for each y.
+        rngs = [torch.Generator().manual_seed(0) for _ in y]
         return method.restore(replace(cast(Any, measurement), y=y), cond, rngs)[0]
 
     y = measurement.y.double()
@@ -401,8 +416,10 @@ def _amplification(
 
 
 def _local_edit(method: WalkedFlow, image: Tensor, cond: Condition) -> dict[str, Column]:
-    """L2 changes of the image where the latent was changed by noise of std 1 in the square of half the side in the
-    middle: inside it, outside of it, and the most that the certificate allows outside."""
+    """Return the L2 change of the image inside and outside an edited square, and its certified bound outside.
+
+    The edit adds noise of std 1 to the latent, in a square in the middle with half the side of the image.
+    """
     height, width = image.shape[2:]
     mask = torch.zeros(len(image), 1, height, width, dtype=torch.bool)
     mask[..., height // 4 : height - height // 4, width // 4 : width - width // 4] = True

@@ -665,7 +665,7 @@ def test_a_cell_that_is_given_up_says_what_went_wrong(tmp_path: Path) -> None:
             list(faulty.run())
     assert list(faulty.run()) == [("c", "node")]
     failure = Store(tmp_path).failure("c")
-    assert failure["message"] == "2 processes ended in this cell, the last one: RuntimeError: CUDA error: x"
+    assert failure["message"] == "2 processes ended in this cell; the last one: RuntimeError: CUDA error: x"
     assert "CUDA error: x" in failure["traceback"]
 
 
@@ -676,7 +676,7 @@ def test_a_cell_whose_processes_were_always_asked_to_stop_was_preempted(tmp_path
             assert claim
             owner.leave(claim, "preempted")
     assert list(job(tmp_path, "c", deaths=3).run()) == [("c", "preempted")]
-    assert "the last one: asked to stop" in Store(tmp_path).failure("c")["message"]
+    assert "the last one: stopped by a signal" in Store(tmp_path).failure("c")["message"]
 
 
 def test_the_end_of_a_cancelled_run_is_no_death(tmp_path: Path) -> None:
@@ -853,7 +853,7 @@ def test_a_checkpoint_folder_has_one_training(tmp_path: Path, monkeypatch: pytes
     assert train.main(command) == 0
     job = json.loads((out / "digits_vp" / "job.json").read_text())["job"]
     (tmp_path / "queue").write_text(f"{job}|PENDING|Priority\n")
-    with pytest.raises(UserError, match=rf"job {job} \(pending\) trains into .*digits_vp already"):
+    with pytest.raises(UserError, match=rf"job {job} \(pending\) already trains into .*digits_vp"):
         train.main(command)
     assert train.main([*command[:1], f"out={tmp_path / 'other'}", *command[2:]]) == 0, "into another folder"
     (tmp_path / "queue").unlink()
@@ -985,18 +985,18 @@ def test_no_answer_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     sweep(tmp_path, monkeypatch, "exit 1")
     seen = status.look(Store(tmp_path))[0]
     assert seen.states["lost"] == seen.states["queued"] == "unknown" and seen.states["missing"] == "missing"
-    nobody = launch.Nobody(tmp_path, pause=0)
-    assert not any(nobody({"queued", "lost"}) for _ in range(3))
+    unattended = launch.Unattended(tmp_path, pause=0)
+    assert not any(unattended({"queued", "lost"}) for _ in range(3))
     with pytest.raises(UserError, match="squeue does not answer"):
         cancel.cancel(Store(tmp_path), "s")
 
 
 def test_one_miss_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep(tmp_path, monkeypatch, QUEUE)
-    nobody = launch.Nobody(tmp_path, pause=0)
-    assert not nobody({"queued"}) and not nobody({"lost"})
-    nobody.asked = 0
-    assert nobody({"lost"})
+    unattended = launch.Unattended(tmp_path, pause=0)
+    assert not unattended({"queued"}) and not unattended({"lost"})
+    unattended.last_query = 0
+    assert unattended({"lost"})
 
 
 def test_a_job_that_slurm_holds_is_released(
@@ -1006,7 +1006,7 @@ def test_a_job_that_slurm_holds_is_released(
     sweep(tmp_path, monkeypatch, held.format(slurm.LAUNCH_FAILED))
     (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/sh\necho $@ >>{tmp_path}/released\n")
     (tmp_path / "bin" / "scontrol").chmod(0o755)
-    assert not launch.Nobody(tmp_path, pause=0)({"running"})
+    assert not launch.Unattended(tmp_path, pause=0)({"running"})
     assert (tmp_path / "released").read_text() == "release 7_0\n", "neither the user's own hold nor a stranger's job"
     assert "1 jobs were held" in capsys.readouterr().out
 

@@ -345,7 +345,7 @@ def test_a_local_edit_stays_within_its_bound() -> None:
     assert (edit.image - x0)[..., :4, :4].abs().mean() > 2 * (edit.image - x0)[..., 4:, 4:].abs().mean()
     assert torch.equal(method.edit_latent(x0, cond, mask, 0 * delta).image, x0)
     # A mask of everything with the way to a reference gives the reference.
-    whole = method.edit_latent(x0, cond, torch.ones_like(mask), method.towards(x0.flip(0), x0, cond))
+    whole = method.edit_latent(x0, cond, torch.ones_like(mask), method.latent_change(x0.flip(0), x0, cond))
     torch.testing.assert_close(whole.image, x0.flip(0), rtol=0, atol=1e-2)
     with pytest.raises(ValueError, match="one condition"):
         method.edit_latent(x0, cond.at(2.0), mask, delta)
@@ -413,7 +413,7 @@ def test_wrong_models_and_measurements_are_named() -> None:
     with pytest.raises(ValueError, match=r"runs on an InjectiveField .* got GaussianMixture"):
         build(Denoiser(mixture, Rectified(), "velocity"))
     cond, measured = NETWORK.condition(CAPTIONS), masked()
-    with pytest.raises(ValueError, match=r"motion_blur.*procedure=consistency takes any"):
+    with pytest.raises(ValueError, match=r"motion_blur.*use procedure=consistency, which takes any kind"):
         build().restore(replace(measured, kind="motion_blur"), cond)
     with pytest.raises(ValueError, match="keep its captions"):
         build().restore(measured, Condition(cond.embedding, cond.null))

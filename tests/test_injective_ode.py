@@ -716,12 +716,12 @@ def test_training_adds_the_noise_of_measurements(name: str) -> None:
     """White and on known pixels alone, as `corruptions.base.measure` does: not the operator of the noise."""
     image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     observer = Observer(FlowTrainConfig(corruptions=(name,)))
-    for corruption in observer.ladders[name]:
+    for corruption in observer.corruptions[name]:
         corruption.options = corruption.options.model_copy(update={"sigma01": 0.2})
     y, known = observer.measure(name, 0.99, image, 5)
     clean = image
     if name == "gaussian_blur":
-        clean = observer.ladders[name][-1].draw((3, 32, 32), np.random.default_rng(0)).forward(image)
+        clean = observer.corruptions[name][-1].draw((3, 32, 32), np.random.default_rng(0)).forward(image)
     residual = (y - clean)[known.expand(3, -1, -1) > 0]
     assert float(residual.std()) == pytest.approx(0.4, rel=0.07) and not y[known.expand(3, -1, -1) == 0].any()
     assert torch.equal(y, observer.measure(name, 0.99, image, 5)[0])

@@ -392,7 +392,7 @@ def test_a_missing_extra_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_pipeline_that_is_not_here_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     for name in (str(tmp_path), "nobody/nothing"):
-        with pytest.raises(FileNotFoundError, match="neither a pipeline's folder nor in the hub's cache"):
+        with pytest.raises(FileNotFoundError, match="neither the folder of a pipeline nor in the cache of the hub"):
             StableDiffusion(name)
 
 

@@ -48,7 +48,7 @@ def test_train_resume_and_card(tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "digits_vp.json").read_text())
     assert facts["sha256"] and facts["command"].startswith("python -m bench.train model=digits_vp")
     card = (tmp_path / "digits_vp.md").read_text()
-    assert "from update 3 on over 6" in card and str(tmp_path) not in card
+    assert "from update 3 on, over 6" in card and str(tmp_path) not in card
     assert (tmp_path / "digits_vp.png").stat().st_size > 10_000
 
 
@@ -217,7 +217,7 @@ def test_mistakes_are_named(arguments: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([*TINY, "train.flow.draws=1"], "UNet has no use for it; the injective ODE alone has"),
+        ([*TINY, "train.flow.draws=1"], "UNet does not use it; only the injective ODE does"),
         (["model=digits_inode", "train.flow=null"], "the injective ODE needs it"),
         (["model=digits_inode", "model.digits_inode.backbone.k_max=-1"], "backbone.k_max=-1"),
     ],

@@ -1,1 +1,1 @@
-"""Where cells run: local processes, SLURM through submitit, claims, the copy of the code."""
+"""The launchers of cells: local processes, SLURM through submitit, claims, the copy of the code."""

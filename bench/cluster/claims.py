@@ -1,12 +1,12 @@
-"""Who works on which cell: one lease per cell, alive while the pulse of its owner is. No torch.
+"""Claims: a claim says which process works on a cell. It is valid while its owner gives signs of life. No torch.
 
-    ROOT/claims/CELL           who has it, since when, and how often it took its owner with it
-    ROOT/claims/.owners/NAME   one per process, touched by a thread: its pulse
+    ROOT/claims/CELL           the owner, when it claimed the cell, and how many owners ended in this cell
+    ROOT/claims/.owners/NAME   the card of one process; a thread updates its time: this is the sign of life
 
-A claim that cannot be read is void, and so is a card: their cells are free.
+A claim or a card that cannot be read is void: the cell is free.
 
-Claims only save work. A record is written whole and once whatever the claims say, so that a lease which a slow file
-system shows too late, or a process that was frozen and thawed, costs a second computation and nothing else.
+Claims only save work. A record is written whole and once, whatever the claims say. A slow file system may show a claim
+too late, and a process may be paused and go on later: both can cause a second computation, and nothing worse.
 """
 
 from __future__ import annotations
@@ -29,32 +29,33 @@ from bench.files import create_json, remove_drafts, write_json
 
 PULSE_SECONDS = 15.0
 LEASE_SECONDS = 180.0
-"""Longer than network file systems cache attributes (60 s) by several pulses."""
+"""A card that is older than this is void. Network file systems cache attributes for up to 60 s; this is several pulses
+more."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A cell in somebody's hands, or in nobody's any more."""
+    """The claim on one cell; its owner may have ended."""
 
     cell: str
     owner: Mapping[str, Any]
-    """host, pid, job, log, since; empty once the owner has left."""
+    """Keys host, pid, started, job, log, since. Empty if the card of the owner is gone."""
     alive: bool
     since: float
     deaths: int
-    """How many owners ended in this cell without one more image."""
+    """The number of owners in a row that ended in this cell without finishing one more image."""
     images: int
-    """Images that were finished when the claim was made."""
+    """The number of images that were finished when the claim was made."""
     cause: str = "node"
-    """Why the owner left it: `preempted` if it was asked to, else `node`. What `take` returns has these three of the
-    owner before."""
+    """Why the owner left: `preempted` if a signal stopped it, else `node`. In a claim that `take` returns, this field
+    and the next two are those of the previous owner."""
     message: str = ""
-    """Of the error that it left for; empty if it went without a word."""
+    """The message of the error that made the owner leave; empty if it noted none."""
     trace: str = ""
 
 
 def machine() -> str:
-    """Names the set of process ids that ours is one of: a container counts them for itself."""
+    """Return a name of the set of process ids that ours belongs to: each container has its own set."""
     try:
         space = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
@@ -63,8 +64,8 @@ def machine() -> str:
 
 
 def started(pid: int) -> str | None:
-    """When a process began, so that a pid that is used again is not taken for it; None if there is none. A zombie has
-    ended, although it has a pid."""
+    """Return the start time of a process, or None if there is no such process. It tells two processes with the same pid
+    apart. A zombie has ended, although it still has a pid."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -73,7 +74,7 @@ def started(pid: int) -> str | None:
 
 
 def _without_proc(pid: int) -> str | None:
-    """An empty text for every process that is there: such a system does not say when it began."""
+    """Return an empty text if the process exists, else None: a system without /proc gives no start time."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -84,10 +85,12 @@ def _without_proc(pid: int) -> str | None:
 
 
 class Claims:
-    """The claims of a store, in the name of this process. Use as a context: the pulse beats inside it."""
+    """The claims of a store, made in the name of this process. Use it as a context: inside, this process gives signs of
+    life."""
 
     def __init__(self, root: str | Path, lease: float = LEASE_SECONDS, **about: Any) -> None:
-        """`about`: what others shall know of this process, such as its job and log."""
+        """`lease`: seconds without a sign of life after which an owner has ended. `about`: facts about this process for
+        other processes, such as its job and log."""
         self.folder = Path(root) / "claims"
         self.owners = self.folder / ".owners"
         self.lease = lease
@@ -97,7 +100,7 @@ class Claims:
 
     def __enter__(self) -> Claims:
         with writing():
-            self._sign()
+            self._write_card()
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 
@@ -106,7 +109,7 @@ class Claims:
         with contextlib.suppress(OSError):
             (self.owners / self.name).unlink()
 
-    def _sign(self) -> None:
+    def _write_card(self) -> None:
         write_json(self.owners / self.name, {**self.about, "since": time.time()})
 
     def _beat(self) -> None:
@@ -114,18 +117,18 @@ class Claims:
             with contextlib.suppress(OSError):
                 try:
                     os.utime(self.owners / self.name)
-                except FileNotFoundError:  # somebody took us for dead
-                    self._sign()
+                except FileNotFoundError:  # another process took us for ended and removed the card
+                    self._write_card()
 
-    # --- taking and leaving ------------------------------------------------------------------------------------
+    # --- claiming and releasing ------------------------------------------------------------------------------------
 
     def take(self, cell: str, images: int = 0) -> Claim | None:
-        """The claim if the cell is ours now; None if a living process has it. `images`: how many are finished. Raises
-        StoreError."""
+        """Claim a cell. Returns the claim, or None if a running process has the cell. `images` is the number of images
+        that are finished. Raises StoreError."""
         before = self.look(cell)
         if before is not None and before.alive:
             return None
-        if before is not None and not self._bury(cell):
+        if before is not None and not self._remove_void(cell):
             return None
         deaths = 0 if before is None else before.deaths + 1 if images <= before.images else 1
         claim = Claim(cell, self.about, True, time.time(), deaths, images)
@@ -135,20 +138,20 @@ class Claims:
             claim = replace(claim, cause=before.cause, message=before.message, trace=before.trace)
         return claim
 
-    def _bury(self, cell: str) -> bool:
-        """Remove a claim of the dead; False if somebody else was quicker."""
-        grave = self.folder / f".{cell}.{uuid.uuid4().hex}"
+    def _remove_void(self, cell: str) -> bool:
+        """Remove the claim of an owner that has ended. Returns False if another process removed it first."""
+        aside = self.folder / f".{cell}.{uuid.uuid4().hex}"
         with writing():
             try:
-                os.rename(self.folder / cell, grave)  # who comes later finds nothing to rename
+                os.rename(self.folder / cell, aside)  # a process that comes later finds nothing to rename
             except FileNotFoundError:
                 return False
-            buried = self.look(grave.name)
-            alive = buried is not None and buried.alive
-            if alive:  # the cell was taken between our look and our rename
+            moved = self.look(aside.name)
+            alive = moved is not None and moved.alive
+            if alive:  # another process claimed the cell between our check and our rename
                 with contextlib.suppress(FileExistsError):
-                    os.link(grave, self.folder / cell)
-            grave.unlink()
+                    os.link(aside, self.folder / cell)
+            aside.unlink()
         return not alive
 
     def _write(self, claim: Claim) -> bool:
@@ -161,23 +164,25 @@ class Claims:
         (self.folder / cell).unlink(missing_ok=True)
 
     def leave(self, claim: Claim, cause: str, message: str = "", trace: str = "") -> None:
-        """Note why the owner is about to end with its cell open."""
+        """Note in the claim why its owner is about to end, with the cell still open."""
         self.release(claim.cell)
         self._write(replace(claim, cause=cause, message=message, trace=trace))
 
     def forget(self, pids: Collection[int]) -> None:
-        """Drop the claims of processes of this machine that were ended on purpose: no death to count."""
+        """Remove the claims of processes of this machine that were ended on purpose: this must not count against the
+        cells."""
         for claim in self.all():
             if claim.owner.get("host") == self.about["host"] and claim.owner.get("pid") in pids:
                 self.release(claim.cell)
 
     def tidy(self, ended: Collection[str]) -> None:
-        """Remove what processes left that are gone: their cards, their stale drafts, their claims on cells that have
+        """Remove the files of processes that have ended: their cards, their stale drafts, and their claims on the cells
         `ended`."""
         remove_drafts(self.folder)
         remove_drafts(self.owners)
         for file in self.owners.iterdir():
-            if not file.name.startswith(".") and not self._owner(file.name)[1]:  # else it is still being written
+            # A name with a dot is a card that is still being written.
+            if not file.name.startswith(".") and not self._owner(file.name)[1]:
                 file.unlink(missing_ok=True)
         for claim in self.all():
             if claim.cell in ended and not claim.alive:
@@ -185,26 +190,26 @@ class Claims:
 
     @contextlib.contextmanager
     def alone(self, name: str, waiting: Callable[[], None]) -> Iterator[None]:
-        """Inside, no other process is in the block of this name. `waiting` is called once if one is."""
-        told = False
+        """Enter a block that only one process at a time may run, by `name`. Calls `waiting` once if it has to wait."""
+        waited = False
         while self.take(f".{name}") is None:
-            if not told:
+            if not waited:
                 waiting()
-            told = True
+            waited = True
             time.sleep(0.2)
         try:
             yield
         finally:
             self.release(f".{name}")
 
-    # --- looking -----------------------------------------------------------------------------------------------
+    # --- reading -----------------------------------------------------------------------------------------------
 
     def look(self, cell: str) -> Claim | None:
-        """The claim on a cell, of the living or the dead."""
+        """Return the claim on a cell, whether its owner is running or has ended; None if there is none."""
         return self._read(cell, self._owner)
 
     def all(self) -> list[Claim]:
-        """Every claim: a directory scan, and a file read each."""
+        """Return every claim: one scan of the folder, and one read per claim."""
         owner = functools.cache(self._owner)
         try:
             names = sorted(name for name in os.listdir(self.folder) if not name.startswith("."))
@@ -219,11 +224,11 @@ class Claims:
             return Claim(cell, about, alive, **content)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError):  # it appeared whole, so it will not become readable
+        except (ValueError, KeyError, TypeError, AttributeError):  # a claim appears whole, so this one is damaged
             return Claim(cell, {}, False, 0.0, 0, 0)
 
     def _owner(self, name: str) -> tuple[Mapping[str, Any], bool]:
-        """(what is known of an owner, whether it lives)."""
+        """Return (the content of the card of an owner, True if the owner is still running)."""
         file = self.owners / name
         try:
             about, beat = json.loads(file.read_bytes()), file.stat().st_mtime
@@ -234,7 +239,7 @@ class Claims:
         return about, self._now() - beat < self.lease
 
     def _now(self) -> float:
-        """The file system's time: clocks of nodes differ."""
+        """Return the time of the file system, since the clocks of nodes differ."""
         file = self.owners / self.name
         if not file.exists():
             return time.time()

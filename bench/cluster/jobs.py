@@ -1,7 +1,7 @@
-"""What a worker does: a list of cells, each claimed, run and released; the callable that submitit pickles. No torch.
+"""The work of one worker: it claims, runs and releases each cell of its list. submitit pickles `Job`. No torch.
 
-Local workers get the same list and share it, so that none idles; a job of an array gets its chunk. Both come back to
-cells that somebody else has, until each has ended: who has them may die.
+All local workers get the same list and share it, so that no worker is idle. A job of an array gets its chunk. A worker
+comes back to the cells that other workers have claimed until every cell has ended, because those workers may be killed.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """Cells to run into a store."""
+    """Cells to run, and the store that takes their records."""
 
     cells: tuple[Cell, ...]
     store: str
     folder: str
-    """Of the run: logs, workers, stop."""
+    """The folder of the run: its record, its logs, and the file that stops it."""
     batch_size: int
     samples: int
     launcher: LauncherConfig
     threads: int
     total: int
-    """Cells of the whole run."""
+    """The number of cells of the whole run."""
     driver: tuple[int, str | None] | None = None
-    """The process whose end ends this one, and when it began; None: none."""
+    """(pid, start time) of the process whose end also ends this one. None if this job needs no driver."""
 
     def __call__(self) -> dict[str, int]:
-        """Run what is left; returns how many cells ended how."""
+        """Run the cells that are left. Returns the number of cells for each outcome."""
         _choose_gpu()
         outcomes = [outcome for _, outcome in self.run()]
         return {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))}
 
     def checkpoint(self) -> Any:
-        """What submitit requeues: the same job, for what is done is in the store."""
+        """Return the job that submitit requeues: the same one, since the store knows which cells are done."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
     def run(self) -> Iterator[tuple[str, str]]:
-        """Yields (cell id, `done` or its failure's class) as cells end."""
+        """Yield (cell id, outcome) when a cell ends. The outcome is `done` or the class of the failure."""
         store, held = Store(self.store), Held(Path(self.folder, runs.STOP))
         with _claims(self.store) as claims, Interrupts(self.launcher.signal_s / 2, held.leave) as interrupts:
             held.claims = claims
@@ -67,7 +67,7 @@ class Job:
                 try:
                     outcome = self._run(guard, cell, claim)
                 except NodeFault as fault:
-                    print(f"this machine is at fault, the job goes elsewhere: {fault}", flush=True)
+                    print(f"this machine is at fault; the job moves to another one: {fault}", flush=True)
                     held.cause, held.message, held.trace = "node", str(fault), traceback.format_exc()
                     try:
                         interrupts.leave()
@@ -81,11 +81,11 @@ class Job:
                 held.claim = None
                 yield cell.id, outcome
                 if outcome != "done":
-                    self._stop_if_hopeless(store)
+                    self._stop_if_too_many_failed(store)
                 interrupts.safe_point()
 
     def guard(self, store: Store, interrupts: Interrupts) -> Guard:
-        """What runs a cell."""
+        """Return the object that runs one cell, on the device of the launcher."""
         import torch
 
         from bench.cell.guard import Guard
@@ -99,13 +99,14 @@ class Job:
     def _run(self, guard: Guard, cell: Cell, claim: Claim) -> str:
         if claim.deaths < self.launcher.deaths:
             return guard.run(cell)
-        told = "asked to stop" if claim.cause == "preempted" else claim.message or "gone without a word"
-        message = f"{claim.deaths} processes ended in this cell, the last one: {told}"
+        reason = "stopped by a signal" if claim.cause == "preempted" else claim.message or "ended without a message"
+        message = f"{claim.deaths} processes ended in this cell; the last one: {reason}"
         guard.fail(cell, claim.cause, message, claim.trace)
         return claim.cause
 
     def _queue(self, store: Store, claims: Claims) -> Iterator[tuple[Cell, Claim]]:
-        """Cells that are ours now, until every cell has ended or the run is to stop."""
+        """Yield (cell, claim) for each cell that this process claims, until every cell has ended or the run must
+        stop."""
         left, pause = list(self.cells), 0.1
         while left:
             others = []
@@ -117,7 +118,7 @@ class Job:
                 claim = _take(claims, store, cell)
                 if claim is None:
                     others.append(cell)
-                elif store.ended(cell.id):  # between our look and our claim
+                elif store.ended(cell.id):  # it ended after the first check and before our claim
                     claims.release(cell.id)
                 else:
                     pause = 0.1
@@ -132,7 +133,7 @@ class Job:
             return True
         return self.driver is not None and started(self.driver[0]) != self.driver[1]
 
-    def _stop_if_hopeless(self, store: Store) -> None:
+    def _stop_if_too_many_failed(self, store: Store) -> None:
         limit, run = self.launcher.max_failed, runs.load(Path(self.folder))
         if limit is None or run is None:
             return
@@ -141,41 +142,42 @@ class Job:
             runs.stop(run.folder, f"{failed} of {self.total} cells failed; launcher.max_failed={limit:g}")
 
     def of(self, cells: tuple[Cell, ...], threads: int | None = None) -> Job:
-        """The same job for other cells, and CPU threads."""
+        """Return the same job with other cells, and with another number of CPU threads if it is given."""
         return replace(self, cells=cells, threads=threads or self.threads)
 
     def driven_by(self, pid: int) -> Job:
-        """The same job, which ends when that process has ended."""
+        """Return the same job, but it stops once the process `pid` has ended."""
         return replace(self, driver=(pid, started(pid)))
 
 
 class Held:
-    """The claim in hand, and why it would be left now."""
+    """The claim of the open cell, and the reason to note if this process has to leave it now."""
 
     claims: Claims
     claim: Claim | None = None
     cause, message, trace = "preempted", "", ""
 
     def __init__(self, stop: Path) -> None:
-        """`stop`: the file that says that the run was ended on purpose."""
+        """`stop`: the file that exists if the run was stopped on purpose."""
         self.stop = stop
 
     def leave(self) -> None:
+        """Release the claim if the run was stopped on purpose, else note the reason in it."""
         if self.claim is None:
             return
         with contextlib.suppress(OSError):
-            if self.stop.exists():  # no death to count
+            if self.stop.exists():  # this end must not count against the cell
                 self.claims.release(self.claim.cell)
             else:
                 self.claims.leave(self.claim, self.cause, self.message, self.trace)
 
 
 def _take(claims: Claims, store: Store, cell: Cell) -> Claim | None:
-    # Only a cell that somebody has had can have finished images: most cost no look.
-    known = claims.look(cell.id)
-    if known is not None and known.alive:
+    # Only a cell with an earlier claim can have finished images, so most cells need no look into the store.
+    before = claims.look(cell.id)
+    if before is not None and before.alive:
         return None
-    return claims.take(cell.id, 0 if known is None else store.partial_images(cell.id))
+    return claims.take(cell.id, 0 if before is None else store.partial_images(cell.id))
 
 
 def _claims(store: str) -> Claims:
@@ -190,7 +192,7 @@ def _claims(store: str) -> Claims:
 
 
 def _choose_gpu() -> None:
-    """Processes of one job share its GPUs evenly."""
+    """Give this process its share of the GPUs of the job: the processes of one job share them evenly."""
     tasks, rank = int(os.environ.get("SLURM_NTASKS_PER_NODE", "1")), int(os.environ.get("SLURM_LOCALID", "0"))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if tasks > 1 and len(visible) > 1:

@@ -1,8 +1,9 @@
-"""Where cells run: in this process (debug), in local processes, as SLURM arrays, or through a plugin of submitit.
+"""The launchers: cells run in this process (debug), in local processes, as SLURM arrays, or by a plugin of submitit.
 
-The store says what is done, whoever did it: the driver only submits and watches, and may die. Local workers take the
-next cell that nobody has claimed and stop when their driver is gone; SLURM jobs do not need it any more. A driver that
-finds cells in the jobs of an earlier one follows those instead of submitting them again.
+The store alone says which cells are done. The driver only submits and watches, so it may be killed. A local worker
+takes the next cell without a valid claim, and stops when its driver has ended. SLURM jobs do not need the driver. If
+cells are already in the jobs of an earlier driver, the new driver watches those jobs and does not submit the cells
+again.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ Progress = Callable[[str, str], None]
 
 
 def backend(launcher: LauncherConfig) -> str:
-    """slurm | local | debug | plugin: what `auto` means here."""
+    """Return the kind of launcher: slurm, local, debug or plugin. `auto` means slurm where a cluster answers, else
+    local."""
     if launcher.kind == "auto":
         return "slurm" if shutil.which("sbatch") and _controller_answers() else "local"
     if launcher.kind == "slurm" and not shutil.which("sbatch"):
@@ -48,7 +50,7 @@ def backend(launcher: LauncherConfig) -> str:
 
 @cache
 def _controller_answers() -> bool:
-    """Clients may be installed where there is no cluster."""
+    """Return True if the controller of SLURM answers: its commands may be installed where there is no cluster."""
     try:
         return subprocess.run(["scontrol", "ping"], capture_output=True, timeout=20, check=False).returncode == 0
     except (OSError, subprocess.SubprocessError):
@@ -56,26 +58,25 @@ def _controller_answers() -> bool:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers(launcher: LauncherConfig, cells: int) -> int:
-    """Local processes to start: as asked, else one for every `threads` cores, never more than cells."""
+    """Return the number of local processes: `launcher.workers`, else one per `threads` cores; at most one per cell."""
     return max(1, min(launcher.workers or cores() // launcher.threads or 1, cells))
 
 
 def waits(launcher: LauncherConfig) -> bool:
-    """Whether the driver stays until the cells have ended; else it leaves them to SLURM."""
+    """Return True if the driver waits until the cells have ended; else it leaves them to SLURM."""
     return launcher.wait or backend(launcher) != "slurm"
 
 
 def launch(
     chunks: Sequence[Chunk], config: RunConfig, progress: Progress, retried: Collection[str] = frozenset()
 ) -> None:
-    """Run all chunks; returns when every cell has ended, or no worker is left that could end one; if the driver does
-    not wait, when they are submitted. The failures of cells that are `retried` are forgotten, and records that are
-    damaged."""
+    """Run all chunks. Returns when every cell has ended or no worker is left. If the driver does not wait, returns when
+    the jobs are submitted. Removes damaged records, and the failure records of the cells in `retried`."""
     cells = tuple(cell for chunk in chunks for cell in chunk.cells)
     if not cells:
         return
@@ -85,7 +86,7 @@ def launch(
         code = snapshot.ROOT if kind == "debug" else snapshot.take(store, _classes(cells))
         run = Run(runs.new_folder(store), config.name, kind, [cell.id for cell in cells], code.name)
         run.write()
-    # Largest first keeps the last worker from holding one long cell while the others are done.
+    # The largest cells come first: else one worker may still compute a long cell when all others have finished.
     order = cells if kind == "debug" else tuple(sorted(cells, key=lambda cell: -cell.evaluations))
     job = Job(
         order, str(store), str(run.folder), config.batch_size, config.samples, config.launcher, config.launcher.threads,
@@ -98,12 +99,12 @@ def launch(
             with _retrying(Store(store), retried, run):
                 {"debug": _debug, "local": _local, "plugin": _plugin}[kind](job, run, chunks, code, progress)
     finally:
-        if kind != "debug" and not run.jobs:  # it was refused, or others have all its cells
+        if kind != "debug" and not run.jobs:  # it was refused, or other jobs have all its cells
             shutil.rmtree(run.folder, ignore_errors=True)
 
 
 def tidy(results: Path) -> None:
-    """Remove what killed runs left in a store and is in nobody's hands."""
+    """Remove the files that killed runs left in a store and that no process uses."""
     store = Store(results)
     with writing(), Claims(results) as claims:
         store.tidy()
@@ -113,8 +114,8 @@ def tidy(results: Path) -> None:
 
 @contextlib.contextmanager
 def _retrying(store: Store, cells: Collection[str], run: Run) -> Iterator[None]:
-    """Without the failures of some cells, for workers leave alone what has failed. If that ends in an exception, the
-    cells that have come into no job have their failures again."""
+    """Remove the failure records of these cells, since workers skip a cell that has failed. If the block raises, write
+    the records of the cells that are in no job again."""
     failures = {}
     for cell in cells:
         with contextlib.suppress(FileNotFoundError):  # another driver retries it too
@@ -137,11 +138,12 @@ def _classes(cells: Sequence[Cell]) -> set[str]:
 
 
 def environment(launcher: LauncherConfig, code: Path, threads: int) -> dict[str, str]:
-    """What every job finds: the copy of the code, its threads, and no reason to open a connection."""
+    """Return the variables of every job: the copy of the code, the threads, and settings that keep libraries
+    offline."""
     folders = [str(code), os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)),
-        "PYTHONSAFEPATH": "1",  # else `python -m` puts the working folder, and its newer code, in front
+        "PYTHONSAFEPATH": "1",  # else `python -m` finds the newer code of the working folder first
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "HF_HUB_CACHE": str(hub.cache() if launcher.cache is None else Path(launcher.cache, "huggingface", "hub")),
@@ -158,16 +160,16 @@ def environment(launcher: LauncherConfig, code: Path, threads: int) -> dict[str,
 
 
 def _watch(job: Job, progress: Progress, poll: float, idle: Callable[[set[str]], bool]) -> set[str]:
-    """Report every cell once as it ends, until all have, or `idle` says of the open ones that nobody has them. Returns
-    those."""
+    """Report each cell once when it ends. Stops when all cells have ended, or when `idle` says that no job has the open
+    ones. Returns the open cells."""
     store, left = Store(job.store), {cell.id for cell in job.cells}
     while True:
-        nobody = idle(left)
+        unattended = idle(left)
         done, failed = store.done(), store.failed()
         for cell_id in sorted(left & (done | failed)):
             left.discard(cell_id)
             progress(cell_id, "done" if cell_id in done else store.failure(cell_id)["class"])
-        if not left or nobody:
+        if not left or unattended:
             return left
         time.sleep(poll)
 
@@ -175,10 +177,10 @@ def _watch(job: Job, progress: Progress, poll: float, idle: Callable[[set[str]],
 def _debug(job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: Progress) -> None:
     for cell_id, outcome in job.run():
         progress(cell_id, outcome)
-    _say_why_stopped(run)
+    _print_why_stopped(run)
 
 
-def _say_why_stopped(run: Run) -> None:
+def _print_why_stopped(run: Run) -> None:
     if (why := runs.why_stopped(run.folder)) is not None:
         print(f"stopped: {why}", file=sys.stderr)
 
@@ -195,20 +197,20 @@ def _local(job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: Pr
     worker = job.driven_by(os.getpid())
     with _environment(environment(launcher, code, job.threads)), _children_ignore_interrupts():
         jobs = [executor.submit(worker) for _ in range(workers(launcher, len(job.cells)))]
-    # submitit's local job id is the pid of the process that watches the worker.
+    # The id of a local job of submitit is the pid of the process that watches the worker.
     run.add([f"{j.job_id}:{started(int(j.job_id))}" for j in jobs], [run.cells] * len(jobs))
     try:
         _watch(job, progress, 0.2, lambda left: all(submitted.done() for submitted in jobs))
     except BaseException:
-        # Results are written whole or not at all, so the cell in hand can simply be dropped.
+        # Results are written whole or not at all, so an open cell can be dropped.
         end_local(run)
         raise
-    _complain(jobs, run.logs)
-    _say_why_stopped(run)
+    _report_failed_workers(jobs, run.logs)
+    _print_why_stopped(run)
 
 
 def end_local(run: Run) -> None:
-    """Kill the workers of a run on this machine; no death of theirs counts against a cell."""
+    """Kill the workers of a run on this machine. Their end does not count against their cells."""
     controllers = [int(job.partition(":")[0]) for job in run.live({})]
     children = [pid for parent in controllers for pid in _children(parent)]
     for pid in [*controllers, *children]:
@@ -225,7 +227,7 @@ def _children(pid: int) -> list[int]:
 
 @contextlib.contextmanager
 def _children_ignore_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches the whole process group; the driver alone shall act on it, once."""
+    """Make child processes ignore Ctrl-C: it reaches the whole process group, and only the driver must act on it."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -233,15 +235,15 @@ def _children_ignore_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _complain(jobs: Sequence[Any], logs: Path) -> None:
-    """A worker that died says why, or where to read on: its cell is still missing."""
-    told = set()
+def _report_failed_workers(jobs: Sequence[Any], logs: Path) -> None:
+    """Print the reason why a worker failed, or the folder of its log, since its cell is missing."""
+    messages = set()
     for submitted in jobs:
         if submitted.done() and (error := submitted.exception()) is not None:
             last = str(error).strip().splitlines()[-1]
             reason = last.partition("StoreError: ")[2]
-            told.add(reason or f"worker {submitted.job_id} died; its log is in {logs}")
-    for line in sorted(told):
+            messages.add(reason or f"worker {submitted.job_id} ended with an error; its log is in {logs}")
+    for line in sorted(messages):
         print(line, file=sys.stderr)
 
 
@@ -276,19 +278,19 @@ def _plugin(job: Job, run: Run, chunks: Sequence[Chunk], code: Path, progress: P
     )  # fmt: skip
     with _environment(environment(launcher, code, job.threads)):
         jobs = executor.submit_array([job.of(chunk.cells) for chunk in chunks])
-    # Only the executor knows how its jobs are: to others they live as long as we do, who watch them.
+    # Only the executor knows the state of its jobs. For other processes they run as long as this process, the watcher.
     run.add([f"{os.getpid()}:{started(os.getpid())}"], [run.cells])
     print(f"submitted {len(jobs)} jobs to {launcher.executor}; logs in {run.logs}")
     _watch(job, progress, 0.5, lambda left: all(submitted.done() for submitted in jobs))
-    _complain(jobs, run.logs)
-    _say_why_stopped(run)
+    _report_failed_workers(jobs, run.logs)
+    _print_why_stopped(run)
 
 
 # --- SLURM -----------------------------------------------------------------------------------------------------
 
 
 def arrays(chunks: Sequence[Chunk], launcher: LauncherConfig) -> list[tuple[Resources, list[Chunk]]]:
-    """Chunks by what their jobs ask for: an array asks for one thing."""
+    """Group the chunks by the resources of their jobs: all jobs of an array have the same."""
     groups: dict[str, tuple[Resources, list[Chunk]]] = {}
     for chunk in chunks:
         resources = launcher.resources(chunk.cells[0].axes["model"])
@@ -297,14 +299,14 @@ def arrays(chunks: Sequence[Chunk], launcher: LauncherConfig) -> list[tuple[Reso
 
 
 def scripts(chunks: Sequence[Chunk], config: RunConfig) -> list[str]:
-    """What sbatch would get, with the folder's name left open."""
+    """Return the scripts that sbatch would get. RUN stands for the name of the folder, which is not known yet."""
     store, launcher = Path(config.results).resolve(), config.launcher
     code = snapshot.place(store, _classes([cell for chunk in chunks for cell in chunk.cells]))
-    texts = []
+    texts, logs = [], store / "jobs" / "RUN" / "logs"
     for resources, members in arrays(chunks, launcher):
-        asked = slurm.parameters(launcher, resources, config.name, environment(launcher, code, resources.cpus))
+        settings = slurm.parameters(launcher, resources, config.name, environment(launcher, code, resources.cpus))
         for size, parallel in slurm.shares(len(members), slurm.largest_array(), launcher.array_parallelism):
-            texts.append(slurm.script({**asked, "array_parallelism": parallel}, store / "jobs" / "RUN" / "logs", size))
+            texts.append(slurm.script({**settings, "array_parallelism": parallel}, logs, size))
     return texts
 
 
@@ -315,56 +317,57 @@ def _slurm(
     waiting = partial(print, "waiting for another driver that is submitting")
     with Claims(store) as claims, claims.alone("submit", waiting):
         again = Store(store).failed() & set(retried)
-        earlier = _in_jobs(store) - again  # a job that goes on does not come back to a cell that has failed
+        earlier = _in_jobs(store) - again  # a running job does not try a failed cell again
         rest = without(chunks, earlier | Store(store).done())
         with _retrying(Store(store), again, run):
             ids = _submit(job, run, rest, code)
     mine = {cell.id for cell in job.cells}
     if mine & earlier:
-        followed = "followed, " if job.launcher.wait else ""
-        print(f"{len(mine & earlier)} cells are in jobs of an earlier run: {followed}not submitted again")
+        watched = "watched, " if job.launcher.wait else ""
+        print(f"{len(mine & earlier)} cells are in jobs of an earlier run: {watched}not submitted again")
     if ids:
         names = sorted({i.partition("_")[0] for i in ids})
         print(f"submitted {len(ids)} jobs, {', '.join(names)}; logs in {run.logs}", flush=True)
     if not job.launcher.wait:
-        print(f"python -m bench.status sweep={run.sweep} results={store} shows them")
+        print(f"python -m bench.status sweep={run.sweep} results={store} shows their state")
         return
     try:
-        left = _watch(job, progress, 0.5, Nobody(store))
+        left = _watch(job, progress, 0.5, Unattended(store))
     except KeyboardInterrupt:
-        print("the jobs go on: bench.status shows them, bench.cancel ends them", file=sys.stderr)
+        print("the jobs continue to run: bench.status shows them, bench.cancel ends them", file=sys.stderr)
         raise
     if left and ids:
-        _complain_of_jobs(run)
-        _say_why_stopped(run)
+        _report_failed_jobs(run)
+        _print_why_stopped(run)
 
 
 def _in_jobs(store: Path) -> set[str]:
-    """Cells that jobs have which are waiting or running. Raises UserError if SLURM does not say."""
+    """Return the cells of jobs that wait or run. Raises UserError if SLURM does not answer."""
     found = runs.read(store)
     queue = runs.queue(found)
     if queue is None:
-        raise UserError("squeue does not answer: it is not known which cells are in jobs already; try again later")
+        raise UserError("squeue does not answer, so the cells that are already in jobs are not known; try again later")
     _release(found, queue)
     for line in runs.damaged(store):
-        print(f"{line}; cells of theirs may be computed twice", file=sys.stderr)
+        print(f"{line}; its cells may be computed twice", file=sys.stderr)
     stopped = {run.folder for run in found if runs.why_stopped(run.folder) is not None}
-    queue = {job: (state, why) for job, (state, why) in queue.items() if state != "COMPLETING"}  # it starts no cell
+    # A job that is ending starts no cell.
+    queue = {job: (state, why) for job, (state, why) in queue.items() if state != "COMPLETING"}
     live = ((run, job) for run in found if run.folder not in stopped for job in run.live(queue))
     return {cell for run, job in live if run.kind == "slurm" for cell in run.cells_of(job)}
 
 
 def _release(found: Sequence[Run], queue: Mapping[str, tuple[str, str]]) -> None:
-    """SLURM holds a job that a node could not start, as where its orphan was still running there; nobody else would
-    ever let it go."""
+    """Release the jobs that SLURM holds because a node could not start them, for example since an earlier process of
+    the job still ran there. SLURM itself never releases them."""
     held = [job for run in found for job in run.jobs if queue.get(job, ("", ""))[1] == slurm.LAUNCH_FAILED]
     if held:
-        print(f"{len(held)} jobs were held, since a node could not start them: released", flush=True)
+        print(f"{len(held)} jobs were held because a node could not start them: released", flush=True)
         slurm.release(held)
 
 
 def without(chunks: Sequence[Chunk], cells: set[str]) -> list[Chunk]:
-    """The chunks less some cells. Pure."""
+    """Return the chunks without some cells. Pure."""
     left = [(chunk, tuple(cell for cell in chunk.cells if cell.id not in cells)) for chunk in chunks]
     return [Chunk(kept, chunk.minutes * len(kept) / len(chunk.cells)) for chunk, kept in left if kept]
 
@@ -374,32 +377,33 @@ def _submit(job: Job, run: Run, chunks: Sequence[Chunk], code: Path) -> list[str
     largest = slurm.largest_array() if chunks else 0
     for resources, members in arrays(chunks, launcher):
         run.gpus = max(run.gpus, resources.gpus)
-        asked = slurm.parameters(launcher, resources, run.sweep, environment(launcher, code, resources.cpus))
+        settings = slurm.parameters(launcher, resources, run.sweep, environment(launcher, code, resources.cpus))
         start = 0
         for size, parallel in slurm.shares(len(members), largest, launcher.array_parallelism):
             part, start = members[start : start + size], start + size
             jobs = [job.of(chunk.cells, resources.cpus) for chunk in part]
-            new = slurm.submit(jobs, {**asked, "array_parallelism": parallel}, run.logs)
+            new = slurm.submit(jobs, {**settings, "array_parallelism": parallel}, run.logs)
             run.add(new, [[cell.id for cell in chunk.cells] for chunk in part])
             ids += new
     return ids
 
 
-class Nobody:
-    """Says of open cells whether no job has them: by two answers of squeue in a row, for one may be early."""
+class Unattended:
+    """A check that no job has any of the open cells. It needs two answers of squeue in a row, since one may come too
+    early."""
 
     def __init__(self, store: Path, pause: float = 2.0) -> None:
         self.store = store
         self.pause = pause
-        self.asked = time.monotonic()
+        self.last_query = time.monotonic()
         self.misses = 0
 
     def __call__(self, left: set[str]) -> bool:
-        if time.monotonic() - self.asked < self.pause:
+        if time.monotonic() - self.last_query < self.pause:
             return False
         found = runs.read(self.store)
         queue = runs.queue(found)
-        self.asked = time.monotonic()
+        self.last_query = time.monotonic()
         if queue is None:
             return False
         _release(found, queue)
@@ -409,8 +413,8 @@ class Nobody:
         return self.misses >= 2
 
 
-def _complain_of_jobs(run: Run) -> None:
-    """How jobs ended that did not end well, where accounting says so, and what their logs say of the store."""
+def _report_failed_jobs(run: Run) -> None:
+    """Print how many jobs ended badly, if the accounting knows it, and the errors of the store from their logs."""
     states = slurm.ended(run.jobs)
     bad: dict[str, list[str]] = {}
     for job in run.jobs:
@@ -418,8 +422,8 @@ def _complain_of_jobs(run: Run) -> None:
             bad.setdefault(state, []).append(job)
     for state, jobs in sorted(bad.items()):
         print(f"{len(jobs)} jobs ended as {state}, the first {jobs[0]}; logs in {run.logs}", file=sys.stderr)
-    told = {line for job in run.jobs for line in _store_errors(run.logs / f"{job}_0_log.err")}
-    for line in sorted(told):
+    messages = {line for job in run.jobs for line in _store_errors(run.logs / f"{job}_0_log.err")}
+    for line in sorted(messages):
         print(line, file=sys.stderr)
 
 

@@ -1,8 +1,8 @@
-"""SLURM: what a job asks for, the text that sbatch gets, and what squeue and sacct answer. No torch.
+"""SLURM: the resources of a job, the script for sbatch, and the answers of squeue and sacct. No torch.
 
-The text is made by submitit's own pure function from `parameters`, so that what a dry run prints is what is submitted.
-squeue and sacct are asked once for all jobs. A job that squeue does not list has ended; an answer that does not come
-says nothing.
+A pure function of submitit makes the script from `parameters`, so a dry run prints exactly the script that is
+submitted. squeue and sacct are called once for all jobs. A job that squeue does not list has ended. If squeue does not
+answer, nothing is known about the jobs.
 """
 
 from __future__ import annotations
@@ -24,27 +24,29 @@ from bench.files import without_percent
 from bench.spec.config import LauncherConfig, Resources
 
 REQUEUES = 1000
-"""Every requeue makes progress, or is counted by the claim of the cell that does not let it."""
+"""The limit of requeues for submitit, far above any need: a requeue makes progress, or the claim of its open cell
+counts it."""
 DEFAULT_ARRAY = 1001
 LAUNCH_FAILED = "launch failed requeued held"
-"""The reason that squeue gives of a job which SLURM holds because its node could not start it."""
+"""The reason in squeue for a job that SLURM holds because its node could not start it."""
 WORKING = ("idle", "mix", "alloc", "comp")
-"""States of nodes that take jobs now or later; with ~ or # one that is powered down or starting."""
+"""States of nodes that take jobs now or later. A node that is powered down or starting has ~ or # after its state."""
 
 
 def parameters(
     launcher: LauncherConfig, resources: Resources, name: str, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What submitit's SLURM executor is told; `environment` is exported by the script, after the site's setup lines."""
-    asked: dict[str, Any] = {
+    """Return the parameters of submitit's SLURM executor. The script exports `environment` after the setup lines of the
+    site."""
+    settings: dict[str, Any] = {
         "job_name": f"bench-{name}"[:60],
         "time": resources.timeout_min,
         "cpus_per_task": resources.cpus,
         "mem": f"{round(resources.mem_gb * 1024)}MB",
         "ntasks_per_node": resources.tasks,
         "nodes": 1,
-        # Since 22.05 a step does not take its CPUs from its job. It would take --export=NONE, and so lose what the
-        # script has set up.
+        # Since SLURM 22.05 a step does not take its number of CPUs from its job. It would take --export=NONE from it,
+        # and then lose the environment that the script sets.
         "srun_args": [f"--cpus-per-task={resources.cpus}", "--export=ALL"],
         "signal_delay_s": launcher.signal_s,
         "array_parallelism": launcher.array_parallelism,
@@ -52,29 +54,29 @@ def parameters(
         "additional_parameters": {"requeue": True, **resources.additional_parameters},
     }
     if resources.gpus:
-        asked["gpus_per_node"] = resources.gpus
-    return asked | {
+        settings["gpus_per_node"] = resources.gpus
+    return settings | {
         key: value for key in ("partition", "account", "qos", "constraint") if (value := getattr(resources, key))
     }
 
 
-def script(asked: Mapping[str, Any], folder: Path, count: int, python: str = sys.executable) -> str:
-    """The text for sbatch: an array of `count` jobs, or one job. Pure."""
+def script(settings: Mapping[str, Any], folder: Path, count: int, python: str = sys.executable) -> str:
+    """Return the script for sbatch: an array of `count` jobs, or one job. Pure."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     command = f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    return _make_sbatch_string(command, folder, map_count=count if count > 1 else None, **asked)
+    return _make_sbatch_string(command, folder, map_count=count if count > 1 else None, **settings)
 
 
 def shares(count: int, largest: int, parallel: int) -> list[tuple[int, int]]:
-    """(jobs, jobs at a time) of the arrays that `count` jobs make where an array takes `largest`. Pure."""
+    """Split `count` jobs into arrays of at most `largest`. Returns (jobs, jobs at a time) for each array. Pure."""
     arrays = -(-count // largest)
     sizes = [count // arrays + (i < count % arrays) for i in range(arrays)]
     return [(size, max(1, parallel // arrays)) for size in sizes]
 
 
 def largest_array() -> int:
-    """How many jobs an array may have here."""
+    """Return the largest number of jobs that an array may have on this cluster."""
     for line in _ask(["scontrol", "show", "config"]) or ():
         key, _, value = line.partition("=")
         if key.strip() == "MaxArraySize":
@@ -82,23 +84,24 @@ def largest_array() -> int:
     return DEFAULT_ARRAY
 
 
-def submit(jobs: Sequence[Any], asked: Mapping[str, Any], folder: Path) -> list[str]:
-    """Submit callables as one array (one of them as a plain job); returns their ids. UserError if sbatch refuses."""
+def submit(jobs: Sequence[Any], settings: Mapping[str, Any], folder: Path) -> list[str]:
+    """Submit callables as one array (a single one as a plain job). Returns the job ids. Raises UserError if sbatch
+    refuses."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor = SlurmExecutor(folder=without_percent(folder), max_num_timeout=REQUEUES)
-    executor.update_parameters(**asked)
+    executor.update_parameters(**settings)
     try:
-        with _no_job():
+        with _outside_job():
             return [submitted.job_id for submitted in executor.submit_array(list(jobs))]
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refused: {error}") from error
 
 
 @contextlib.contextmanager
-def _no_job() -> Iterator[None]:
-    """Submitting from inside a job: its own limits must not become those of the new one."""
+def _outside_job() -> Iterator[None]:
+    """Hide the variables of the job that this process runs in: its limits must not become those of the new job."""
     kept = ("SLURM_CONF", "SLURM_BITSTR_LEN", "SLURM_CLUSTERS")
     inherited = {key: value for key, value in os.environ.items() if key.startswith("SLURM_") and key not in kept}
     for key in inherited:
@@ -110,22 +113,24 @@ def _no_job() -> Iterator[None]:
 
 
 def queue() -> dict[str, tuple[str, str]] | None:
-    """Our jobs that are waiting or running: id -> (state, reason). None if SLURM does not answer."""
+    """Return our jobs that wait or run: id -> (state, reason). None if SLURM does not answer."""
     lines = _ask(["squeue", "-h", "-r", "-u", getpass.getuser(), "-o", "%i|%T|%r"])
     return None if lines is None else {i: (state, why) for i, state, why in (line.split("|", 2) for line in lines)}
 
 
 def ended(ids: Iterable[str]) -> dict[str, str]:
-    """How jobs ended, as far as accounting knows: id -> COMPLETED, FAILED, TIMEOUT, NODE_FAIL, CANCELLED ..."""
-    asked = set(ids)
-    arrays = sorted({job.partition("_")[0] for job in asked})  # sacct tells of the other jobs of an array, too
+    """Return the final states from the accounting: id -> COMPLETED, FAILED, TIMEOUT, NODE_FAIL, CANCELLED, ... Jobs
+    that it does not know are left out."""
+    wanted = set(ids)
+    arrays = sorted({job.partition("_")[0] for job in wanted})  # sacct also lists the other jobs of an array
     lines = arrays and _ask(["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(arrays)])
     states = (line.split("|", 1) for line in lines or ())
-    return {job: state.split(" ")[0] for job, state in states if job in asked}
+    return {job: state.split(" ")[0] for job, state in states if job in wanted}
 
 
 def cancel(ids: Iterable[str]) -> set[str]:
-    """One scancel for all. Returns those that go on; that some have ended meanwhile is no error."""
+    """Cancel jobs, with one call of scancel per 1,000 jobs. Returns those that still run. A job that has already ended
+    is no error."""
     chosen = list(ids)
     answers = [_ask(["scancel", *chosen[start : start + 1000]]) for start in range(0, len(chosen), 1000)]
     if None not in answers:
@@ -135,21 +140,22 @@ def cancel(ids: Iterable[str]) -> set[str]:
 
 
 def release(ids: Iterable[str]) -> None:
-    """Let jobs that are held wait for their turn again."""
+    """Release jobs that SLURM holds, so that they wait in the queue again."""
     _ask(["scontrol", "release", ",".join(ids)])
 
 
 def avoid_node() -> None:
-    """Have this process's job, which was just requeued, start on another node: its own is idle, and the scheduler would
-    take it again. Only where there is another such node, for else the job would wait for ever."""
+    """Make the job of this process, which was just requeued, start on another node. The scheduler would choose the same
+    node again, since it is idle. Does nothing if no other node is like this one, because the job would then wait for
+    ever."""
     job, node = provenance.job_id(), os.environ.get("SLURMD_NODENAME")
     if job is None or node is None:
         return
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with the requeue, and would end scontrol too
-    told = " ".join(_ask(["scontrol", "show", "job", "-o", job]) or ())
-    known = dict(word.split("=", 1) for word in told.split() if "=" in word)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue sends it, and it would also end scontrol
+    answer = " ".join(_ask(["scontrol", "show", "job", "-o", job]) or ())
+    known = dict(word.split("=", 1) for word in answer.split() if "=" in word)
     if known.get("ReqNodeList") != "(null)" or "Reservation" in known:
-        return  # it may run on some nodes only
+        return  # the job may only run on certain nodes
     before = known.get("ExcNodeList", "(null)")
     excluded = node if before == "(null)" else f"{before},{node}"
     names = _ask(["scontrol", "show", "hostnames", excluded]) or ()
@@ -162,7 +168,7 @@ def avoid_node() -> None:
 
 
 def _ask(command: list[str]) -> list[str] | None:
-    environment = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # else long ranges of arrays are cut
+    environment = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # without this, long ranges of arrays are cut
     try:
         answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):

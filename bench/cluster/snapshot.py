@@ -1,8 +1,9 @@
-"""The code that jobs run: a copy of the tree, taken when they are submitted and named by its hash. No torch.
+"""The code that jobs run: a copy of the tree, made when they are submitted, and named by its hash. No torch.
 
-A queued job must not run what was edited meanwhile. ROOT/code/HASH holds the packages, the YAMLs and the shipped
-weights, and modules of third parties that the sweep names and that no package manager guards, with what these import
-from their own folder. It is made once for each hash, and again if it is damaged.
+An edit must not change the code of a job that is already in the queue. ROOT/code/HASH holds the packages, the YAMLs and
+the shipped weights. It also holds the modules of third parties that the sweep names and that were not installed by a
+package manager, with the modules that they import from their own folder. A copy is made once per hash, and again if it
+is damaged.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from bench.provenance import CARD, ROOMS, identity, members, tree_hash
 
 
 def foreign(class_paths: Iterable[str]) -> list[Path]:
-    """Packages and modules that classes come from, where they are neither ours nor installed for good, and what these
-    import from beside themselves."""
+    """Return the packages and modules of these classes that are neither ours nor installed, and the modules that they
+    import from their own folder."""
     found: list[Path] = []
     todo = [part for top in sorted({path.partition(".")[0] for path in class_paths}) for part in _source(top)]
     while todo:
@@ -35,7 +36,8 @@ def foreign(class_paths: Iterable[str]) -> list[Path]:
 
 
 def _source(top: str) -> list[Path]:
-    """A module's file, a package's folder, or the folders of one without __init__.py; none of ours or installed."""
+    """Return the file of a module, or the folder of a package (several without __init__.py). Returns nothing for a
+    module that is ours or installed."""
     spec = None if top in ROOMS else importlib.util.find_spec(top)
     if spec is None:
         return []
@@ -47,17 +49,17 @@ def _source(top: str) -> list[Path]:
 
 
 def _installed(place: Path) -> bool:
-    """By a package manager: of this Python, or of one whose folder is on the path."""
+    """Return True if a package manager installed this place, for this Python or for another one on the path."""
     folders = [Path(sysconfig.get_paths()[kind]).resolve() for kind in ("stdlib", "platlib", "purelib")]
     return any(map(place.is_relative_to, folders)) or not {"site-packages", "dist-packages"}.isdisjoint(place.parts)
 
 
 def _imports(part: Path) -> set[str]:
-    """The top-level names that a module or the modules of a package import."""
+    """Return the top-level names that a module, or the modules of a package, import."""
     names = set()
     for file in members([part]).values():
         if file.suffix == ".py":
-            with contextlib.suppress(SyntaxError, ValueError):  # who runs it will say so
+            with contextlib.suppress(SyntaxError, ValueError):  # the job that runs this file reports it
                 for node in ast.walk(ast.parse(file.read_bytes())):
                     if isinstance(node, ast.Import):
                         names |= {alias.name.partition(".")[0] for alias in node.names}
@@ -71,12 +73,12 @@ def _code(class_paths: Iterable[str]) -> dict[str, Path]:
 
 
 def place(store: Path, class_paths: Iterable[str]) -> Path:
-    """Where the copy of the code as it is now belongs."""
+    """Return the folder for a copy of the code as it is now. It may not exist yet."""
     return store / "code" / tree_hash(_code(class_paths))
 
 
 def take(store: Path, class_paths: Collection[str]) -> Path:
-    """Make the copy if it is not there. Returns its folder, which goes in front of a job's PYTHONPATH."""
+    """Make the copy if there is none. Returns its folder, which comes first in the PYTHONPATH of a job."""
     tree = _code(class_paths)
     final = store / "code" / tree_hash(tree)
     if final.is_dir():
@@ -100,13 +102,13 @@ def take(store: Path, class_paths: Collection[str]) -> Path:
 
 
 def _whole(copy: Path, tree: Mapping[str, Path]) -> bool:
-    """Whether a copy still holds what it was made of."""
+    """Return True if a copy still has the content that it was made with."""
     try:
-        named = json.loads((copy / CARD).read_text())["code"]
-        return named == copy.name == tree_hash({name: copy / name for name in tree})
+        noted = json.loads((copy / CARD).read_text())["code"]
+        return noted == copy.name == tree_hash({name: copy / name for name in tree})
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 class _Edited(Exception):
-    """The tree was edited while it was copied."""
+    """Raised if the tree was edited while it was copied."""

@@ -1,8 +1,8 @@
 """The process that mirrors a sweep or a training to Weights & Biases while it runs.
 
-It mirrors each cell after the cell has ended, at a low priority: nothing of wandb is in the process that computes or
-launches, so it is in no timed region, and whatever happens to it costs the sweep nothing. What it did not get done,
-`python -m bench.publish sweep=NAME` does from the store.
+It mirrors each cell after the cell has ended, at a low priority. wandb is never imported by a process that computes or
+launches cells, so it is in no timed region, and its errors cannot harm the sweep. `python -m bench.publish sweep=NAME`
+mirrors from the store whatever is missing at the end.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from bench.store import Store
 
 
 class Companion:
-    """The process that mirrors a running sweep: it watches the store and needs to be told of the end alone."""
+    """The process that mirrors a running sweep. It watches the store by itself; only the end is announced to it."""
 
     def __init__(self, store: Path, sweep: str, tracker: TrackerConfig, training: bool = False) -> None:
-        """`sweep` in `store`, or the training of that name in the folder `store`."""
+        """`sweep` is the name of a sweep in `store`; with `training`, of a training in the folder `store`."""
         order = {"store": str(store.resolve()), "name": sweep, "tracker": tracker.model_dump(), "training": training}
         self.publish = publish_command(sweep, training)
         self.lines: queue.Queue[str] = queue.Queue()
@@ -50,7 +50,7 @@ class Companion:
             stderr=subprocess.DEVNULL,
             text=True,
             env=child_environment(),
-            start_new_session=True,  # Ctrl-C is the sweep's affair
+            start_new_session=True,  # Ctrl-C must reach the sweep only
         )
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -60,9 +60,9 @@ class Companion:
             self.lines.put(line.rstrip("\n"))
 
     def close(self) -> str:
-        """Have it complete the mirror; returns one line that says what was written where."""
+        """Let it complete the mirror. Returns one line that says how many runs were written, and where."""
         assert self.process.stdin is not None
-        with contextlib.suppress(OSError):  # it has died
+        with contextlib.suppress(OSError):  # the process has ended
             self.process.stdin.write(COMPLETE_NOW)
             self.process.stdin.flush()
         last, heard = "", time.monotonic()
@@ -80,7 +80,7 @@ class Companion:
         return f"wandb: the mirror stopped; {self.publish} completes it"
 
     def stop(self) -> None:
-        """End it and wandb's service, whatever they are at."""
+        """End the process and the service of wandb at once."""
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, signal.SIGTERM if self.process.poll() is None else signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -90,34 +90,38 @@ class Companion:
 
 
 def follow(order: str) -> int:
-    """The companion's own life: mirror cells as they appear in the store, and when told so all that is missing."""
+    """Run the companion: mirror cells as they appear in the store and, when the sweep has ended, all that is missing.
+
+    `order` is JSON with the keys of `Companion`. Returns the exit code.
+    """
     given = json.loads(order)
-    os.nice(10)  # a timed region on the same cores shall hardly notice
-    talk = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever wandb or its service prints
+    os.nice(10)  # the timed regions on the same cores must not become slower
+    output = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # hides the output of wandb and its service
     tracker = TrackerConfig.model_validate(given["tracker"])
     chosen = mode(tracker)
     if chosen == "disabled":
-        print("wandb: disabled", file=talk)
+        print("wandb: disabled", file=output)
         return 0
     if given["training"]:
         training = TrainingMirror(Path(given["store"]), given["name"], tracker, chosen)
         with contextlib.suppress(Exception):  # the last pass tries again
             training.present()
-            training.write(training.wanted()[0], ended=lambda: _told(POLL_SECONDS))
+            training.write(training.wanted()[0], ended=lambda: _input_ready(POLL_SECONDS))
         mirror: Mirror = training
     else:
         mirror = Mirror(Store(given["store"]), given["name"], tracker, chosen)
         _follow_cells(mirror)
     if sys.stdin.readline() != COMPLETE_NOW:
-        return 1  # the sweep has died; what is missing stays so until somebody publishes
-    outcome = complete(mirror, lambda text: print(text, file=talk))
-    print(outcome.line(publish_command(given["name"], given["training"])), file=talk)
+        return 1  # the sweep was killed; `bench.publish` can complete the mirror later
+    outcome = complete(mirror, lambda text: print(text, file=output))
+    print(outcome.line(publish_command(given["name"], given["training"])), file=output)
     return 0
 
 
-def _told(seconds: float) -> bool:
-    """Whether there is a word from the sweep, or none to come; waits for it."""
+def _input_ready(seconds: float) -> bool:
+    """Wait up to `seconds` for a line from the sweep. Returns True if there is one, or if the sweep has closed the
+    pipe."""
     return bool(select.select([sys.stdin], [], [], seconds)[0])
 
 
@@ -126,10 +130,10 @@ def _follow_cells(mirror: Mirror) -> None:
     with contextlib.suppress(Exception):
         seen = {mark.record for mark in mirror.present()}
     in_a_row = 0
-    while not _told(POLL_SECONDS):
+    while not _input_ready(POLL_SECONDS):
         ids = {cell["id"] for cell in mirror.store.manifest(mirror.sweep)["cells"]}
         for cell_id in sorted((ids & mirror.store.done()) - seen):
-            if in_a_row == GIVE_UP_AFTER or _told(0):
+            if in_a_row == GIVE_UP_AFTER or _input_ready(0):
                 break
             seen.add(cell_id)
             try:
@@ -141,7 +145,7 @@ def _follow_cells(mirror: Mirror) -> None:
 
 
 def publish_command(name: str, training: bool = False) -> str:
-    """What a user types to complete a mirror."""
+    """Return the command that completes a mirror."""
     return f"python -m bench.publish {'train' if training else 'sweep'}={name}"
 
 

@@ -1,5 +1,7 @@
-"""A sweep's dashboard in Weights & Biases, as code: a saved view of its runs and a report, made once and then the
-user's own: what is there already is left as it is. Needs the extra `dashboard` (wandb-workspaces).
+"""The dashboard of a sweep in Weights & Biases: a saved view of its runs, and a report.
+
+Both are made once. After that they belong to the user, and this code does not change them. Needs the extra `dashboard`
+(wandb-workspaces).
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws
 
 QUALITY = ("image", "guarantee", "own")
-"""Kinds of columns (bench.columns) that say how good an output is."""
+"""Kinds of columns (bench.columns) that measure the quality of an output."""
 LINKS = ("view_url", "report_url")
-"""Where the sweep's run keeps, in its summary, what has been made."""
+"""Names in the summary of the sweep's run. They hold the addresses of the view and the report."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is to show of a sweep."""
+    """The content of a sweep's dashboard."""
 
     entity: str
     project: str
@@ -35,11 +37,12 @@ class Shown:
     costs: tuple[Column, ...]
     latents: tuple[Column, ...]
     solver: tuple[str, ...]
-    """Curves over the steps of an adaptive solver."""
+    """The names of the curves over the steps of an adaptive solver."""
 
 
 def shown(mirror: Mirror, entity: str) -> Shown:
-    """From the store: columns that finished cells have; severity is the axis where there is one, else steps."""
+    """Read the content from the store: the columns of finished cells. The axis is severity if the sweep has it, else
+    steps."""
     manifest = mirror.store.manifest(mirror.sweep)
     done = mirror.store.done()
     first = {cell["axes"]["method"]: cell["id"] for cell in reversed(manifest["cells"]) if cell["id"] in done}
@@ -78,7 +81,7 @@ def _bars(columns: Sequence[Column]) -> list[Any]:
 
 
 def _clouds(columns: Sequence[Column], across: Mapping[str, wr.SummaryMetric | wr.Config]) -> list[Any]:
-    """A panel for each column and each entry of `across`, title -> what it is drawn against."""
+    """Return one panel per column and entry of `across`, which maps a title to the quantity on the x axis."""
     import wandb_workspaces.reports.v2 as wr
 
     return [
@@ -95,7 +98,7 @@ def _curves(names: Sequence[str]) -> list[Any]:
 
 
 def view(what: Shown) -> ws.Workspace:
-    """The saved view: the sweep's cells grouped by method; filter by any axis in the runs table."""
+    """Return the saved view: the cells of the sweep, grouped by method. The runs table can filter by any axis."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -127,7 +130,7 @@ def view(what: Shown) -> ws.Workspace:
 
 
 def report(what: Shown) -> wr.Report:
-    """The report: the sweep's own tables and page, quality, cost, images, and the cells that failed."""
+    """Return the report: the tables and the page of the sweep, quality, cost, images, and the cells that failed."""
     import wandb_workspaces.reports.v2 as wr
 
     def runs(name: str, kind: str) -> wr.Runset:
@@ -148,7 +151,7 @@ def report(what: Shown) -> wr.Report:
         blocks=[
             wr.TableOfContents(),
             wr.H1("Tables"),
-            wr.P("Computed from the rows of all images; intervals and marks as in the page below."),
+            wr.P("Computed from the rows of all images. The page below explains the intervals and marks."),
             grid(whole, [wr.WeavePanelSummaryTable(table_name=name) for name in ("table", "costs")]),
             wr.H1("Quality"),
             grid(cells, [*_bars(what.quality), *_clouds(what.quality, {what.axis: wr.Config(what.axis)})]),
@@ -165,11 +168,12 @@ def report(what: Shown) -> wr.Report:
 
 
 def ensure(mirror: Mirror) -> str:
-    """Make view and report where the sweep's run names none; returns one line with their addresses."""
+    """Make the view and the report if the run of the sweep has no address of them. Returns one line with both
+    addresses."""
     try:
         import wandb_workspaces  # noqa: F401
     except ImportError:
-        return "dashboard: not made; pip install 'inversion-bench[dashboard]' and publish again"
+        return "dashboard: not made; run pip install 'inversion-bench[dashboard]', then publish again"
     import wandb
 
     api = wandb.Api(timeout=30)

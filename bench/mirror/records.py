@@ -1,14 +1,14 @@
-"""What a mirrored run holds, and which runs a mirror has: offline in a folder, or on a server.
+"""The content of a mirrored run, and the runs that a mirror has: offline in a folder, or on a server.
 
     project   the suite          group   the sweep          job type   the task, `sweep` or `train`
-    a cell    rows.parquet, cell.json, samples.npz, features.npz as files; axes and options as config; means as
-              summary; images; the steps of an adaptive solver as history
-    a failed cell               failure.json; its run has failed too, with exit code 1
-    the sweep                   sweep.json (the manifest); tables, figures and the page of its report
-    a training                  history.jsonl, and its curves as history; the group is `training`
+    a cell         files rows.parquet, cell.json, samples.npz, features.npz; axes and options as config; means as
+                   summary; images; the steps of an adaptive solver as history
+    a failed cell  failure.json; its run has failed too, with exit code 1
+    the sweep      sweep.json (the manifest); tables, figures and the page of its report
+    a training     history.jsonl, and its curves as history; the group is `training`
 
-The files are the store's own, so that tables built from a mirror are those of the store. A run is complete when its
-mark says of what it is the mirror: beside the log of an offline run (written after it has ended), and in the summary.
+The files are the same as in the store, so tables from a mirror equal the tables from the store. A run is complete when
+it has a mark. The mark stands beside the log of an offline run (written after the run has ended), and in the summary.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ TRAINING = "training"
 HISTORY_FILE = "history.jsonl"
 RECIPE_FILE = "recipe.json"
 COMPLETE = ("finished", "failed")
-"""States of a run that has ended by itself; a failed cell's run fails."""
+"""States of a run that has ended by itself. The run of a failed cell has the state `failed`."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Of what a run is the mirror; `digest` changes with the content."""
+    """The identity of a mirrored run: sweep, kind, record, and a digest that changes with the content."""
 
     sweep: str
     kind: str
@@ -43,7 +43,7 @@ class Mark:
 
     @property
     def run_id(self) -> str:
-        """The same for the same record, whoever mirrors it and whenever."""
+        """The id of the run in W&B. One record always has the same id."""
         text = re.sub(r"[^\w.-]", "_", f"{self.sweep}-{self.record}" if self.kind != "sweep" else self.sweep)
         if len(text) <= 110:
             return text
@@ -54,7 +54,7 @@ class Mark:
 
 
 def digest(*contents: bytes) -> str:
-    """Of a run's content."""
+    """Return the digest of the content of a run."""
     total = hashlib.blake2b(digest_size=8)
     for content in contents:
         total.update(len(content).to_bytes(8, "little") + content)
@@ -62,33 +62,34 @@ def digest(*contents: bytes) -> str:
 
 
 def curves(file: Path) -> dict[int, dict[str, float]]:
-    """Update -> what was logged at it. A training that went back to a checkpoint has logged some twice: the last
-    counts."""
+    """Return update -> logged values. A training that went back to a checkpoint has logged some updates twice: the last
+    value counts."""
     found: dict[int, dict[str, float]] = {}
     for line in file.read_text().splitlines() if file.is_file() else ():
         try:
             content = json.loads(line)
-        except ValueError:  # the line that a killed run was at
+        except ValueError:  # a line that a killed run did not finish
             continue
         found[content["step"]] = found.get(content["step"], {}) | {k: v for k, v in content.items() if k != "step"}
     return dict(sorted(found.items()))
 
 
 def offline_runs(folder: Path) -> Iterator[tuple[Mark, Path]]:
-    """(mark, folder of its files) of every complete offline run under `folder`, the oldest first."""
+    """Yield (mark, folder of the files) of each complete offline run under `folder`, the oldest first."""
     found = []
     for path in folder.glob(f"offline-run-*/{MARK}.json"):
         try:
             content = json.loads(path.read_text())
             found.append((content["time"], str(path), Mark(**content[MARK])))
-        except (OSError, ValueError, KeyError, TypeError):  # one that is being written, or is not ours
+        except (OSError, ValueError, KeyError, TypeError):  # still being written, or the file of another program
             continue
     for _, place, mark in sorted(found, key=lambda entry: entry[:2]):
         yield mark, Path(place).parent / "files"
 
 
 def mark_of(run: Any) -> Mark | None:
-    """The mark of a run of wandb.Api: what it is of stands in its config, the digest in its summary."""
+    """Return the mark of a run of wandb.Api, or None. The config holds sweep, kind and record; the summary the
+    digest."""
     digest, config = run.summary.get(MARK), run.config
     if not isinstance(digest, str) or not all(isinstance(config.get(key), str) for key in ("sweep", "kind", "record")):
         return None
@@ -96,9 +97,9 @@ def mark_of(run: Any) -> Mark | None:
 
 
 def server_runs(api: Any, path: str, sweep: str) -> Iterator[tuple[Mark | None, Any]]:
-    """(mark if complete, run) of a sweep's runs on a server; none where there is no such project.
+    """Yield (mark, run) of the runs of a sweep on a server; the mark is None if the run is incomplete.
 
-    `api` is a wandb.Api, `path` ENTITY/PROJECT.
+    Yields nothing if there is no such project. `api` is a wandb.Api, `path` ENTITY/PROJECT.
     """
     try:
         for run in api.runs(path, filters={"group": sweep}, per_page=200, lazy=False):

@@ -1,4 +1,4 @@
-"""Whether the mirror goes to a Weights & Biases server or to offline folders."""
+"""The choice between a Weights & Biases server and offline folders for the mirror."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from bench.errors import UserError
 from bench.spec.config import TrackerConfig
 
 QUIET = {
-    "WANDB_ERROR_REPORTING": "false",  # no telemetry; else a node without a network waits for it at its exit
+    "WANDB_ERROR_REPORTING": "false",  # no telemetry: a node without a network would wait for it at its exit
     "WANDB_SILENT": "true",
     "WANDB_CONSOLE": "off",
 }
 
-
-OF_A_RUN = (
+RUN_VARIABLES = (
     "CONFIG_PATHS", "FORK_FROM", "JOB_TYPE", "LAUNCH", "LAUNCH_CONFIG_PATH", "NAME", "NOTES", "RESUME", "RESUME_FROM",
     "RUN_GROUP", "RUN_ID", "SERVICE", "SWEEP_ID", "SWEEP_PARAM_PATH", "TAGS",
 )  # fmt: skip
-"""Variables WANDB_... that say which run a process is, as an agent of W&B sets them: our runs say so themselves."""
+"""Variables WANDB_... that assign a process to a run. An agent of W&B sets them; our runs choose their own id."""
 
 
 def prepare() -> None:
-    """Set this process's environment for wandb: to be called before anything of it is used."""
+    """Set the environment of this process for wandb. Call it before any use of wandb."""
     os.environ.update(QUIET)
-    for name in OF_A_RUN:
+    for name in RUN_VARIABLES:
         os.environ.pop(f"WANDB_{name}", None)
 
 
 def server() -> str:
-    """The address of the W&B server, from the environment or the user's settings."""
+    """Return the address of the W&B server, from the environment or the settings of the user."""
     prepare()
     import wandb
 
@@ -41,7 +40,7 @@ def server() -> str:
 
 
 def logged_in() -> bool:
-    """Whether there is a key for a W&B server, in the environment or in ~/.netrc."""
+    """Return True if the environment or ~/.netrc has a key for a W&B server."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     with contextlib.suppress(OSError, netrc.NetrcParseError):
@@ -50,7 +49,8 @@ def logged_in() -> bool:
 
 
 def answers(url: str, seconds: float = 3.0) -> bool:
-    """Whether the server takes a connection. Behind a proxy this cannot be known, and wandb must try."""
+    """Return True if the server accepts a connection. Behind a proxy this cannot be known: then it returns True, and
+    wandb tries."""
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
         return True
     parts = urlsplit(url)
@@ -63,7 +63,7 @@ def answers(url: str, seconds: float = 3.0) -> bool:
 
 
 def mode(tracker: TrackerConfig) -> str:
-    """online | offline | disabled."""
+    """Return the mode: online, offline or disabled."""
     if tracker.mode != "auto":
         return tracker.mode
     given = os.environ.get("WANDB_MODE", "")
@@ -73,8 +73,8 @@ def mode(tracker: TrackerConfig) -> str:
 
 
 def require_login() -> None:
-    """Raises UserError where no server can be asked."""
+    """Raise UserError if the user is not logged in, or if the server does not answer."""
     if not logged_in():
-        raise UserError("not logged in to W&B: run `wandb login` or set WANDB_API_KEY; or tracker.mode=offline")
+        raise UserError("not logged in to W&B: run `wandb login` or set WANDB_API_KEY, or use tracker.mode=offline")
     if not answers(server()):
         raise UserError(f"the W&B server {server()} does not answer; tracker.mode=offline writes the mirror to disk")

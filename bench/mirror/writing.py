@@ -1,6 +1,6 @@
-"""Writes the Weights & Biases mirror of the store: one run for each cell, and one for the sweep (bench.mirror.records).
+"""Writes the Weights & Biases mirror of the store: one run per cell, and one for the sweep (bench.mirror.records).
 
-Offline unless the user is logged in and the server answers (`tracker.mode=online|offline` decides otherwise).
+The mirror is offline unless the user is logged in and the server answers. `tracker.mode=online|offline` overrides this.
 """
 
 from __future__ import annotations
@@ -40,28 +40,29 @@ STALL_SECONDS = 180
 POLL_SECONDS = 1.0
 COMPLETE_NOW = "complete\n"
 GIVE_UP_AFTER = 3
-"""Runs that fail one after the other."""
+"""The mirror stops after this many failed runs in a row."""
 SOLVER_CURVES = {"t": "time", "h": "step_size", "tried": "steps_tried", "evaluations": "evaluations"}
-"""Of each step in the column `solver_steps`: key -> curve."""
+"""Key of a step in the column `solver_steps` -> name of its curve."""
 
-Line = Callable[[str], None]
+Progress = Callable[[str], None]
+"""Called with the id of a run when it has been written."""
 
 
 class Mirror:
-    """The mirror of one sweep: what it should hold, what it holds, and how a run is written."""
+    """The mirror of one sweep: the runs that it should have, the runs that it has, and how a run is written."""
 
     def __init__(self, store: Store, sweep: str, tracker: TrackerConfig, mode: str) -> None:
         prepare()
         self.store, self.sweep, self.tracker, self.mode = store, sweep, tracker, mode
         self.folder = store.root.resolve() / "wandb"
         self.folder.mkdir(parents=True, exist_ok=True)
-        os.environ["WANDB_DATA_DIR"] = str(self.folder / ".data")  # tables wait there until an offline run is synced
+        os.environ["WANDB_DATA_DIR"] = str(self.folder / ".data")  # tables stay there until an offline run is synced
         self.url = ""
         self.known: set[str] = set()  # runs that the server has, complete or not
 
     def wanted(self) -> list[Mark]:
-        """Every record that should have a run now: cells in the manifest's order, then the sweep. A damaged cell is
-        none: it is to be computed again."""
+        """Return the marks that the mirror should have now: cells in the order of the manifest, then the sweep. A
+        damaged cell has no mark, since it will be computed again."""
         ids = [cell["id"] for cell in self.store.manifest(self.sweep)["cells"]]
         damaged = self.store.damaged(ids).keys()
         done, failed = self.store.done() - damaged, self.store.failed() - damaged
@@ -77,7 +78,7 @@ class Mirror:
         return Mark(self.sweep, "cell" if done else "failure", cell_id, digest(file.read_bytes()))
 
     def present(self) -> set[Mark]:
-        """The marks of complete runs."""
+        """Return the marks of the complete runs in the mirror."""
         if self.mode == "offline":
             latest = {mark.run_id: mark for mark, _ in offline_runs(self.folder)}
             return set(latest.values())
@@ -90,7 +91,8 @@ class Mirror:
         return {mark for mark, _ in found if mark is not None}
 
     def write(self, mark: Mark) -> None:
-        """Make the run of a record, whole. Raises whatever wandb raises."""
+        """Write the complete run of a record. Raises ConnectionError if the server does not answer, and all errors of
+        wandb."""
         if self.mode == "online" and not answers(server()):
             raise ConnectionError(f"{server()} does not answer")
         {"cell": self._cell, "failure": self._failure, "sweep": self._sweep}[mark.kind](mark)
@@ -123,7 +125,8 @@ class Mirror:
             run.summary.update({"outcome": failure["class"], "message": failure["message"]})
 
     def report_files(self) -> dict[str, Path]:
-        """The report's tables, where it has been built: they change whenever anything else in it does."""
+        """Return the tables and the page of the report, name -> file, if it has been built. The tables change whenever
+        the report changes."""
         folder = self.store.root / "reports" / self.sweep
         found = {name: folder / name for name in ("table.csv", "costs.csv", "table.md", "index.html")}
         return {name: path for name, path in found.items() if path.is_file()}
@@ -167,7 +170,10 @@ class Mirror:
         exit_code: int = 0,
         final: Callable[[], Mark] | None = None,
     ) -> Iterator[Any]:
-        """A run that holds what the block logs, the files, and at its end the mark (`final`, if it changes)."""
+        """Open a run. The block logs into it; at the end it gets the files and the mark.
+
+        `final` returns the mark at the end, if the content may change inside the block.
+        """
         import wandb
 
         tags = [str(axes[key]) for key in ("task", "model", "dataset") if axes.get(key)]
@@ -188,8 +194,8 @@ class Mirror:
         )
         place = Path(run.settings.sync_dir).resolve()
         try:
-            if self.folder not in place.parents:  # wandb goes elsewhere, with a warning, where it cannot write
-                raise OSError(f"wandb does not write into {self.folder} but into {place}")
+            if self.folder not in place.parents:  # if wandb cannot write here, it warns and takes another folder
+                raise OSError(f"wandb writes into {place} and not into {self.folder}")
             yield run
             mark = final() if final else mark
             for file_name, source in files.items():
@@ -205,13 +211,13 @@ class Mirror:
         started = time.monotonic()
         run.finish(exit_code=exit_code)
         if time.monotonic() - started >= FINISH_SECONDS:
-            raise TimeoutError(f"{server()} did not take the run within {FINISH_SECONDS} s")
+            raise TimeoutError(f"{server()} did not accept the run within {FINISH_SECONDS} s")
         self.url = run.url or ""
         _mark_complete(place, mark)
 
 
 class TrainingMirror(Mirror):
-    """The mirror of one training: OUT/NAME holds its curves and its recipe."""
+    """The mirror of one training. OUT/NAME holds its curves and its recipe."""
 
     def __init__(self, out: Path, name: str, tracker: TrackerConfig, mode: str) -> None:
         super().__init__(Store(out), TRAINING, tracker, mode)
@@ -227,14 +233,14 @@ class TrainingMirror(Mirror):
         return Mark(TRAINING, TRAINING, record, digest(history.read_bytes() if history.is_file() else b""))
 
     def write(self, mark: Mark, ended: Callable[[], bool] = lambda: True) -> None:
-        """Log the curves, and go on as they grow until `ended`. An update is logged when a later one is there: it may
-        have been written in two lines, the loss and the held-out loss."""
+        """Log the curves while they grow, until `ended` returns True. An update is logged only after a later one
+        exists, since it may have two lines in the file: the loss and the held-out loss."""
         folder = self.store.root / self.name
         recipe = json.loads((folder / RECIPE_FILE).read_text())
         axes = {"task": "train", "model": self.name, "dataset": recipe.get("dataset")}
         files = {HISTORY_FILE: folder / HISTORY_FILE, RECIPE_FILE: folder / RECIPE_FILE}
         with self._run(mark, f"train {self.name}", axes, {**axes, **recipe}, files, final=self._now) as run:
-            logged = run.starting_step - 1  # what a run that is resumed has already
+            logged = run.starting_step - 1  # a resumed run already has these steps
             while True:
                 last = ended()
                 steps = curves(folder / HISTORY_FILE)
@@ -248,8 +254,11 @@ class TrainingMirror(Mirror):
 
 
 def solver_history(walks: Iterable[Sequence[Mapping[str, Any]]]) -> list[dict[str, float]]:
-    """What to log at each step of an adaptive solver, from the steps of every image: means over the images that take
-    that many, apart for the way to the noise (`invert`) and the way to the image (`decode`)."""
+    """Return the values to log at each step of an adaptive solver, from the steps of every image.
+
+    They are means over the images that take so many steps, separately for the way to the noise (`invert`) and the way
+    to the image (`decode`).
+    """
     history: list[dict[str, float]] = []
     ways = {f"solver/{name}": sign for name, sign in (("invert", 1), ("decode", -1))}
     for way, sign in ways.items():
@@ -264,8 +273,8 @@ def solver_history(walks: Iterable[Sequence[Mapping[str, Any]]]) -> list[dict[st
 
 
 def settings() -> Any:
-    """Nothing of the machine, the console or the code is recorded by wandb: the store has it. Settings that this
-    version of wandb does not know are left out."""
+    """Return settings of wandb that record no data about the machine, the console or the code, since the store has
+    them. Settings that this version of wandb does not know are left out."""
     import wandb
 
     wanted: dict[str, Any] = {
@@ -286,7 +295,7 @@ def settings() -> Any:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The store's files never change, so a second name for them is a copy that costs nothing."""
+    """Make a hard link, else a copy. A link is enough, since the files of the store never change."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
@@ -295,7 +304,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _images(samples: Mapping[str, Any], rows: Any, declared: Mapping[str, Metric]) -> list[Any]:
-    """Truth, input and output side by side, with the scores of each."""
+    """Return one picture per sample: truth, input and output side by side, with the scores in the caption."""
     import numpy as np
     import pandas as pd
     import wandb
@@ -314,7 +323,7 @@ def _images(samples: Mapping[str, Any], rows: Any, declared: Mapping[str, Metric
 
 
 def _mark_complete(place: Path, mark: Mark) -> None:
-    """Write the mark, and drop older offline folders of the same run: `wandb sync` would append one to the other."""
+    """Write the mark, and remove older offline folders of the same run: `wandb sync` would join them into one run."""
     write_json(place / f"{MARK}.json", {"time": time.time_ns(), MARK: mark.as_dict()})
     older = place.parent.glob(f"offline-run-*-{mark.run_id}") if place.name.startswith("offline-") else ()
     for folder in older:
@@ -327,7 +336,7 @@ def _mark_complete(place: Path, mark: Mark) -> None:
 
 @dataclass
 class Outcome:
-    """What a pass over the mirror did."""
+    """The result of one pass over the mirror."""
 
     wanted: int
     made: int
@@ -336,7 +345,7 @@ class Outcome:
     error: str = ""
 
     def line(self, publish: str) -> str:
-        """What a user should know; `publish` is the command that makes what is left."""
+        """Return the message for the user. `publish` is the command that writes the runs that are left."""
         if self.left:
             return (
                 f"wandb: {self.left} of {self.wanted} runs are not mirrored ({self.error or 'reason unknown'}); "
@@ -350,8 +359,8 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def complete(mirror: Mirror, progress: Line = lambda text: None) -> Outcome:
-    """Make every run that is missing; what cannot be made is counted, and never raises."""
+def complete(mirror: Mirror, progress: Progress = lambda text: None) -> Outcome:
+    """Write every run that is missing. A run that cannot be written is counted; this function never raises."""
     error, made, in_a_row = "", 0, 0
     wanted, there = mirror.wanted(), set()
     try:
@@ -359,7 +368,7 @@ def complete(mirror: Mirror, progress: Line = lambda text: None) -> Outcome:
         for mark in wanted:
             if mark in there:
                 continue
-            for _ in range(2):  # a service that has died is found out by the first run that it drops
+            for _ in range(2):  # if the service of wandb has ended, only a failed run shows it
                 try:
                     mirror.write(mark)
                     made, in_a_row = made + 1, 0
@@ -379,7 +388,7 @@ def complete(mirror: Mirror, progress: Line = lambda text: None) -> Outcome:
 
 
 def restart() -> None:
-    """Forget wandb's service, which may be dead: the next run starts another."""
+    """Stop the service of wandb, which may have ended already: the next run starts a new one."""
     import wandb
 
     with contextlib.suppress(Exception):

@@ -1,7 +1,7 @@
-"""The card of trained weights: what they are, how they were made, and how good their samples are.
+"""The card of trained weights: their network and training, and the quality of their samples.
 
-Samples are judged, not looked at alone: captions of held-out scenes are drawn at the model's default guidance and the
-attribute classifier says how many images carry the asked colours and shapes.
+The quality is measured: samples are drawn for captions of held-out scenes, at the default guidance of the model, and
+the attribute classifier counts the images with the colours and shapes of their caption.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from methods.inversion.sampling import sample
 
 SAMPLING_STEPS = 50
 JUDGED = 512
-ASKED = {
-    "color": "asked colours",
-    "shape": "asked shapes",
+ATTRIBUTES = {
+    "color": "colours as in the caption",
+    "shape": "shapes as in the caption",
     "pair": "colour and shape of every object together",
     "pattern": "background pattern",
     "tone": "background tone",
@@ -44,7 +44,7 @@ def _captions(config: ModelConfig, count: int) -> list[str]:
 def draw(
     config: ModelConfig, captions: list[str], guidance: float, seed: int = 0, steps: int = SAMPLING_STEPS
 ) -> Tensor:
-    """One sample for each caption: [B, C, H, W] in [-1, 1]."""
+    """Draw one sample per caption: [B, C, H, W] in [-1, 1]."""
     denoiser, grid = build_denoiser(config), build_grid(config, steps)
     noise = torch.randn(len(captions), *config.shape, generator=torch.Generator().manual_seed(seed))
     parts = []
@@ -55,7 +55,8 @@ def draw(
 
 
 def judge(images: Tensor, captions: list[str], out: Path) -> dict[str, float] | None:
-    """Agreement of images with their captions by attribute, or None while the classifier has no weights."""
+    """Return the share of images that agree with their caption, per attribute; None if the classifier has no
+    weights."""
     config = compose_config(["model=scenes_judge"], sweep_required=False).model["scenes_judge"]
     fresh = out / "scenes_judge.safetensors"
     config = config.model_copy(update={"weights": str(fresh)} if fresh.is_file() else {})
@@ -65,7 +66,7 @@ def judge(images: Tensor, captions: list[str], out: Path) -> dict[str, float] | 
 
 
 def write_card(name: str, config: ModelConfig, out: Path, command: str) -> Path:
-    """NAME.md, NAME.json and NAME.png in `out`, beside NAME.safetensors. Returns the .md."""
+    """Write NAME.md, NAME.json and NAME.png into `out`, beside NAME.safetensors. Returns the path of NAME.md."""
     weights = out / f"{name}.safetensors"
     config = config.model_copy(update={"weights": str(weights)})
     training = json.loads((out / f"{name}.curve.json").read_text())
@@ -92,7 +93,7 @@ def write_card(name: str, config: ModelConfig, out: Path, command: str) -> Path:
     else:
         facts["guidance"], facts["sampling_steps"] = config.guidance, SAMPLING_STEPS
         captions = _captions(config, JUDGED if config.vocabulary == "scenes" else 64)
-        print(f"drawing {len(captions)} samples for the card", flush=True)  # minutes on a CPU
+        print(f"drawing {len(captions)} samples for the card", flush=True)  # takes minutes on a CPU
         images = draw(config, captions, config.guidance)
         if config.vocabulary == "scenes":
             facts["judged_images"] = len(captions)
@@ -105,7 +106,7 @@ def write_card(name: str, config: ModelConfig, out: Path, command: str) -> Path:
 
 
 def _accuracy(network: Any, config: ModelConfig) -> dict[str, float]:
-    """The classifier on held-out renderings."""
+    """Return the accuracy of the classifier on held-out images, per attribute."""
     from bench.training.pool import HELD_OUT
 
     dataset = load("bench.data.scenes.Scenes", "dataset")(split="test")
@@ -136,17 +137,18 @@ def _picture(file: Path, curve: list[list[float]], images: Tensor | None) -> Non
         picture = np.concatenate(rows)
         axes[0, 1].imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes[0, 1].set_axis_off()
-        axes[0, 1].set_title("samples, one for each of the first 60 held-out captions", fontsize=9)
+        axes[0, 1].set_title("one sample per caption, for the first 60 held-out captions", fontsize=9)
     figure.tight_layout()
     figure.savefig(file, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
 def _schedule(history: list[list[int]]) -> str:
-    """`cosine over 5,000 updates`, and where a resumed run lengthened it."""
+    """Return the schedule as text: `cosine over 5,000 updates`, and the updates at which a resumed run made it
+    longer."""
     text = f"cosine over {history[0][1]:,} updates"
     for first, steps in history[1:]:
-        text += f", from update {first:,} on over {steps:,}"
+        text += f"; from update {first:,} on, over {steps:,}"
     return text
 
 
@@ -161,17 +163,17 @@ def _text(facts: dict[str, Any]) -> str:
         f"- sha256: `{facts['sha256']}`",
         f"- schedule: {_schedule(facts['schedules'])}",
     ]
-    for steps, loss in facts["held_out_loss"][-1:]:  # none where a training was stopped before its first
+    for steps, loss in facts["held_out_loss"][-1:]:  # empty if the training was stopped before the first held-out loss
         lines.append(f"- held-out loss after {steps:,} updates: {loss:.4g}")
     if facts.get("agreement"):
         found = facts["agreement"]
-        shares = ", ".join(f"{what} {found[head]:.1%}" for head, what in ASKED.items())
+        shares = ", ".join(f"{what} {found[head]:.1%}" for head, what in ATTRIBUTES.items())
         how = f"{facts['sampling_steps']} steps, guidance {facts['guidance']:g}"
         lines.append(
             f"- {facts['judged_images']} samples for held-out captions ({how}), judged by `scenes_judge`: {shares}"
         )
     if facts.get("accuracy"):
         shares = ", ".join(f"{head} {share:.1%}" for head, share in facts["accuracy"].items())
-        lines.append(f"- images of the held-out scenes with every answer of a head right: {shares}")
+        lines.append(f"- images of held-out scenes for which all answers of a head are right: {shares}")
     lines += ["", f"![held-out loss and samples]({facts['name']}.png)", ""]
     return "\n".join(lines)

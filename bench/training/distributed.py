@@ -1,8 +1,8 @@
-"""Training as a SLURM job: one process a GPU (Lightning DDP) under submitit, requeued and resumed by it alone.
+"""Training as a SLURM job: one process per GPU (Lightning DDP) under submitit, which requeues and resumes it.
 
-Lightning's own requeueing is off. On SIGUSR2 the processes agree on an update after which all of them write the last
-checkpoint together; then submitit requeues the job, which goes on from there. On SIGTERM, on a cluster or not, they
-write it too, and end. What a kill without a signal costs is the work since the last checkpoint.
+The requeueing of Lightning is off. On SIGUSR2 the processes agree on an update and write the last checkpoint together
+after it. Then submitit requeues the job, which continues from the checkpoint. On SIGTERM, on a cluster or not, they
+write the checkpoint too, and end. A kill without a signal loses the work since the last checkpoint.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from bench.cell.interrupts import Interrupts
 
 EVERY = 10
-"""Updates between two looks at whether any process was told to stop: each look is a message between all of them."""
+"""The processes check every so many updates if one of them has to stop: each check is a message between all of them."""
 
 
 def placement() -> dict[str, Any]:
-    """The Trainer's arguments for this process: one of a job's, or alone on this machine."""
+    """Return the arguments of the Trainer, for one of several processes of a job or for a single process."""
     tasks = int(os.environ.get("SLURM_NTASKS", "1")) if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else 1
     if tasks == 1:
         return {"accelerator": "auto", "devices": "auto", "plugins": [LightningEnvironment()]}
@@ -38,7 +38,8 @@ def placement() -> dict[str, Any]:
 
 
 class StopTogether(pl.Callback):
-    """Saves `last` and leaves, at the same update in every process, once one of them was asked to."""
+    """Saves the checkpoint `last` and ends all processes at the same update, after one of them has received a
+    signal."""
 
     def __init__(self, last: Path, interrupts: Interrupts) -> None:
         self.last = last
@@ -51,15 +52,15 @@ class StopTogether(pl.Callback):
             trainer.save_checkpoint(self.last)
             trainer.strategy.barrier()
             if trainer.is_global_zero:
-                self.interrupts.leave()  # requeues, which ends the others too, by SIGTERM
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning's handler talks to a process that has left
+                self.interrupts.leave()  # requeues the job: SLURM then ends the other processes by SIGTERM
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning's handler sends to a process that has ended
             time.sleep(60)
             raise SystemExit(0)
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        """On SIGTERM all processes leave Lightning's loop after the same update, which is kept."""
+        """Save the checkpoint on SIGTERM: all processes leave the loop of Lightning after the same update."""
         if isinstance(exception, SIGTERMException):
             trainer.save_checkpoint(self.last)
             exception.code = 128 + signal.SIGTERM
             if trainer.is_global_zero:
-                print(f"stopped after update {trainer.global_step}: the same command goes on from there")
+                print(f"stopped after update {trainer.global_step}: the same command continues from there")

@@ -22,7 +22,7 @@ from methods.injective_ode.options import InjectiveODE
 
 
 def parse(arguments: list[str]) -> tuple[str, ModelConfig, Path, TrackerConfig]:
-    """The model's name, its configuration, the output folder and the tracker."""
+    """Return the name of the model, its configuration, the output folder and the tracker. Raises UserError."""
     own, overrides = own_arguments(arguments, {"out": "results/train", "card": "true"})
     one_of(own, "card", ("true", "only"))
     names = [argument.partition("=")[2] for argument in overrides if argument.startswith("model=")]
@@ -44,13 +44,13 @@ def parse(arguments: list[str]) -> tuple[str, ModelConfig, Path, TrackerConfig]:
         raise UserError(
             f"model.{names[0]}.train.flow: the injective ODE needs it, for example {{}}"
             if injective
-            else f"model.{names[0]}.train.flow: {model.class_path} has no use for it; the injective ODE alone has"
+            else f"model.{names[0]}.train.flow: {model.class_path} does not use it; only the injective ODE does"
         )
     return names[0], model, out, config.tracker
 
 
 def fit(name: str, config: ModelConfig, out: Path) -> Path:
-    """Train, or go on training; returns the weights' file."""
+    """Train, or continue a training from its last checkpoint. Returns the file of the weights."""
     import pytorch_lightning as pl
     import torch
     from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
@@ -71,7 +71,7 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
     training, held_out = tensors(config, recipe.images)
     module.network.to(memory_format=torch.channels_last)
     if recipe.compile:
-        # The injective ODE is trained by `describe` and `velocity`: `forward` is never called.
+        # Training calls `describe` and `velocity` of the injective ODE, and never `forward`.
         for part in (module.network.conditioner, module.network.core) if recipe.flow else (module.network,):
             part.compile()
     folder, interrupts = out / name, Interrupts(grace_s=60)
@@ -84,8 +84,8 @@ def fit(name: str, config: ModelConfig, out: Path) -> Path:
         num_sanity_val_steps=0,
         logger=History(folder / HISTORY_FILE),
         enable_model_summary=False,
-        callbacks=[  # a checkpoint follows each held-out loss, so that it holds the whole curve
-            EMAWeightAveraging(decay=recipe.ema, use_buffers=False),  # power iterations do not average
+        callbacks=[  # a checkpoint is written after each held-out loss, so it has the whole curve
+            EMAWeightAveraging(decay=recipe.ema, use_buffers=False),  # power iterations must not be averaged
             ModelCheckpoint(folder, save_last=True, save_on_train_epoch_end=False, enable_version_counter=False),
             LearningRateMonitor("step"),
             TQDMProgressBar(refresh_rate=50),
@@ -144,13 +144,13 @@ def _module(config: ModelConfig, optimisation: Any) -> Any:
 
 @contextlib.contextmanager
 def mirrored(name: str, config: ModelConfig, out: Path, tracker: TrackerConfig) -> Iterator[None]:
-    """The curves of a training, mirrored to W&B by a process of its own while they grow."""
+    """Mirror the curves of a training to W&B, in a separate process, while the block trains."""
     assert config.train is not None
     folder = out / name
     folder.mkdir(exist_ok=True)
     recipe = {"dataset": config.dataset, **config.train.model_dump(mode="json")}
     (folder / RECIPE_FILE).write_text(json.dumps(recipe, indent=1))
-    companion = Companion(out, name, tracker, training=True) if tracker.kind == "wandb" and _leads() else None
+    companion = Companion(out, name, tracker, training=True) if tracker.kind == "wandb" and _is_first() else None
     try:
         yield
     except BaseException:
@@ -161,13 +161,13 @@ def mirrored(name: str, config: ModelConfig, out: Path, tracker: TrackerConfig) 
         print(companion.close())
 
 
-def _leads() -> bool:
-    """Whether this process is the first of its job."""
+def _is_first() -> bool:
+    """Return True if this process is the first of its job."""
     return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
 
 
 def train(arguments: list[str]) -> None:
-    """Train in this process, and write the card unless another process of the job does."""
+    """Train in this process. The first process of a job also writes the card."""
     card_only = "card=only" in arguments
     name, config, out, tracker = parse(arguments)
     out.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def train(arguments: list[str]) -> None:
         with mirrored(name, config, out, tracker):
             weights = fit(name, config, out)
         print(f"weights: {weights}")
-    if not _leads():
+    if not _is_first():
         return
     from bench.training.cards import write_card
 

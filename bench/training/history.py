@@ -1,4 +1,4 @@
-"""The curves of a training on disk, a JSON line a logged update: what the Weights & Biases mirror is made from."""
+"""The curves of a training on disk: one JSON line per logged update. The Weights & Biases mirror reads them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 
 class History(Logger):
-    """A Lightning logger that appends to FILE; whole lines only, so that a killed run leaves what it logged."""
+    """A Lightning logger that appends whole lines to `file`, so a killed run keeps what it has logged."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -28,13 +28,13 @@ class History(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The recipe stands beside the curves, and not in them."""
+        """Do nothing: the recipe has a file of its own beside the curves."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        known = {key: float(value) for key, value in metrics.items() if key != "epoch"}
-        if not known:
+        values = {key: float(value) for key, value in metrics.items() if key != "epoch"}
+        if not values:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a") as file:
-            file.write(json.dumps({"step": step, **known}) + "\n")
+            file.write(json.dumps({"step": step, **values}) + "\n")

@@ -1,4 +1,4 @@
-"""The measurements that the injective ODE is trained on."""
+"""Makes the measurements that the injective ODE is trained on."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from bench.spec.registry import check_options, load
 
 
 class Observer:
-    """Corrupts a batch of images as the corruption sweep does, at a severity of its ladder drawn for each image.
+    """Corrupts a batch of images as the corruption sweep does, with a random severity for each image.
 
-    The kinds are those of `methods.injective_ode.conditioner`. All draws come from the generator that is given.
+    The kinds are those of `methods.injective_ode.conditioner`. All random numbers come from the given generator.
     """
 
     def __init__(self, flow: FlowTrainConfig) -> None:
         chosen = compose_config([f"corruption=[{','.join(flow.corruptions)}]"], sweep_required=False).corruption
         self.flow = flow
-        self.ladders = {
+        self.corruptions = {
             name: [
                 load(c.class_path, "corruption")(
                     check_options(c.class_path, "corruption", {**c.options, **severity}, "corruption")
@@ -29,18 +29,18 @@ class Observer:
         }
 
     def __call__(self, images: Any, rng: Any) -> Any:
-        """Images [B, C, H, W] in [-1, 1] -> methods.injective_ode.training.Observation."""
+        """Map images [B, C, H, W] in [-1, 1] to methods.injective_ode.training.Observation."""
         import torch
 
         from methods.injective_ode.conditioner import KINDS
         from methods.injective_ode.training import Observation
 
-        flow, names = self.flow, list(self.ladders)
+        flow, names = self.flow, list(self.corruptions)
         y, known = torch.zeros_like(images), torch.zeros_like(images[:, :1])
         data, kinds = images.clone(), torch.full((len(images),), KINDS.index("null"), device=images.device)
-        dice = torch.rand(3, len(images), generator=rng, device=images.device).tolist()
+        draws = torch.rand(3, len(images), generator=rng, device=images.device).tolist()
         seeds = torch.randint(2**62, (len(images),), generator=rng, device=images.device).tolist()
-        for i, (share, which, level) in enumerate(zip(*dice, strict=True)):
+        for i, (share, which, level) in enumerate(zip(*draws, strict=True)):
             name = names[int(which * len(names))]
             if share < flow.measured:
                 y[i], known[i] = self.measure(name, level, images[i], seeds[i])
@@ -53,13 +53,13 @@ class Observer:
         return Observation(data, y, known, kinds)
 
     def measure(self, name: str, level: float, image: Any, seed: int) -> tuple[Any, Any]:
-        """(y, known) of an image [C, H, W], at the place `level` in [0, 1) of the corruption's ladder."""
+        """Return (y, known) of an image [C, H, W]. `level` in [0, 1) chooses the severity, from the weakest up."""
         import torch
 
         from corruptions.base import Key, measure
 
-        ladder = self.ladders[name]
-        rung = int(level * len(ladder))
-        measured = measure(ladder[rung], image, Key("training", "", name, rung, seed))
+        severities = self.corruptions[name]
+        place = int(level * len(severities))
+        measured = measure(severities[place], image, Key("training", "", name, place, seed))
         known = measured.operator.known
         return measured.y.to(image), torch.ones_like(image[:1]) if known is None else known.to(image)

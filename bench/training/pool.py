@@ -11,7 +11,7 @@ from bench.spec.config import ModelConfig
 from bench.spec.registry import load
 
 HELD_OUT = 512
-"""Images of the test split that the loss curve is measured on, from the end that no sweep's `images` reaches first."""
+"""The number of images for the held-out loss. They are the last ones of the test split, since sweeps take the first."""
 
 
 def _render(job: tuple[str, str, int]) -> tuple[Any, str]:
@@ -21,7 +21,7 @@ def _render(job: tuple[str, str, int]) -> tuple[Any, str]:
 
 
 def pool(class_path: str, split: str, indices: range) -> tuple[Any, list[str]]:
-    """Images uint8 [N, C, H, W] and captions of a range of a data set, drawn by all cores."""
+    """Return the images (uint8 [N, C, H, W]) and captions of a range of a data set, drawn by all cores."""
     import numpy as np
 
     jobs = [(class_path, split, index) for index in indices]
@@ -31,7 +31,8 @@ def pool(class_path: str, split: str, indices: range) -> tuple[Any, list[str]]:
 
 
 def tensors(config: ModelConfig, images: int) -> tuple[Any, Any]:
-    """(training, held-out) data sets of (uint8 images, targets)."""
+    """Return the data sets (training, held-out), each of (uint8 images, targets). Raises UserError if there are too few
+    images."""
     import torch
     from torch.utils.data import TensorDataset
 
@@ -42,7 +43,9 @@ def tensors(config: ModelConfig, images: int) -> tuple[Any, Any]:
     dataset = load(data.class_path, "dataset")
     sizes = {split: len(dataset(split=split)) for split in ("train", "test")}
     if images > sizes["train"]:
-        raise UserError(f"train.images={images}: {config.dataset} has {sizes['train']} training images")
+        raise UserError(
+            f"train.images={images}: must be at most {sizes['train']}, the training images of {config.dataset}"
+        )
     held_out = range(max(0, sizes["test"] - HELD_OUT), sizes["test"])
 
     def of(split: str, indices: range) -> TensorDataset:

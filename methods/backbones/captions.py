@@ -36,7 +36,7 @@ class Vocabulary:
         if caption:
             match = self.pattern.fullmatch(caption)
             if match is None:
-                raise ValueError(self._complaint(caption))
+                raise ValueError(self._error_of(caption))
             values = match.groups()
         tokens, offset = [], 0
         for value, options in zip(values, self.words, strict=True):
@@ -44,7 +44,7 @@ class Vocabulary:
             offset += len(options) + 1
         return tokens
 
-    def _complaint(self, caption: str) -> str:
+    def _error_of(self, caption: str) -> str:
         known = GLUE | {word for options in self.words for word in options}
         for word in caption.split():
             if word not in known:

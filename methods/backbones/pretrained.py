@@ -1,8 +1,8 @@
-"""What the adapters of large pretrained models share: loading a diffusers pipeline, its autoencoder, its texts.
+"""The common part of the adapters of large pretrained models: the diffusers pipeline, its autoencoder, its texts.
 
-An adapter is a backbone over latents z = (E(image) - shift) scale, with E the mode of the autoencoder's posterior (a
-sample would put noise of its own into every comparison). A pipeline is a local folder or a repository of the Hugging
-Face hub that is already in the local cache: a job never downloads.
+An adapter is a backbone over latents z = (E(image) - shift) scale. E is the mode of the posterior of the autoencoder,
+since a sample would add noise to every comparison. A pipeline is a local folder, or a repository of the Hugging Face
+hub that is already in the local cache: a job never downloads.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ EXTRA = "inversion-bench[large]"
 
 
 def diffusers() -> Any:
-    """The library, or one line that says how to get it."""
+    """Return the library diffusers. Raises ImportError with the command that installs it."""
     try:
         import diffusers
-        import transformers  # noqa: F401 - diffusers imports without it, and then has no pipelines
+        import transformers  # noqa: F401 - diffusers imports without it, but then it has no pipelines
     except ImportError as error:
         raise ImportError(f"pretrained models need diffusers and transformers: pip install {EXTRA}") from error
     return diffusers
@@ -35,11 +35,11 @@ def diffusers() -> Any:
 def load_pipeline(
     kind: str, network: str, pretrained: str, dtype: torch.dtype, absent: tuple[str, ...], **hub: str | None
 ) -> Any:
-    """The diffusers pipeline of class `kind`, with `network` and text encoders in `dtype`.
+    """Load the diffusers pipeline of class `kind`, with `network` and text encoders in `dtype`.
 
-    The autoencoder is float32 at least: half precision overflows in some of them and moves the floor of every error.
-    Parts named in `absent` (safety checker, image encoders) are not loaded. Raises FileNotFoundError if the folder, or
-    the hub's cache, has no such pipeline.
+    The autoencoder is at least float32: half precision overflows in some autoencoders, and raises the smallest possible
+    error. Parts named in `absent` (safety checker, image encoders) are not loaded. Raises FileNotFoundError if neither
+    the folder nor the cache of the hub has such a pipeline.
     """
     library = diffusers()
     wide = torch.promote_types(dtype, torch.float32)
@@ -56,27 +56,28 @@ def load_pipeline(
     except OSError as error:
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise FileNotFoundError(
-            f"{pretrained} is neither a pipeline's folder nor in the hub's cache: {reason}"
+            f"{pretrained} is neither the folder of a pipeline nor in the cache of the hub: {reason}"
         ) from error
-    pipeline.vae.enable_slicing()  # an image at a time: bounded memory, and a batch gives what its images give alone
+    pipeline.vae.enable_slicing()  # one image at a time: less memory, and the same result in a batch as alone
     return pipeline
 
 
 class Pretrained(nn.Module):
-    """Base of the adapters: a subclass names its pipeline and writes `encode` and `forward`.
+    """Base of the adapters. A subclass names its pipeline and defines `encode` and `forward`.
 
-    `path` and `prediction` are those of the weights; a configuration that says otherwise is refused. Arguments:
-    `pretrained` folder or hub id, `dtype` of the network, the hub's `revision` and `variant` (fp16, ...).
+    `path` and `prediction` are those of the weights; a configuration with other values is an error. Arguments:
+    `pretrained` is a folder or an id of the hub, `dtype` that of the network, and `revision` and `variant` (fp16, ...)
+    those of the hub.
     """
 
     pipeline_class: ClassVar[str]
     network: ClassVar[str] = "transformer"
-    """The pipeline's attribute that predicts."""
+    """The attribute of the pipeline that holds the predicting network."""
     absent: ClassVar[tuple[str, ...]] = ()
     multiple: int = 1
-    """Latent sides are multiples of this."""
+    """The sides of a latent must be multiples of this number."""
     distilled: bool = False
-    """Whether guidance is distilled into the network, as an input of `forward`."""
+    """True if guidance is distilled into the network, as an input of `forward`."""
     path: NoisingPath
     prediction: Prediction
 
@@ -102,15 +103,16 @@ class Pretrained(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Image pixels along one side of a latent cell."""
+        """The number of image pixels along one side of a latent position."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def encode(self, captions: list[str]) -> Tensor:
-        """Captions -> one tensor [B, L, D] of all that the network is told of them."""
+        """Map captions to one tensor [B, L, D]: the whole text input of the network."""
         raise NotImplementedError
 
     def to_latent(self, image: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] -> latents [B, C, H/f, W/f]. Raises ValueError for sides that do not fit."""
+        """Map images [B, 3, H, W] in [-1, 1] to latents [B, C, H/f, W/f]. Raises ValueError for sides that do not
+        fit."""
         side = self.factor * self.multiple
         if image.shape[2] % side or image.shape[3] % side:
             raise ValueError(f"image sides must be multiples of {side}, got {image.shape[2]}x{image.shape[3]}")
@@ -118,7 +120,7 @@ class Pretrained(nn.Module):
         return (mode - self._shift) * self.vae.config.scaling_factor
 
     def to_image(self, latent: Tensor) -> Tensor:
-        """Latents -> images, about [-1, 1] (not clipped)."""
+        """Map latents to images, about [-1, 1] (not clipped)."""
         scaled = latent.to(self.vae.dtype) / self.vae.config.scaling_factor + self._shift
         return self.vae.decode(scaled, return_dict=False)[0]
 
@@ -128,12 +130,13 @@ class Pretrained(nn.Module):
 
 
 def pack_text(sequence: Tensor, pooled: Tensor) -> Tensor:
-    """Token embeddings [B, L, D] and a pooled one [B, P] -> [B, 1 + L, max(D, P)]: pooled first, zeros to the right."""
+    """Join token embeddings [B, L, D] and a pooled one [B, P] into [B, 1 + L, max(D, P)]: pooled first, padded with
+    zeros."""
     width = max(sequence.shape[2], pooled.shape[1])
     rows = [F.pad(part, (0, width - part.shape[2])) for part in (pooled[:, None].to(sequence), sequence)]
     return torch.cat(rows, dim=1)
 
 
 def unpack_text(embedding: Tensor, width: int, pooled: int) -> tuple[Tensor, Tensor]:
-    """The inverse: (sequence [B, L, width], pooled [B, pooled])."""
+    """Undo `pack_text`: return (sequence [B, L, width], pooled [B, pooled])."""
     return embedding[:, 1:, :width], embedding[:, 0, :pooled]

@@ -152,7 +152,7 @@ class Layer(nn.Module):
             "free": lambda: FreeConvolution(width),
         }
         self.mix = makers[constraint]()
-        self.told = nn.Linear(features, width)  # of the features; the shipped weights have this name
+        self.told = nn.Linear(features, width)  # maps the features; the shipped weights use this name
         self.time = nn.Linear(time, 2 * width)
         self.position = nn.Parameter(torch.zeros(*side, width))
 

@@ -1,13 +1,13 @@
 """The probability-flow ODE of any model, inverted and decoded by a solver of `methods.solvers`.
 
-In X = x / (alpha + sigma) and s = sigma / (alpha + sigma) every path is rectified and its flow is dX/ds = v(X, s), the
-denoiser's velocity view (`methods.inversion.rectified`). A reversible solver keeps its whole state as the latent, so
-decoding under the same condition returns the image to rounding, or bit for bit with `bit_exact`, after one evaluation
-per step.
-From x_T alone (`keep=x_T`, a latent that holds nothing else, another condition) the solver starts anew: that error is
-the solver's own.
+In X = x / (alpha + sigma) and s = sigma / (alpha + sigma) every path is rectified, and its flow is dX/ds = v(X, s): the
+velocity view of the denoiser (`methods.inversion.rectified`). The latent of a reversible solver is its whole state.
+Decoding under the same condition then returns the image up to rounding, or bit for bit with `bit_exact`, with one
+evaluation per step. If only x_T is there (`keep=x_T`, another condition, or a latent with nothing else), the solver
+starts again from x_T, and the result has the error of the solver.
 
-dopri5 chooses its steps by what it solves, so images are solved one by one; a batch counts its costliest image's NFE.
+dopri5 adapts its steps to each image, so images are solved one by one. The NFE of a batch are those of its costliest
+image.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from methods.solvers import (
 
 @dataclass(frozen=True)
 class Chart:
-    """The coordinate that a solver walks in, at one level: x = centre + scale * q, x in the path's own scale."""
+    """The coordinate q of a solver at one level: x = centre + scale * q, with x in the scale of the path."""
 
     centre: Tensor | float
     scale: Tensor | float
@@ -60,7 +60,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class IntegerLatent(Latent):
-    """A latent whose positions are integers; x_T is what they mean, in the path's own scale."""
+    """A latent of integers. `x_T` is their value as floating-point numbers, in the scale of the path."""
 
     numbers: FixedPoint
     chart: Chart
@@ -78,14 +78,16 @@ class FlowODE(RectifiedMethod):
         clean, top = self.grid[0], self.grid[self.grid.steps]
         if (denoiser.prediction == "x0" and clean.sigma == 0) or (denoiser.prediction == "eps" and top.alpha == 0):
             end = "level 0, where sigma = 0" if denoiser.prediction == "x0" else "level N, where alpha = 0"
-            raise ValueError(f"the flow needs a velocity at {end}: a prediction of {denoiser.prediction} gives none")
+            raise ValueError(
+                f"the flow needs a velocity at {end}: a prediction of {denoiser.prediction} has none there"
+            )
         self.solver = self._solver()
         self.exact = self.solver.reversible and self.options.keep == "state"
         self.nfe_is_exact = not self.solver.adaptive
         levels = [self.time(node) for node in self.grid.nodes]
         quadratic = self.options.spacing == "data_end"
         self.times = data_end_times(levels[0], levels[-1], self.grid.steps) if quadratic else levels
-        self._taken: dict[int, list[Step]] = {}
+        self._solver_steps: dict[int, list[Step]] = {}
 
     def _solver(self) -> Solver:
         chosen = self.options
@@ -100,70 +102,74 @@ class FlowODE(RectifiedMethod):
         return solvers[chosen.solver]()
 
     def expected_nfe(self, inverting: Condition, decoding: Condition) -> int:
-        """Starting and N steps, both ways; decoding from a whole state does not start. For dopri5 the most it may take:
-        6 a step tried and a first one, in each direction."""
+        """Return the evaluations per image: the start and N steps, in each direction.
+
+        Decoding from a whole state needs no start. For dopri5 it is the maximum: 6 evaluations per tried step and one
+        first evaluation, in each direction.
+        """
         if self.solver.evaluations is None:
             return (1 + 6 * self.options.max_steps) * (inverting.evaluations + decoding.evaluations)
         start, step = self.solver.evaluations
-        walk, again = step * self.grid.steps, start if self.options.keep == "x_T" else 0
-        return (start + walk) * inverting.evaluations + (again + walk) * decoding.evaluations
+        steps, restart = step * self.grid.steps, start if self.options.keep == "x_T" else 0
+        return (start + steps) * inverting.evaluations + (restart + steps) * decoding.evaluations
 
     # --- the coordinate ----------------------------------------------------------------------------------------------
 
     def time(self, node: Node) -> float:
-        """The solver's time of a level."""
+        """Return the time of the solver at a level."""
         return node.s
 
     def node(self, time: float) -> Node:
-        """The level at a solver's time."""
+        """Return the level at a time of the solver."""
         return self.denoiser.path.node_at(time)
 
     def chart(self, time: float, cond: Condition) -> Chart:
-        """The solver's coordinate: X = x / (alpha + sigma)."""
+        """Return the coordinate of the solver at a time: X = x / (alpha + sigma)."""
         return Chart(0.0, self.node(time).scale)
 
     def field(self, cond: Condition) -> Field:
-        """What the solver integrates: v(X, s) as field(s, X)."""
+        """Return the function that the solver integrates: v(X, s) as field(s, X)."""
         return lambda s, x: self.velocity(x, self.node(s), cond)
 
     # --- the steps of an adaptive solver -----------------------------------------------------------------------------
 
     def solve(self, problem: Problem) -> Solution:
-        self._taken = {}
+        self._solver_steps = {}
         solution = super().solve(problem)
         if not self.solver.adaptive:
             return solution
-        return replace(solution, steps=[self._taken.get(i, []) for i in range(len(problem.image))])
+        return replace(solution, steps=[self._solver_steps.get(i, []) for i in range(len(problem.image))])
 
-    def _noting(self, image: int, cond: Condition) -> Solver:
-        """The solver, which notes what steps it takes for one image."""
-        steps = self._taken.setdefault(image, [])
+    def _recording(self, image: int, cond: Condition) -> Solver:
+        """Return the solver. dopri5 also records the steps that it takes for one image."""
+        steps = self._solver_steps.setdefault(image, [])
 
-        def note(step: Step) -> None:
+        def record(step: Step) -> None:
             steps.append(replace(step, evaluations=step.evaluations * cond.evaluations))
 
-        return replace(self.solver, on_step=note) if isinstance(self.solver, Dopri5) else self.solver
+        return replace(self.solver, on_step=record) if isinstance(self.solver, Dopri5) else self.solver
 
     # --- guarantees --------------------------------------------------------------------------------------------------
 
     def columns(self, problem: Problem, solution: Solution) -> dict[str, Column]:
-        """For the task guarantee, what `methods.guarantees` finds."""
+        """Return the columns of `methods.guarantees` for the task guarantee, else none."""
         return {} if problem.guarantee is None else check(self, problem, problem.guarantee)
 
     def changed(self, denoiser: Denoiser, **options: Any) -> Self:
-        """The same method on another denoiser, with some options changed."""
+        """Return the same method on another denoiser, with some options changed."""
         return type(self)(denoiser, self.options.model_copy(update=options), self.grid)
 
     def decoding(self, measurement: Measurement, cond: Condition) -> Condition:
-        """The condition that a restoration decodes under: the caption, or none with `decode=null`."""
+        """Return the condition that a restoration decodes under: the caption, or the null condition with
+        `decode=null`."""
         return cond if self.options.decode == "caption" else cond.unconditional
 
     def certificates(self, cond: Condition) -> list[dict[str, float | bool]] | None:
-        """None: nothing is known of a plain network's flow."""
+        """Return None: a plain network gives no guarantee about its flow."""
         return None
 
     def local_edit(self, image: Tensor, cond: Condition, mask: Tensor, delta: Tensor) -> LocalEdit | None:
-        """None: without a certificate there is no bound."""
+        """Return None: without a certificate there is no bound."""
         return None
 
     # --- both directions ---------------------------------------------------------------------------------------------
@@ -173,7 +179,7 @@ class FlowODE(RectifiedMethod):
         if self.solver.adaptive:
             ends = [self.times[0], self.times[-1]]
             x = self.denoiser.one_by_one(
-                lambda i: integrate(self.field(cond.image(i)), x[i : i + 1], ends, self._noting(i, cond))[0], len(x)
+                lambda i: integrate(self.field(cond.image(i)), x[i : i + 1], ends, self._recording(i, cond))[0], len(x)
             )
             return self._latent((x,), cond)
         return self._latent(integrate(self.field(cond), x, self.times, self.solver), cond)
@@ -191,18 +197,18 @@ class FlowODE(RectifiedMethod):
         return self.chart(self.times[0], cond).leave(self.solver.solution(state))
 
     def _constrained(self, q: Tensor, time: float, cond: Condition, constrain: Constrain) -> Tensor:
-        """A constraint speaks of the path's own latents: apply it to the coordinate there."""
+        """Apply a constraint to the coordinate q. The constraint itself expects a latent in the scale of the path."""
         chart = self.chart(time, cond)
         return chart.enter(constrain(chart.leave(q), self.node(time)))
 
     def _decode_adaptively(self, x_T: Tensor, cond: Condition, constrain: Constrain | None) -> Tensor:
-        """One integration; a constraint has to be met at every level, so that each gap is one then."""
+        """Decode in one integration, or with a constraint in one per step: it applies at every level."""
         x = self.chart(self.times[-1], cond).enter(x_T)
         levels = self.times if constrain else [self.times[0], self.times[-1]]
         for t, u in reversed(list(pairwise(levels))):
 
             def solve(i: int, x: Tensor = x, ends: tuple[float, float] = (t, u)) -> Tensor:
-                return reverse(self.field(cond.image(i)), (x[i : i + 1],), ends, self._noting(i, cond))[0]
+                return reverse(self.field(cond.image(i)), (x[i : i + 1],), ends, self._recording(i, cond))[0]
 
             x = self.denoiser.one_by_one(solve, len(x))
             if constrain:
@@ -212,7 +218,8 @@ class FlowODE(RectifiedMethod):
     # --- the state as a latent ---------------------------------------------------------------------------------------
 
     def _latent(self, state: State, cond: Condition) -> Latent:
-        """x_T is in the path's own scale, what else the solver keeps in its own; integers stay as they are."""
+        """Return the state of a solver as a latent. x_T is in the scale of the path, the other tensors in that of the
+        solver. Integers stay integers."""
         names, chart = ("x_T", *self.solver.names[1:]), self.chart(self.times[-1], cond)
         if isinstance(self.solver.numbers, FixedPoint):
             tensors = dict(zip(names, state, strict=True))
@@ -221,11 +228,12 @@ class FlowODE(RectifiedMethod):
         return Latent({"x_T": chart.leave(kept[0]), **dict(zip(names[1:], kept[1:], strict=False))})
 
     def _handed_on(self, latent: Latent) -> Latent:
-        """x_T alone: a velocity or a second copy of one flow means nothing to another's solver."""
+        """Return x_T alone: the other tensors of a state belong to one flow and have no meaning for another."""
         return Latent({"x_T": latent.x_T})
 
     def _state(self, latent: Latent, field: Field, cond: Condition) -> State:
-        """The state that a latent holds, or one begun from x_T where it holds none of this solver's and its numbers."""
+        """Return the state in a latent. If the latent has no state of this solver and number type, start one from
+        x_T."""
         chart = self.chart(self.times[-1], cond)
         integers = isinstance(self.solver.numbers, FixedPoint)
         x_T, *rest = latent.tensors.values()

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# A throw-away SLURM of four emulated nodes on this machine, on loopback only, without accounting.
+# A temporary SLURM of four emulated nodes on this machine, on loopback only, without accounting.
 #
-#   cluster.sh can DIR      says why it cannot start here, in one line, and exits 1; else says nothing
-#   cluster.sh start DIR    installs what is missing (apt, as root), starts the daemons, writes DIR/env.sh
+#   cluster.sh can DIR      prints nothing if it can start here; else prints the reason in one line and exits with 1
+#   cluster.sh start DIR    installs missing packages (apt, as root), starts the daemons, writes DIR/env.sh
 #   cluster.sh stop DIR     cancels the jobs and ends the daemons
 #
-# Partitions: main (default), low (its jobs give way to those of high: SIGUSR2, then a requeue 10 s later), high.
-# PORT (default 27800) is the first of some thirty TCP ports. Nothing here waits without an end.
+# Partitions: main (default), high, and low. A job of high preempts jobs of low: SIGUSR2, then a requeue 10 s later.
+# PORT (default 27800) is the first of about thirty TCP ports. Every wait here has a time limit.
 set -euo pipefail
-[ $# = 2 ] || { sed -n '2,10p' "$0"; exit 2; }
+[ $# = 2 ] || { sed -n '2,9p' "$0"; exit 2; }
 mkdir -p "$2"
 verb=$1 dir=$(cd "$2" && pwd -P) port=${PORT:-27800} me=$(id -un) nodes=4
 export SLURM_CONF=$dir/slurm.conf PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
 
-# runs PIDFILE NAME: is the process of a pid file alive, and still that program?
+# runs PIDFILE NAME: succeeds if the process of the pid file runs and is this program.
 runs() { [ -s "$1" ] && grep -q "^Name:[[:space:]]*$2$" "/proc/$(cat "$1")/status" 2>/dev/null &&
     ! grep -q '^State:[[:space:]]*Z' "/proc/$(cat "$1")/status"; }
 within() { local tenths=$1; shift; until "$@" >/dev/null 2>&1; do ((tenths-- > 0)) || return 1; sleep 0.1; done; }
@@ -23,7 +23,7 @@ if [ "$verb" = stop ]; then
         timeout 20 scancel -u "$me" || true
         within 100 sh -c '[ -z "$(squeue -h)" ]' || true
     fi
-    # What a killed slurmd left behind: step daemons with this cluster's configuration.
+    # End the step daemons of this cluster that a killed slurmd has left.
     for process in /proc/[0-9]*; do
         if grep -q '^Name:[[:space:]]*slurmstepd' "$process/status" 2>/dev/null &&
             tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -qxF "SLURM_CONF=$SLURM_CONF"; then
@@ -40,7 +40,7 @@ if [ "$verb" = stop ]; then
     done
     exit 0
 fi
-case $verb in start | can) ;; *) sed -n '2,10p' "$0"; exit 2 ;; esac
+case $verb in start | can) ;; *) sed -n '2,9p' "$0"; exit 2 ;; esac
 loopback() { case $(getent ahostsv4 "$(uname -n)" | head -1) in 127.*) ;; *) false ;; esac; }
 
 # --- packages ---
@@ -50,9 +50,9 @@ for pair in munged:munge slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client; 
 done
 if [ "$verb" = can ]; then
     no() { echo "no SLURM can be started here: $1"; exit 1; }
-    loopback || unshare --uts true 2>/dev/null || no "the host's name is not 127.0.0.1's, and may not be changed"
+    loopback || unshare --uts true 2>/dev/null || no "the host name does not resolve to 127.0.0.1, and it cannot be changed"
     [ ${#missing[@]} -gt 0 ] || exit 0
-    [ "$(id -u)" = 0 ] || no "not installed: ${missing[*]}, and this is not root"
+    [ "$(id -u)" = 0 ] || no "not installed: ${missing[*]}, and only root can install them"
     command -v apt-get >/dev/null || no "not installed: ${missing[*]}, and there is no apt"
     timeout 300 apt-get update -qq >/dev/null 2>&1 || true
     timeout 60 apt-get install --simulate -qq "${missing[@]}" >/dev/null 2>&1 || no "not installed: ${missing[*]}, and apt does not have them"
@@ -60,7 +60,7 @@ if [ "$verb" = can ]; then
 fi
 if [ ${#missing[@]} -gt 0 ]; then
     [ "$(id -u)" = 0 ] || { echo "cluster.sh: install ${missing[*]} first (as root)" >&2; exit 1; }
-    guard=/usr/sbin/policy-rc.d   # keeps the packages from starting daemons of their own
+    guard=/usr/sbin/policy-rc.d   # stops the packages from starting daemons
     if [ ! -e $guard ]; then printf '#!/bin/sh\nexit 101\n' >$guard; chmod +x $guard; trap 'rm -f $guard' EXIT; fi
     timeout 300 apt-get update -qq
     DEBIAN_FRONTEND=noninteractive timeout 900 apt-get install -y -qq --no-install-recommends \
@@ -68,7 +68,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     rm -f $guard
 fi
 
-# --- loopback: the daemons listen on what the host's name resolves to ---
+# --- loopback: the daemons listen on the address of the host name ---
 if ! loopback; then
     [ -z "${RENAMED:-}" ] || { echo "cluster.sh: 'localhost' does not resolve to 127.0.0.1" >&2; exit 1; }
     RENAMED=1 exec unshare --uts sh -c 'hostname localhost && exec bash "$0" start "$1"' "$0" "$dir"
@@ -78,9 +78,9 @@ fi
 mkdir -p "$dir"/{run,log,state,spool,gpus}
 [ -s "$dir/munge.key" ] || (umask 077; head -c 1024 /dev/urandom >"$dir/munge.key")
 [ -s "$dir/first" ] || echo $(($(date +%s) % 50000000 + 1)) >"$dir/first"   # job ids are never used twice
-for i in 0 1 2 3; do ln -sfn /dev/null "$dir/gpus/nvidia$i"; done          # a device is asked for; none is used
+for i in 0 1 2 3; do ln -sfn /dev/null "$dir/gpus/nvidia$i"; done          # jobs request a device; none is used
 echo "NodeName=node[1-$nodes] Name=gpu File=$dir/gpus/nvidia[0-3] Flags=nvidia_gpu_env" >"$dir/gres.conf"
-echo "CgroupPlugin=cgroup/v1" >"$dir/cgroup.conf"                          # else slurmd looks for a mounted one
+echo "CgroupPlugin=cgroup/v1" >"$dir/cgroup.conf"                          # else slurmd looks for a mounted cgroup
 cat >"$dir/slurm.conf" <<CONF
 ClusterName=throwaway
 SlurmctldHost=localhost(127.0.0.1)
@@ -89,7 +89,8 @@ CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser=$me
 SlurmdUser=$me
 AuthType=auth/munge
-# How long a requeued job waits is the life of a credential; shorter than the end of its steps, its node is drained.
+# A requeued job waits for the lifetime of a credential. If this is shorter than its steps need to end, SLURM drains the
+# node.
 AuthInfo=socket=$dir/run/munge.socket,cred_expire=10
 KillWait=2
 StateSaveLocation=$dir/state
@@ -127,7 +128,7 @@ printf 'export SLURM_CONF=%q\n' "$SLURM_CONF" >"$dir/env.sh"
 
 # --- daemons ---
 trap 'echo "cluster.sh: a daemon did not start:" >&2; tail -n 3 "$dir"/log/*.err >&2' ERR
-# --force: else munged asks that every user may enter the folders above its socket; here one user talks to itself.
+# --force: else munged requires that every user can enter the folders above its socket. Here only one user needs it.
 runs "$dir/run/munged.pid" munged || { rm -f "$dir"/run/munge.socket*; munged --force --key-file="$dir/munge.key" \
     --socket="$dir/run/munge.socket" --pid-file="$dir/run/munged.pid" --log-file="$dir/log/munged.log" \
     --seed-file="$dir/munge.seed" 2>>"$dir/log/munged.err"; }

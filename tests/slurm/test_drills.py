@@ -1,7 +1,7 @@
-"""What clusters do to a sweep, done to one on a real SLURM: `make test-slurm` starts it and runs these.
+"""Faults of clusters, caused on a real SLURM: `make test-slurm` starts it and runs these tests.
 
-After each blow the same command is given again, and every cell must be there exactly once, with its own numbers, and
-nothing left over. The cells are trivial (trivial_cells.py); the last tests run real ones.
+After each fault the same command runs again. Then every cell must be there exactly once, with its own numbers, and no
+other files may be left. The cells are trivial (trivial_cells.py); the last tests run real cells.
 """
 
 from __future__ import annotations
@@ -39,27 +39,28 @@ ENVIRONMENT = {
 }
 COUNT = 16
 SLURM = ("launcher=slurm", "launcher.gpus=0", "launcher.cpus=1", "launcher.mem_gb=0.3", "launcher.timeout_min=60")
-FOUR_A_JOB = (f"cells={COUNT}", "launcher.chunk_minutes=4")
+FOUR_PER_JOB = (f"cells={COUNT}", "launcher.chunk_minutes=4")
 PATIENCE = 240
-"""Seconds until something that must happen counts as never: no drill is about speed, and the machine may be slow."""
+"""A test fails after waiting this many seconds. No test is about speed, and the machine may be slow."""
 
 
 class Driver:
-    """The command, running, and what it has said so far."""
+    """The running command and its output."""
 
     def __init__(self, results: Path, *arguments: str) -> None:
         words = [sys.executable, "-m", "trivial_cells", f"results={results}", *SLURM, *arguments]
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(words, env=ENVIRONMENT, cwd=ROOT, stdout=self.output, stderr=subprocess.STDOUT)
 
-    def told(self) -> str:
+    def printed(self) -> str:
+        """Return the output so far."""
         self.output.seek(0)
         return self.output.read()
 
     def end(self) -> str:
-        """Wait until it ends; returns all it said."""
+        """Wait until it ends. Returns its output."""
         self.process.wait(PATIENCE)
-        return self.told()
+        return self.printed()
 
     @property
     def code(self) -> int | None:
@@ -78,23 +79,23 @@ def start(results: Path, *arguments: str) -> Driver:
     return DRIVERS[-1]
 
 
-def heal(results: Path, *arguments: str) -> str:
-    """The same command again; returns what it said."""
+def run_to_end(results: Path, *arguments: str) -> str:
+    """Run the command to its end, without an error. Returns its output."""
     driver = start(results, *arguments)
-    told = driver.end()
-    assert driver.code == 0, told
-    return told
+    output = driver.end()
+    assert driver.code == 0, output
+    return output
 
 
 @pytest.fixture(autouse=True)
-def peace(tmp_path: Path) -> Iterator[None]:
-    """What a drill that failed left behind must not spoil the next one."""
+def clean_cluster(tmp_path: Path) -> Iterator[None]:
+    """End the drivers and jobs that a failed test has left, so that they do not disturb the next one."""
     yield
     while DRIVERS:
         DRIVERS.pop().kill()
     for job in jobs(tmp_path, "PENDING,RUNNING"):
         slurm("scancel", job)
-    raise_nodes()
+    start_nodes()
 
 
 @pytest.fixture
@@ -103,8 +104,8 @@ def gate(tmp_path: Path) -> Path:
     return tmp_path / "gate"
 
 
-def raise_nodes() -> None:
-    """Start the daemons that are not there."""
+def start_nodes() -> None:
+    """Start the daemons that do not run."""
     folder = Path(os.environ["SLURM_CONF"]).parent
     subprocess.run([HERE / "cluster.sh", "start", folder], check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE)
 
@@ -123,12 +124,12 @@ def verb(name: str, *arguments: str, environment: Mapping[str, str] = ENVIRONMEN
 def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.1)
 
 
 def jobs(results: Path, state: str) -> list[str]:
-    """Ids of this store's jobs in a state, as squeue writes them."""
+    """Return the ids of the jobs of this store in a state, as squeue writes them."""
     ours = {job for file in results.glob("jobs/*/run.json") for job in json.loads(file.read_text())["jobs"]}
     return [job for job in slurm("squeue", "-h", "-r", "-t", state, "-o", "%i").split() if job in ours]
 
@@ -138,12 +139,15 @@ def alive(results: Path) -> list[Claim]:
 
 
 def wait_at_gate(results: Path, count: int = 4, done: int = 4) -> None:
-    """Until so many jobs run and stand before the gate with an open cell, and so many cells are done."""
+    """Wait until `count` jobs run and wait at the gate with an open cell, and `done` cells are done."""
     until(lambda: len(jobs(results, "RUNNING")) == len(alive(results)) == count and len(Store(results).done()) == done)
 
 
 def check(results: Path, count: int = COUNT, images: int = 1, drafts: bool = False) -> None:
-    """Every cell once, with its own numbers; nothing left over, but for drafts that could not be removed."""
+    """Check that every cell is there once, with its own numbers, and that no other files are left.
+
+    `drafts` allows drafts that could not be removed.
+    """
     until(lambda: not jobs(results, "PENDING,RUNNING,COMPLETING"))
     store = Store(results)
     assert store.done() == {f"trivial-{i:05d}" for i in range(count)} and not store.failed()
@@ -155,7 +159,7 @@ def check(results: Path, count: int = COUNT, images: int = 1, drafts: bool = Fal
     assert not list(results.glob("partial/*")) and not Claims(results).all(), "left over"
 
 
-# --- the blows -------------------------------------------------------------------------------------------------
+# --- the faults -------------------------------------------------------------------------------------------------
 
 
 def cancel_running(results: Path) -> None:
@@ -180,19 +184,20 @@ def user_signal(results: Path) -> None:
 
 
 def kill_slurmd(results: Path) -> None:
-    """The node is gone for the controller: its jobs run again elsewhere, and go on as orphans until it is back."""
+    """Kill the daemon of a node. The controller runs its jobs again on other nodes, while the old processes still
+    run."""
     node = slurm("squeue", "-h", "-r", "-j", jobs(results, "RUNNING")[0], "-o", "%N").strip()
     folder = Path(os.environ["SLURM_CONF"]).parent
     os.kill(int((folder / "run" / f"slurmd-{node}.pid").read_text()), signal.SIGKILL)
     slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=drill")
     until(lambda: jobs(results, "PENDING"))
     until(lambda: len(jobs(results, "RUNNING")) == 4)
-    assert len(alive(results)) == 4, "the orphans have the cells"
-    raise_nodes()
+    assert len(alive(results)) == 4, "the old processes still have the cells"
+    start_nodes()
 
 
 @pytest.mark.parametrize(
-    ("blow", "heals_itself"),
+    ("fault", "continues_alone"),
     [
         (cancel_running, False),
         (cancel_array, False),
@@ -203,79 +208,81 @@ def kill_slurmd(results: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_blow_loses_nothing(tmp_path: Path, gate: Path, blow: Callable[[Path], None], heals_itself: bool) -> None:
-    arguments = (*FOUR_A_JOB, f"gate={gate}")
+def test_a_fault_loses_nothing(
+    tmp_path: Path, gate: Path, fault: Callable[[Path], None], continues_alone: bool
+) -> None:
+    arguments = (*FOUR_PER_JOB, f"gate={gate}")
     driver = start(tmp_path, *arguments)
     wait_at_gate(tmp_path)
-    blow(tmp_path)
+    fault(tmp_path)
     gate.touch()
-    told = driver.end()
-    assert driver.code == (0 if heals_itself else 1), told
-    heal(tmp_path, *arguments)
+    output = driver.end()
+    assert driver.code == (0 if continues_alone else 1), output
+    run_to_end(tmp_path, *arguments)
     check(tmp_path)
 
 
 def test_a_pending_element_that_vanishes_is_noticed(tmp_path: Path, gate: Path) -> None:
-    """SLURM keeps no trace of it: neither squeue nor sacct would ever say that it is gone."""
-    one_at_a_time = (*FOUR_A_JOB, f"gate={gate}", "launcher.array_parallelism=1")
+    """SLURM keeps no record of it: neither squeue nor sacct shows that it has ended."""
+    one_at_a_time = (*FOUR_PER_JOB, f"gate={gate}", "launcher.array_parallelism=1")
     driver = start(tmp_path, *one_at_a_time)
     wait_at_gate(tmp_path, 1, 1)
     slurm("scancel", jobs(tmp_path, "PENDING")[-1])
     gate.touch()
-    told = driver.end()
-    assert driver.code == 1 and f"{COUNT - 4} of {COUNT} ended" in told, told
+    output = driver.end()
+    assert driver.code == 1 and f"{COUNT - 4} of {COUNT} ended" in output, output
     assert "4 lost" in verb("status", f"results={tmp_path}")
-    heal(tmp_path, *one_at_a_time)
+    run_to_end(tmp_path, *one_at_a_time)
     check(tmp_path)
 
 
 def test_a_killed_driver_is_not_needed(tmp_path: Path, gate: Path) -> None:
-    arguments = (*FOUR_A_JOB, f"gate={gate}")
+    arguments = (*FOUR_PER_JOB, f"gate={gate}")
     driver = start(tmp_path, *arguments)
     wait_at_gate(tmp_path)
     driver.kill()
     again = start(tmp_path, *arguments)
-    until(lambda: "12 cells are in jobs of an earlier run: followed, not submitted again" in again.told())
+    until(lambda: "12 cells are in jobs of an earlier run: watched, not submitted again" in again.printed())
     gate.touch()
-    told = again.end()
-    assert again.code == 0, told
+    output = again.end()
+    assert again.code == 0, output
     check(tmp_path)
     assert len(list(tmp_path.glob("jobs/*"))) == 1
 
 
 def test_two_drivers_submit_each_cell_once(tmp_path: Path) -> None:
-    drivers = [start(tmp_path, *FOUR_A_JOB) for _ in range(2)]
-    told = [driver.end() for driver in drivers]
-    assert [driver.code for driver in drivers] == [0, 0], told
+    drivers = [start(tmp_path, *FOUR_PER_JOB) for _ in range(2)]
+    output = [driver.end() for driver in drivers]
+    assert [driver.code for driver in drivers] == [0, 0], output
     check(tmp_path)
     runs = [json.loads(file.read_text()) for file in tmp_path.glob("jobs/*/run.json")]
     assert sorted(i for run in runs for cells in run["jobs"].values() for i in cells) == list(range(COUNT))
 
 
 def test_preemption_keeps_the_images_of_an_open_cell(tmp_path: Path, gate: Path) -> None:
-    one_a_job = ("cells=4", "images=10", f"gate={gate}", "each=1", "launcher.chunk_minutes=1")
-    driver = start(tmp_path, *one_a_job, "launcher.partition=low")
+    one_per_job = ("cells=4", "images=10", f"gate={gate}", "each=1", "launcher.chunk_minutes=1")
+    driver = start(tmp_path, *one_per_job, "launcher.partition=low")
     wait_at_gate(tmp_path, 4, 0)
     slurm("sbatch", "-p", "high", "-N4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
     until(lambda: len(jobs(tmp_path, "PENDING")) == 4)
     gate.touch()
-    told = driver.end()
-    assert driver.code == 0, told
+    output = driver.end()
+    assert driver.code == 0, output
     check(tmp_path, 4, images=10)
     resumed = [Store(tmp_path).record(cell)["provenance"]["resumed"] for cell in Store(tmp_path).done()]
     assert min(resumed) > 0, resumed
 
 
 def test_a_bad_node_is_left_for_another(tmp_path: Path) -> None:
-    told = heal(tmp_path, "cells=8", "launcher.chunk_minutes=4", f"bad={tmp_path / 'bad'}")
+    output = run_to_end(tmp_path, "cells=8", "launcher.chunk_minutes=4", f"bad={tmp_path / 'bad'}")
     check(tmp_path, 8)
     logs = [log.read_text() for log in tmp_path.glob("jobs/*/logs/*_log.out")]
     faults = [log.count("this machine is at fault") for log in logs]
-    assert max(faults) == 1 and len(faults) == 2, told
+    assert max(faults) == 1 and len(faults) == 2, output
 
 
 def test_a_finished_job_that_runs_again_changes_nothing(tmp_path: Path) -> None:
-    heal(tmp_path, *FOUR_A_JOB)
+    run_to_end(tmp_path, *FOUR_PER_JOB)
     check(tmp_path)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*")}
     job = next(iter(json.loads(next(tmp_path.glob("jobs/*/run.json")).read_text())["jobs"]))
@@ -292,7 +299,7 @@ def _again(results: Path, job: str) -> str:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Large enough for a snapshot of the code with its weights, small enough to be filled."""
+    """A disk that is large enough for a snapshot of the code with its weights, and small enough to fill."""
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=99m", "tmpfs", folder], capture_output=True, check=False)
@@ -313,7 +320,7 @@ def make_room(disk: Path) -> None:
 
 
 def forbid(disk: Path) -> None:
-    """Read-only is what jobs see of the cells and the claims; their logs, which say so, are elsewhere on most sites."""
+    """Make the cells and the claims read-only for the jobs. Their logs stay writable, as on most sites."""
     for name in ("cells", "claims"):
         folder = str(disk / "results" / name)
         subprocess.run(["mount", "--bind", folder, folder], check=True)
@@ -334,18 +341,18 @@ def allow(disk: Path) -> None:
 def test_a_store_that_cannot_be_written_fails_no_cell(
     small_disk: Path, gate: Path, harm: Callable[[Path], None], mend: Callable[[Path], None], word: str
 ) -> None:
-    results, arguments = small_disk / "results", (*FOUR_A_JOB, f"gate={gate}")
+    results, arguments = small_disk / "results", (*FOUR_PER_JOB, f"gate={gate}")
     driver = start(results, *arguments)
     wait_at_gate(results)
     harm(small_disk)
     gate.touch()
-    told = driver.end()
-    assert driver.code == 1 and not Store(results).failed(), told
-    assert harm is fill or word in told, "a full disk leaves no room for the log that would say so"
+    output = driver.end()
+    assert driver.code == 1 and not Store(results).failed(), output
+    assert harm is fill or word in output, "a full disk has no room for a log with this message"
     again = start(results, *arguments)
-    assert word in again.end() and again.code == 1, again.told()
+    assert word in again.end() and again.code == 1, again.printed()
     mend(small_disk)
-    heal(results, *arguments)
+    run_to_end(results, *arguments)
     check(results, drafts=harm is forbid)
 
 
@@ -353,28 +360,28 @@ def test_a_store_that_cannot_be_written_fails_no_cell(
 
 
 def test_status_and_cancel_need_no_driver(tmp_path: Path, gate: Path) -> None:
-    arguments = (*FOUR_A_JOB, f"gate={gate}", "launcher.array_parallelism=2", "launcher.wait=false")
-    heal(tmp_path, *arguments)
+    arguments = (*FOUR_PER_JOB, f"gate={gate}", "launcher.array_parallelism=2", "launcher.wait=false")
+    run_to_end(tmp_path, *arguments)
     wait_at_gate(tmp_path, 2, 2)
     seen = verb("status", f"results={tmp_path}")
     assert "16 cells: 2 done, 2 running, 12 queued" in seen and "2 jobs wait: JobArrayTaskLimit" in seen, seen
     assert "4 jobs cancelled" in verb("cancel", "sweep=trivial", f"results={tmp_path}")
     until(lambda: not jobs(tmp_path, "PENDING,RUNNING,COMPLETING"))
-    assert not Claims(tmp_path).all(), "no cell died of being cancelled"
+    assert not Claims(tmp_path).all(), "a cancelled job leaves no claim"
     seen = verb("status", f"results={tmp_path}")
     assert "16 cells: 2 done, 14 lost" in seen and "stopped: cancelled" in seen, seen
     gate.touch()
-    heal(tmp_path, *arguments[:3])
+    run_to_end(tmp_path, *arguments[:3])
     check(tmp_path)
 
 
 def test_jobs_that_inherit_no_environment_run(tmp_path: Path) -> None:
-    heal(tmp_path, *FOUR_A_JOB, "launcher.additional_parameters={export: NONE}")
+    run_to_end(tmp_path, *FOUR_PER_JOB, "launcher.additional_parameters={export: NONE}")
     check(tmp_path)
 
 
 def test_arrays_are_cut_at_the_sites_limit(tmp_path: Path) -> None:
-    assert "submitted 25 jobs" in heal(tmp_path, "cells=25", "launcher.chunk_minutes=1")
+    assert "submitted 25 jobs" in run_to_end(tmp_path, "cells=25", "launcher.chunk_minutes=1")
     check(tmp_path, 25)
     ids = json.loads(next(tmp_path.glob("jobs/*/run.json")).read_text())["jobs"]
     assert len({job.partition("_")[0] for job in ids}) == 2, "MaxArraySize is 20 here"
@@ -382,16 +389,16 @@ def test_arrays_are_cut_at_the_sites_limit(tmp_path: Path) -> None:
 
 def test_a_thousand_cells_are_tens_of_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     started = time.monotonic()
-    told = heal(tmp_path / "chunks", "cells=1000", "launcher.chunk_minutes=63")
+    output = run_to_end(tmp_path / "chunks", "cells=1000", "launcher.chunk_minutes=63")
     chunked = time.monotonic() - started
     check(tmp_path / "chunks", 1000)
     count = len(json.loads(next(tmp_path.glob("chunks/jobs/*/run.json")).read_text())["jobs"])
     started = time.monotonic()
-    heal(tmp_path / "single", "cells=40", "launcher.chunk_minutes=1")
+    run_to_end(tmp_path / "single", "cells=40", "launcher.chunk_minutes=1")
     single = time.monotonic() - started
-    assert count < 100, told
+    assert count < 100, output
     with capsys.disabled():
-        print(f"\n1,000 trivial cells in {count} jobs: {chunked:.1f} s; one job a cell: {single:.1f} s for 40")
+        print(f"\n1,000 trivial cells in {count} jobs: {chunked:.1f} s; one job per cell: {single:.1f} s for 40")
 
 
 # --- real cells ------------------------------------------------------------------------------------------------
@@ -407,53 +414,55 @@ SMALL = (
 MEASURED = ["seconds", "peak_mib"]
 
 
-def science(results: Path) -> str:
-    """The sweep's rows without what is measured, as text."""
+def unmeasured_rows(results: Path) -> str:
+    """Return the rows of the sweep as text, without measured columns such as seconds."""
     store = Store(results)
     rows = store.rows(sorted(store.done())).drop(columns=MEASURED)
     return rows.sort_values(["cell_id", "image_id"]).to_csv(index=False)
 
 
-WITNESS = """
+CONNECTIONS = """
 import os, sys
 
 if os.environ.get("SUBMITIT_EXECUTOR"):
     def note(what):
-        with open(os.environ["WITNESS"], "a") as file:
+        with open(os.environ["CONNECTIONS"], "a") as file:
             file.write(what + chr(10))
 
     note("a job")
     sys.addaudithook(lambda event, about: note(str(about[1])) if event == "socket.connect" else None)
 """
-"""As sitecustomize of a job: notes each connection that its Python opens."""
+"""The file sitecustomize.py of a job. It records each connection that Python opens."""
 
 
 def test_the_corruption_sweep_gives_the_table_of_a_local_run(tmp_path: Path) -> None:
-    """WHOLE_SWEEP=1 runs the embedded sweep as it is, some 15 CPU minutes each; else a part of it. WHOLE_SWEEP=DIR
-    compares with the results of a local run in DIR."""
+    """WHOLE_SWEEP=1 runs the whole embedded sweep, about 15 CPU minutes for each launcher; else a part of it.
+    WHOLE_SWEEP=DIR compares with the results of a local run in DIR."""
     whole = os.environ.get("WHOLE_SWEEP", "")
     chosen = () if whole else SMALL
     local = Path(whole) if Path(whole).is_absolute() else tmp_path / "local"
-    (tmp_path / "witness").mkdir()
-    (tmp_path / "witness" / "sitecustomize.py").write_text(WITNESS)
-    path = os.pathsep.join([str(tmp_path / "witness"), ENVIRONMENT["PYTHONPATH"]])
-    environment = {**ENVIRONMENT, "PYTHONPATH": path, "WITNESS": str(tmp_path / "connections")}
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(CONNECTIONS)
+    path = os.pathsep.join([str(tmp_path / "site"), ENVIRONMENT["PYTHONPATH"]])
+    environment = {**ENVIRONMENT, "PYTHONPATH": path, "CONNECTIONS": str(tmp_path / "connections")}
     resources = ("launcher.gpus=0", "launcher.cpus=1", "launcher.mem_gb=1", "launcher.chunk_minutes=1")
     for folder, launcher in ((local, ("launcher=local",)), (tmp_path / "slurm", ("launcher=slurm", *resources))):
         verb(
             "run", "sweep=corruptions", "tracker=none", f"results={folder}", *chosen, *launcher, environment=environment
         )
-    assert science(tmp_path / "slurm") == science(local)
+    assert unmeasured_rows(tmp_path / "slurm") == unmeasured_rows(local)
     tables = [folder / "reports" / "corruptions" / "table.csv" for folder in (tmp_path / "slurm", local)]
     assert tables[0].read_bytes() == tables[1].read_bytes()
-    assert set((tmp_path / "connections").read_text().splitlines()) == {"a job"}, "nothing on a node opens a connection"
+    assert set((tmp_path / "connections").read_text().splitlines()) == {"a job"}, (
+        "no process on a node opens a connection"
+    )
 
 
 def test_training_on_several_processes_is_requeued_and_resumed(tmp_path: Path) -> None:
     recipe = ("train.steps=160", "train.images=256", "train.batch_size=16", "train.validate_every=80", "train.warmup=5")
     resources = ("launcher.gpus=2", "launcher.cpus=1", "launcher.mem_gb=2", "launcher.timeout_min=60")
-    told = verb("train", "model=digits_vp", f"out={tmp_path}", "tracker=none", *recipe, "launcher=slurm", *resources)
-    job = told.split()[2].rstrip(",;")
+    output = verb("train", "model=digits_vp", f"out={tmp_path}", "tracker=none", *recipe, "launcher=slurm", *resources)
+    job = output.split()[2].rstrip(",;")
     until(lambda: (tmp_path / "digits_vp" / "last.ckpt").is_file(), 900)
     slurm("scancel", "--signal=USR2", job)
     until(lambda: "Requeued job" in _log(tmp_path, job), 900)

@@ -1,4 +1,4 @@
-"""Figures that are printed, not asserted: planning and looking at large sweeps. `make test-slurm` shows them."""
+"""Times of `plan` and `status` for large sweeps. They are printed, not asserted: `make test-slurm` shows them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Verb = Callable[..., str]
 
 @pytest.fixture
 def verb(capsys: pytest.CaptureFixture[str]) -> Verb:
-    """Runs a verb as a user would, in a process of its own, and prints what that took, from its start to its end."""
+    """Run a command as a user does, in a separate process, and print its time from start to end."""
 
     def measure(what: str, name: str, *arguments: str) -> str:
         words = [sys.executable, "-m", f"bench.{name}", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        told = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
         seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
         worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         with capsys.disabled():
             print(f"\n{what}: {seconds:.2f} s, {worked:.2f} s of CPU, process start included")
-        return told
+        return output
 
     return measure
 
@@ -42,8 +42,8 @@ def test_a_plan_of_ten_thousand_cells(tmp_path: Path, verb: Verb) -> None:
     for what, method, seeds in (("one method", ["method=ddim"], 500), ("all methods", [], 30)):
         seed = ",".join(map(str, range(seeds)))
         overrides = ["sweep=corruptions", *method, f"seed={seed}", f"results={tmp_path}", "launcher=local"]
-        told = verb(f"plan of 10,000 cells, {what}", "plan", *overrides)
-        found = re.search(r"(\d+) cells: 0 done, \1 missing", told)
+        output = verb(f"plan of 10,000 cells, {what}", "plan", *overrides)
+        found = re.search(r"(\d+) cells: 0 done, \1 missing", output)
         assert found and int(found[1]) >= 10_000
 
 
@@ -58,8 +58,8 @@ def test_the_status_of_four_thousand_cells(tmp_path: Path, verb: Verb) -> None:
     for name in names[3000:3100]:
         store.write_failure(name, {"class": "oom", "message": "no room", "traceback": ""})
     runs.Run(runs.new_folder(tmp_path), "s", "local", names, "code").add(["1:1"], [names])
-    told = verb("status of 4,000 cells", "status", f"results={tmp_path}")
-    assert "4000 cells: 3000 done, 900 lost, 100 failed (oom)" in told
+    output = verb("status of 4,000 cells", "status", f"results={tmp_path}")
+    assert "4000 cells: 3000 done, 900 lost, 100 failed (oom)" in output
 
 
 OPTIONS = ", ".join(f'"key{i}": "some option"' for i in range(60))
