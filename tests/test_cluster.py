@@ -34,9 +34,9 @@ from bench.store import Store
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
 TINY = ["sweep=theory", "method=ddim", "model=gmm", "guidance=1.0", "tracker=none", "report=false"]
-"""A cell for every `steps`, on an exact denoiser."""
+"""One cell for each value of `steps`, on an exact denoiser."""
 
-# --- what SLURM is told ----------------------------------------------------------------------------------------
+# --- what SLURM receives ----------------------------------------------------------------------------------------
 
 ENVIRONMENT = {"PYTHONPATH": "/store/code/abc:/home/me", "HF_HUB_OFFLINE": "1", "NOTE": "two words"}
 SITE = ["launcher.partition=gpu", "launcher.account=lab", "launcher.qos=long", "launcher.constraint=a100",
@@ -80,7 +80,7 @@ def test_jobs_open_no_connection_and_see_the_copy_first(tmp_path: Path) -> None:
     values = launch.environment(LauncherConfig(env={"WANDB_MODE": "disabled"}), tmp_path, 3)
     assert values["PYTHONPATH"].split(os.pathsep)[0] == str(tmp_path) and values["PYTHONSAFEPATH"] == "1"
     assert values["HF_HUB_OFFLINE"] == values["TRANSFORMERS_OFFLINE"] == "1" and values["OMP_NUM_THREADS"] == "3"
-    assert values["WANDB_MODE"] == "disabled", "the user's word is the last"
+    assert values["WANDB_MODE"] == "disabled", "the user's value takes precedence"
 
 
 def test_weights_come_from_the_folder_that_the_nodes_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_a_dry_run_prints_what_sbatch_would_get(
     overrides = [*TINY, "steps=1,2,3,4,5", f"results={results}", "launcher=slurm", "launcher.chunk_minutes=0.0001"]
     assert run.main([*overrides, "dry_run=true"]) == 0
     told = capsys.readouterr().out
-    assert "#SBATCH --array=0-2%3" in told and "#SBATCH --array=0-1%2" in told, "five jobs, three an array"
+    assert "#SBATCH --array=0-2%3" in told and "#SBATCH --array=0-1%2" in told, "five jobs, at most three per array"
     assert f"export PYTHONPATH={snapshot.place(results, [])}" in told and not results.exists()
 
 
@@ -185,7 +185,7 @@ def test_a_snapshot_is_what_runs_after_an_edit(tmp_path: Path, monkeypatch: pyte
 def test_a_snapshot_holds_what_plugins_import_from_beside_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A module, its helper, the helper's package, and a package without __init__.py; not what nobody imports."""
+    """It holds a module, its helper, the helper's package and a package without __init__.py; not unused modules."""
     plugins = tmp_path / "plugins"
     (plugins / "loose").mkdir(parents=True)
     (plugins / "kit").mkdir()
@@ -252,7 +252,7 @@ def test_one_cell_one_owner(tmp_path: Path) -> None:
     assert not Claims(tmp_path).all()[0].alive, "its owner has left"
 
 
-def test_the_dead_lose_their_cells_and_deaths_are_counted_unless_images_were_finished(tmp_path: Path) -> None:
+def test_ended_owners_lose_their_cells_and_are_counted_unless_they_finished_images(tmp_path: Path) -> None:
     def die(images: int) -> Any:
         with Claims(tmp_path) as owner:
             return owner.take("c", images)
@@ -260,7 +260,7 @@ def test_the_dead_lose_their_cells_and_deaths_are_counted_unless_images_were_fin
     assert [die(images).deaths for images in (0, 0, 0, 3, 3, 5)] == [0, 1, 2, 1, 2, 1]
 
 
-def test_a_killed_process_is_dead_at_once_and_a_silent_one_after_its_lease(tmp_path: Path) -> None:
+def test_a_claim_is_void_at_once_after_a_kill_and_else_when_its_pulse_is_old(tmp_path: Path) -> None:
     code = "import sys, time\nfrom bench.cluster.claims import Claims\n"
     code += "with Claims(sys.argv[1]) as c: c.take('c'); print(flush=True); time.sleep(60)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -294,10 +294,10 @@ def test_a_claim_says_why_its_last_owner_left(tmp_path: Path) -> None:
             assert claim and (claim.cause, claim.message, claim.trace) == (cause, message, message and "Traceback")
     with Claims(tmp_path) as owner:
         claim = owner.take("c")
-        assert claim and (claim.cause, claim.deaths) == ("node", 6), "the last one went without a word"
+        assert claim and (claim.cause, claim.deaths) == ("node", 6), "the last one left no cause"
 
 
-def test_who_buries_a_living_claim_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_valid_claim_that_was_removed_by_mistake_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Claims(tmp_path) as dead:
         dead.take("c")
     with Claims(tmp_path) as slow, Claims(tmp_path, job="quick") as quick:
@@ -317,7 +317,7 @@ def test_who_buries_a_living_claim_gives_it_back(tmp_path: Path, monkeypatch: py
 
 
 def test_a_repeated_link_is_no_other_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As NFS repeats it when the answer to the first was lost."""
+    """NFS repeats the link when the answer to the first request was lost."""
     link = os.link
 
     def twice(source: Path, target: Path) -> None:
@@ -351,7 +351,7 @@ def test_a_card_is_there_whole_and_comes_back(tmp_path: Path, monkeypatch: pytes
             assert not other.take("c")
 
 
-def test_only_one_is_alone(tmp_path: Path) -> None:
+def test_only_one_process_at_a_time_is_alone(tmp_path: Path) -> None:
     waited = []
     with Claims(tmp_path) as ours, Claims(tmp_path) as theirs, ours.alone("submit", lambda: None):
         assert not theirs.take(".submit") and not waited
@@ -363,34 +363,34 @@ def test_only_one_is_alone(tmp_path: Path) -> None:
 
 
 def test_the_answer_to_usr2_waits_for_a_safe_point() -> None:
-    told: list[str] = []
-    before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append("requeued"))
+    events: list[str] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: events.append("requeued"))
     try:
-        with pytest.raises(SystemExit), Interrupts(60, lambda: told.append("left")) as interrupts:  # noqa: PT012
+        with pytest.raises(SystemExit), Interrupts(60, lambda: events.append("left")) as interrupts:  # noqa: PT012
             interrupts.safe_point()
             os.kill(os.getpid(), signal.SIGUSR2)
-            assert interrupts.asked and told == []
+            assert interrupts.asked and events == []
             interrupts.safe_point()
-        assert told == ["left", "requeued"]
+        assert events == ["left", "requeued"]
         with pytest.raises(SystemExit), Interrupts(0.05):  # noqa: PT012
             os.kill(os.getpid(), signal.SIGUSR2)
             time.sleep(5)
-        assert told[2:] == ["requeued"], "no safe point came in time"
+        assert events[2:] == ["requeued"], "no safe point came in time"
         assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
     finally:
         signal.signal(signal.SIGUSR2, before)
 
 
 def test_term_ends_at_a_safe_point_and_requeues_nothing() -> None:
-    told: list[str] = []
-    before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append("requeued"))
+    events: list[str] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: events.append("requeued"))
     term_before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with pytest.raises(SystemExit), Interrupts(60, lambda: told.append("left")) as interrupts:  # noqa: PT012
+        with pytest.raises(SystemExit), Interrupts(60, lambda: events.append("left")) as interrupts:  # noqa: PT012
             os.kill(os.getpid(), signal.SIGTERM)
-            assert interrupts.asked and told == []
+            assert interrupts.asked and events == []
             interrupts.safe_point()
-        assert told == ["left"]
+        assert events == ["left"]
     finally:
         signal.signal(signal.SIGUSR2, before)
         signal.signal(signal.SIGTERM, term_before)
@@ -425,7 +425,7 @@ def rows(store: Path, cell: Cell) -> list[dict[str, Any]]:
 
 
 def interrupt(store: Path, cell: Cell, samples: int = 2, images: int = 2) -> None:
-    """Run a cell until so many more of its images are finished."""
+    """Run a cell until `images` more of its images are finished."""
 
     class After(Interrupts):
         points = 0
@@ -454,7 +454,7 @@ def test_an_interrupted_cell_goes_on_from_its_images(tmp_path: Path) -> None:
     assert ours["ids"].tolist() == theirs["ids"].tolist() and (ours["output"] == theirs["output"]).all()
 
 
-def test_images_are_not_gone_on_from_with_another_number_of_samples(tmp_path: Path) -> None:
+def test_partial_images_are_not_used_with_another_number_of_samples(tmp_path: Path) -> None:
     cell = one_cell()
     interrupt(tmp_path, cell, samples=1, images=3)
     assert guard(tmp_path, 1).run(cell) == "done"
@@ -486,7 +486,7 @@ def test_weights_that_changed_while_a_cell_waited_are_not_used(tmp_path: Path) -
     assert f"the weights {weights} have changed since this cell was planned" in told and "\n" not in told
 
 
-def test_images_of_other_code_are_not_gone_on_from(tmp_path: Path) -> None:
+def test_partial_images_of_other_code_are_not_used(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write_partial("c", "old", [{"image_id": "0"}], {})
     assert store.partial("c", "old")[0] == [{"image_id": "0"}] and store.partial("c", "new") == ([], {}, 0)
@@ -523,7 +523,7 @@ def test_failures_have_classes(error: Exception, kind: str) -> None:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> list[Exception]:
-    """DDIM raises these, one a call, and then works."""
+    """Make DDIM raise these errors, one per call, and then work."""
     from methods.inversion.ddim import DDIM
 
     left, plain = list(errors), DDIM.invert
@@ -588,7 +588,7 @@ def test_a_store_that_cannot_be_written_is_no_failure_of_the_cell(
 
 
 class FakeGuard:
-    """Ends cells by name: bad ones fail."""
+    """A guard that ends cells by their names: those with "bad" in the name fail."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -629,7 +629,7 @@ def test_a_job_leaves_what_has_ended_and_comes_back_to_what_others_had(tmp_path:
     assert not Claims(tmp_path).all()
 
 
-def test_images_of_the_living_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_images_of_a_valid_claim_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Store, "partial_images")
     with Claims(tmp_path) as owner, Claims(tmp_path) as other:
         owner.take("c")
@@ -647,15 +647,15 @@ class FaultyJob(Job):
 
 
 def test_a_job_on_a_bad_node_is_requeued_and_then_kept_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(slurm, "avoid_node", lambda: told.append("elsewhere"))
-    before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append("requeued"))
+    events: list[str] = []
+    monkeypatch.setattr(slurm, "avoid_node", lambda: events.append("elsewhere"))
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: events.append("requeued"))
     try:
         with pytest.raises(SystemExit):
             list(job(tmp_path, "c", kind=FaultyJob).run())
     finally:
         signal.signal(signal.SIGUSR2, before)
-    assert told == ["requeued", "elsewhere"], "scontrol excludes nodes of a job that is pending only"
+    assert events == ["requeued", "elsewhere"], "scontrol can exclude nodes only for a pending job"
 
 
 def test_a_cell_that_is_given_up_says_what_went_wrong(tmp_path: Path) -> None:
@@ -679,7 +679,7 @@ def test_a_cell_whose_processes_were_always_asked_to_stop_was_preempted(tmp_path
     assert "the last one: asked to stop" in Store(tmp_path).failure("c")["message"]
 
 
-def test_the_end_of_a_cancelled_run_is_no_death(tmp_path: Path) -> None:
+def test_a_process_that_ends_by_a_cancellation_is_not_counted(tmp_path: Path) -> None:
     class CancelledJob(Job):
         def guard(self, store: Store, interrupts: Interrupts) -> Any:
             def run(cell: Cell) -> None:
@@ -702,10 +702,10 @@ def test_a_cell_that_takes_every_process_with_it_is_given_up(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("limit", [2, 0.3])
-def test_a_hopeless_run_stops(tmp_path: Path, limit: float) -> None:
-    hopeless = job(tmp_path, "bad1", "ok1", "bad2", "ok2", "ok3", "ok4", max_failed=limit)
-    assert [name for name, _ in hopeless.run()] == ["bad1", "ok1", "bad2"]
-    assert f"2 of 6 cells failed; launcher.max_failed={limit:g}" in (Path(hopeless.folder) / "stop").read_text()
+def test_a_run_with_too_many_failures_stops(tmp_path: Path, limit: float) -> None:
+    failing_run = job(tmp_path, "bad1", "ok1", "bad2", "ok2", "ok3", "ok4", max_failed=limit)
+    assert [name for name, _ in failing_run.run()] == ["bad1", "ok1", "bad2"]
+    assert f"2 of 6 cells failed; launcher.max_failed={limit:g}" in (Path(failing_run.folder) / "stop").read_text()
 
 
 def test_a_stopped_run_ends_after_the_cell_in_hand(tmp_path: Path) -> None:
@@ -756,7 +756,7 @@ def test_a_plugins_waiting_cells_are_queued_while_its_driver_lives(
     assert list(seen[0].values()) == ["queued", "queued"]
     told = capsys.readouterr()
     assert "0 jobs cancelled" in told.out and "they end after the cell in hand" in told.err
-    assert [folder.name for folder in tmp_path.glob("jobs/*/stop")], "its workers are told"
+    assert [folder.name for folder in tmp_path.glob("jobs/*/stop")], "its workers find the stop file"
 
 
 # --- submitting ------------------------------------------------------------------------------------------------------
@@ -766,7 +766,7 @@ SUBMITTING = [*TINY, "steps=4,5", "launcher=slurm", "launcher.wait=false"]
 
 
 def fake_submission(folder: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str, queue: str = "") -> None:
-    """A SLURM that takes jobs or refuses them, and whose squeue prints the file `queue`."""
+    """Install a fake SLURM that accepts or refuses jobs, and whose squeue prints the file `queue`."""
     (folder / "queue").write_text(queue)
     fake_slurm(
         folder / "bin", monkeypatch, sbatch=sbatch, srun="", sacct="", scontrol="echo 'MaxArraySize = 9'",
@@ -778,7 +778,7 @@ TAKES = "echo Submitted batch job $$"
 REFUSES = "echo 'invalid partition specified: nope' >&2; exit 1"
 
 
-def test_submit_and_leave_is_no_loss(
+def test_a_driver_that_submits_and_ends_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_submission(tmp_path, monkeypatch, TAKES)
@@ -846,7 +846,7 @@ def test_auto_asks_slurm_for_what_its_own_file_asks() -> None:
 
 
 def test_a_checkpoint_folder_has_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same command again is refused while its job lives or squeue is silent, and submitted once it has ended."""
+    """The same command is refused while its job runs or squeue is silent, and submitted after its end."""
     fake_submission(tmp_path, monkeypatch, f"echo >>{tmp_path}/submitted; {TAKES}")
     out = tmp_path / "train"
     command = ["model=digits_vp", f"out={out}", "tracker=none", "launcher=slurm"]
@@ -886,7 +886,7 @@ def test_a_training_takes_the_code_of_its_model_along(tmp_path: Path, monkeypatc
 
 
 def sweep(store: Path, monkeypatch: pytest.MonkeyPatch, queue: str) -> None:
-    """Six cells: done, failed, running, in a waiting job, in a job that is gone, never submitted."""
+    """Make six cells: done, failed, running, in a waiting job, in a job that is gone, never submitted."""
     names = ["done", "failed", "running", "queued", "lost", "missing"]
     held = Store(store)
     cells = [{"id": name, "axes": {"model": "m", "method": "x"}, "evaluations": 10} for name in names]
@@ -903,7 +903,7 @@ def sweep(store: Path, monkeypatch: pytest.MonkeyPatch, queue: str) -> None:
 QUEUE = "printf '7_0|RUNNING|None\\n7_1|PENDING|Priority\\n9|RUNNING|None\\n'"
 
 
-def test_status_tells_every_cell_from_the_store_and_squeue(
+def test_status_finds_every_cell_from_the_store_and_squeue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep(tmp_path, monkeypatch, QUEUE)
@@ -924,7 +924,7 @@ def test_status_tells_every_cell_from_the_store_and_squeue(
 
 
 @pytest.mark.parametrize("other", ["7_0|COMPLETED", "7_[1-7%2]|PENDING"])
-def test_how_other_jobs_of_an_array_ended_is_not_told_of_the_lost(
+def test_other_jobs_of_an_array_do_not_explain_lost_cells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     sweep(tmp_path, monkeypatch, QUEUE)
@@ -933,13 +933,13 @@ def test_how_other_jobs_of_an_array_ended_is_not_told_of_the_lost(
     assert [text for text in troubles if "ended" in text] == ["1 jobs with lost cells ended as NODE_FAIL"]
 
 
-def test_watching_outlives_a_squeue_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_goes_on_when_squeue_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep(tmp_path, monkeypatch, "exit 1")
     looks = []
 
     def sleep(seconds: float) -> None:
         looks.append(seconds)
-        (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\n")  # answers: no job is left
+        (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\n")  # its answer: no job is left
 
     monkeypatch.setattr(status, "time", SimpleNamespace(sleep=sleep, time=time.time))
     assert status.main([f"results={tmp_path}", "watch=true"]) == 0 and len(looks) == 1
@@ -962,7 +962,7 @@ def test_watching_ends_with_the_last_cell(
                 Store(tmp_path).write(cell, [{"cell_id": cell}], {"provenance": {"seconds": 36.0}})
                 return
 
-    monkeypatch.setattr(status, "time", SimpleNamespace(sleep=sleep, time=time.time))  # other threads sleep as ever
+    monkeypatch.setattr(status, "time", SimpleNamespace(sleep=sleep, time=time.time))  # only in this module
     assert status.main([f"results={tmp_path}", "watch=true"]) == 0
     assert "3 done, 1 lost, 1 missing, 1 failed (oom)" in capsys.readouterr().out
 
@@ -981,7 +981,7 @@ def test_a_run_that_vanishes_while_it_is_read_is_none(tmp_path: Path, monkeypatc
     assert [found.sweep for found in runs.read(tmp_path)] == ["stays"]
 
 
-def test_no_answer_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_answer_of_squeue_no_job_counts_as_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep(tmp_path, monkeypatch, "exit 1")
     seen = status.look(Store(tmp_path))[0]
     assert seen.states["lost"] == seen.states["queued"] == "unknown" and seen.states["missing"] == "missing"
@@ -991,7 +991,7 @@ def test_no_answer_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         cancel.cancel(Store(tmp_path), "s")
 
 
-def test_one_miss_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_is_absent_once_does_not_count_as_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep(tmp_path, monkeypatch, QUEUE)
     nobody = launch.Nobody(tmp_path, pause=0)
     assert not nobody({"queued"}) and not nobody({"lost"})
@@ -1007,7 +1007,7 @@ def test_a_job_that_slurm_holds_is_released(
     (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/sh\necho $@ >>{tmp_path}/released\n")
     (tmp_path / "bin" / "scontrol").chmod(0o755)
     assert not launch.Nobody(tmp_path, pause=0)({"running"})
-    assert (tmp_path / "released").read_text() == "release 7_0\n", "neither the user's own hold nor a stranger's job"
+    assert (tmp_path / "released").read_text() == "release 7_0\n", "neither the user's own hold nor another user's job"
     assert "1 jobs were held" in capsys.readouterr().out
 
 
@@ -1024,7 +1024,7 @@ def test_cancel_ends_the_jobs_of_its_sweep(tmp_path: Path, monkeypatch: pytest.M
 def test_cancel_says_what_slurm_would_not_cancel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """7_0 goes on, and 7_1 had ended before scancel came to it."""
+    """Job 7_0 goes on, and 7_1 had ended before scancel reached it."""
     sweep(tmp_path, monkeypatch, f"[ -e {tmp_path}/tried ] && echo '7_0|RUNNING|None' || {QUEUE}")
     refusal = "echo 'scancel: error: Kill job error on job id 7_0: Access/permission denied' >&2; exit 1"
     (tmp_path / "bin" / "scancel").write_text(f"#!/bin/sh\ntouch {tmp_path}/tried; {refusal}\n")

@@ -1,4 +1,4 @@
-"""A user's folder of images: what is read, what is said before anything starts, and that its content is identity."""
+"""A user's folder of images: what is read, which errors come before a run, and that its content is part of an id."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def save(file: Path, seed: int, **options: Any) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three images without captions."""
+    """Make three images without captions."""
     for i, name in enumerate("abc"):
         save(tmp_path / "images" / f"{name}.png", i)
     return tmp_path / "images"
@@ -59,7 +59,7 @@ def cell(root: Path | str, *overrides: str) -> Cell:
 
 
 def refused(root: Path, *overrides: str) -> str:
-    """The one line that a plan ends in."""
+    """Return the one line with which a plan ends."""
     with pytest.raises(UserError) as caught:
         cell(root, *overrides)
     return str(caught.value)
@@ -73,7 +73,7 @@ def overwrite(root: Path) -> None:
 
 
 def overwrite_at_the_same_size_and_time(root: Path) -> None:
-    """As `cp -p` or `rsync -t` may: uncompressed, so that all files have one size."""
+    """Overwrite as `cp -p` or `rsync -t` may do. The files are not compressed, so all have the same size."""
     for name in "ab":
         found = (root / f"{name}.bmp").stat()
         save(root / f"{name}.bmp", 99)
@@ -91,7 +91,7 @@ def put_before(root: Path) -> None:
 
 
 def rename(root: Path) -> None:
-    """An id keys the noise: the same pixels under another name are another measurement."""
+    """The id is part of the noise's key: the same pixels under another name give another measurement."""
     (root / "a.png").rename(root / "aa.png")
 
 
@@ -173,7 +173,7 @@ def test_data_sets_without_files_keep_their_specification() -> None:
 
 
 class Plain:
-    """A third party's data set: a file of numbers, with edits."""
+    """The data set of a third party: a file of numbers, with edits."""
 
     shape = (3, 32, 32)
     edits: Sequence[str] = ("negate",)
@@ -193,7 +193,7 @@ class Plain:
 
 
 class Numbered(Plain):
-    """The same, and it says what it holds."""
+    """The same data set, which also declares its content."""
 
     def content(self, index: int) -> str:
         return repr(self.numbers[index])
@@ -261,7 +261,7 @@ def test_a_run_refuses_files_that_have_changed(root: Path, tmp_path: Path, when:
         read = ImageFolder.item
 
         def item(self: ImageFolder, index: int) -> Item:
-            if index == 1 and (tmp_path / "results/sweeps").exists():  # it is planned, and runs
+            if index == 1 and (tmp_path / "results/sweeps").exists():  # the run has started, after its plan
                 save(root / "b.png", 99)
             return read(self, index)
 
@@ -336,7 +336,7 @@ def dangling(file: Path) -> None:
 
 
 def pipe(file: Path) -> None:
-    """Opening it would wait for ever."""
+    """Replace the file by a pipe, which would block whoever opens it."""
     file.unlink()
     os.mkfifo(file)
 
@@ -345,7 +345,7 @@ def pipe(file: Path) -> None:
 def test_an_image_that_cannot_be_read_is_named_before_the_start(root: Path, spoil: Any) -> None:
     spoil(root / "b.png")
     assert "b.png" in refused(root)
-    assert cell(root, "images=1")  # only what is chosen matters
+    assert cell(root, "images=1")  # only the chosen images matter
 
 
 def test_a_truncated_jpeg_is_noticed(tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def captions(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("column", ["text", "caption"])
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_the_layout_of_hugging_face_is_read(tmp_path: Path, form: str, column: str) -> None:
-    """A metadata file in each folder of a split, files named relative to it; other columns are as they are."""
+    """Each split's folder has a metadata file with file names relative to it; other columns have no effect."""
     for place in ("train/a.png", "train/deep/b.png", "test/c.png"):
         save(tmp_path / place, len(place))
     rows = {"train": {"a.png": "a cat, sitting", "deep/b.png": "une clé"}, "test": {"./c.png": "a dog"}}
@@ -536,12 +536,12 @@ def srgb() -> bytes:
 
 
 def swapped() -> bytes:
-    """A profile whose red is sRGB's green, and its green sRGB's red."""
+    """Return a profile in which red and green of sRGB are exchanged."""
     return srgb().replace(b"rXYZ", b"XYZr").replace(b"gXYZ", b"rXYZ").replace(b"XYZr", b"gXYZ")
 
 
 def gray() -> bytes:
-    """A profile of gray pixels that are linear in light: its curve is of type 0, value ** 1.0."""
+    """Return a profile of gray pixels that are linear in light: its curve is of type 0, value ** 1.0."""
     content = srgb().replace(b"RGB XYZ ", b"GRAYXYZ ", 1).replace(b"rTRC", b"kTRC", 1)
     curve = content.index(b"para") + 8
     return content[:curve] + bytes([0, 0, 0, 0, 0, 1, 0, 0]) + content[curve + 8 :]
@@ -588,5 +588,5 @@ def test_16_bits_with_white_as_zero_are_upright(tmp_path: Path) -> None:
         (tmp_path / f"{photometric}.tif").write_bytes(content.getvalue())
         with Image.open(tmp_path / f"{photometric}.tif") as opened:
             assert opened.tag_v2[262] == photometric  # type: ignore[attr-defined]
-            assert np.asarray(opened)[0, 0] == stored[0, 0] * 257  # Pillow leaves it to the reader
+            assert np.asarray(opened)[0, 0] == stored[0, 0] * 257  # Pillow does not convert it
         np.testing.assert_array_equal(np.asarray(read_rgb(tmp_path / f"{photometric}.tif"))[..., 0], levels)

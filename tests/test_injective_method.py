@@ -1,4 +1,4 @@
-"""The injective ODE as a method: the contract of every method, its restorations on known cases, and its guarantee."""
+"""Tests of the injective ODE as a method: the contract of every method, restorations on known cases, its guarantee."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ PROCEDURES: dict[str, dict[str, object]] = {
 
 
 def denoiser(dtype: torch.dtype = torch.float64, k_max: float = 4.0, constraint: str = "strict") -> Denoiser:
-    """A tiny certified field with random weights."""
+    """Build a tiny certified field with random weights."""
     torch.manual_seed(0)
     field = InjectiveField("digits", SHAPE, constraint, (8, 16), (8, 8, 16), variance=(0.05, 1.0), k_max=k_max)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -82,7 +82,7 @@ def generators(count: int = 2, first: int = 0) -> list[torch.Generator]:
 
 @dataclass(frozen=True)
 class Measured:
-    """A mask's measurement that knows its operator, or the image itself."""
+    """The measurement of a mask, with its operator; or the image itself."""
 
     y: Tensor
     known: Tensor | None = None
@@ -112,7 +112,7 @@ def masked() -> Measured:
 @pytest.mark.parametrize("solver", list(SOLVERS))
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_round_trips(solver: str, guidance: float) -> None:
-    """Exact to rounding where the solver says so; at one evaluation a step, which is less than EDICT's two."""
+    """They are exact to rounding if the solver declares it, with one evaluation per step, where EDICT needs two."""
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         network = NETWORK if dtype == torch.float64 else denoiser(dtype)
         method = build(network, dtype=str(dtype).removeprefix("torch."), guidance=guidance, **SOLVERS[solver])
@@ -151,8 +151,8 @@ def test_batches_states_and_what_is_passed_in() -> None:
 
 
 @pytest.mark.parametrize("guidance", [0.0, 2.0])
-def test_the_gauge_walks_the_flow_of_the_model(guidance: float) -> None:
-    """The same latent decoded in X and s, by the method of every model, gives the same image."""
+def test_the_flow_in_the_gauge_is_the_flow_of_the_model(guidance: float) -> None:
+    """Decoding the same latent in X and s, with the method for every model, gives the same image."""
     cond = NETWORK.condition(CAPTIONS, guidance)
     latent = Latent({"x_T": torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(4), dtype=torch.float64)})
     ours, theirs = (build(steps=24, cls=cls, solver="rk4").decode(latent, cond) for cls in (InjectiveODE, FlowODE))
@@ -160,7 +160,7 @@ def test_the_gauge_walks_the_flow_of_the_model(guidance: float) -> None:
 
 
 def shipped(model: str, dtype: str = "float64") -> tuple[Denoiser, Tensor, list[str]]:
-    """A model of the zoo, two held-out images of its data and their captions."""
+    """Return a model of the zoo, two held-out images of its data and their captions."""
     config = compose_config([f"model={model}"], sweep_required=False).model[model]
     network = build_denoiser(config).requires_grad_(False)
     network.to(getattr(torch, dtype))
@@ -192,7 +192,7 @@ def test_the_default_returns_on_the_shipped_weights(model: str, dtype: str, tole
 @pytest.mark.parametrize("procedure", list(PROCEDURES))
 @pytest.mark.parametrize("project", ["none", "final", "each_step"])
 def test_restorations(procedure: str, project: str) -> None:
-    """Known pixels are kept where asked, a batch gives what its images give alone, noise is the generators'."""
+    """Known pixels are kept if `project` says so, a batch equals its single images, and noise is the generators'."""
     method = build(steps=3, project=project, **PROCEDURES[procedure])
     cond, measured = NETWORK.condition(CAPTIONS), masked()
     assert measured.known is not None
@@ -216,17 +216,17 @@ def test_restorations(procedure: str, project: str) -> None:
 def test_encoding_and_decoding_under_one_condition_restores_nothing(
     options: dict[str, object], tolerance: float
 ) -> None:
-    """y comes back, holes and all, also where the condition says what it is: a restoration needs two conditions."""
+    """y comes back with its holes, also if the condition states its kind: a restoration needs two conditions."""
     method, cond, measured = build(project="none", **options), NETWORK.condition(CAPTIONS), masked()
     assert isinstance(method, InjectiveODE)
-    told = method.given(measured, cond)
-    back = method.decode(method.invert(measured.y, told), told)
+    condition = method.given(measured, cond)
+    back = method.decode(method.invert(measured.y, condition), condition)
     torch.testing.assert_close(back, measured.y, rtol=0, atol=tolerance)
     assert (method.restore(measured, cond)[0] - measured.y).abs().max() > 0.1
 
 
 def test_a_gaussian_posterior_is_restored_at_any_number_of_steps() -> None:
-    """k = 0 is the flow of N(mu, diag c): the zero latent decodes to mu, samples spread by sqrt(c), in one step."""
+    """k = 0 is the flow of N(mu, diag c). In one step the zero latent decodes to mu, and samples deviate by sqrt(c)."""
     network = denoiser(k_max=0.0)
     method = build(network, steps=1, project="none")
     assert isinstance(method, InjectiveODE)
@@ -241,12 +241,12 @@ def test_a_gaussian_posterior_is_restored_at_any_number_of_steps() -> None:
     assert ((found / expected - 1).abs() < 0.25).all() and 0.96 < float((found / expected).mean()) < 1.04
 
 
-def test_what_the_decoder_is_told() -> None:
-    """y, its kind and the caption each change the answer; decode=null leaves the caption out."""
+def test_the_decoder_uses_y_its_kind_and_the_caption() -> None:
+    """y, its kind and the caption each change the result; decode=null leaves the caption out."""
     cond, measured = NETWORK.condition(CAPTIONS), masked()
     answers = [
-        build(project="none", **changes).restore(given, told)[0]  # type: ignore[arg-type]
-        for changes, given, told in (
+        build(project="none", **changes).restore(given, condition)[0]  # type: ignore[arg-type]
+        for changes, given, condition in (
             ({}, measured, cond),
             ({}, replace(measured, kind="block_mask"), cond),
             ({}, replace(measured, y=measured.y * 0.9), cond),
@@ -259,20 +259,20 @@ def test_what_the_decoder_is_told() -> None:
     assert torch.equal(answers[4], other)
 
 
-def test_guidance_takes_the_caption_away_and_never_the_measurement() -> None:
+def test_the_null_condition_of_guidance_keeps_the_measurement() -> None:
     measured = masked()
-    free, told = (
+    unguided, uncaptioned = (
         build(project="none", **changes).restore(measured, NETWORK.condition(CAPTIONS, guidance))[0]
         for changes, guidance in (({"guidance": 0.0}, 0.0), ({"decode": "null"}, 1.0))
     )
-    torch.testing.assert_close(free, told, rtol=0, atol=1e-12)
+    torch.testing.assert_close(unguided, uncaptioned, rtol=0, atol=1e-12)
     twice = build(project="none").restore(measured, NETWORK.condition(CAPTIONS, 2.0))[0]
     changed = build(project="none").restore(replace(measured, y=0.9 * measured.y), NETWORK.condition(CAPTIONS, 2.0))[0]
     assert not torch.equal(twice, changed)
 
 
 def test_measurements_say_their_kind() -> None:
-    """Each family of corruptions that the conditioner was trained on, under the name that it was trained with."""
+    """Each family of corruptions has the name under which the conditioner was trained on it."""
     chosen = compose_config([f"corruption=[{','.join(CORRUPTIONS)}]"], sweep_required=False).corruption
     for name, made in chosen.items():
         options = check_options(
@@ -294,7 +294,7 @@ def test_consistency_meets_an_exact_measurement_of_everything() -> None:
 
 
 def test_consistency_weighs_the_measurement_by_its_noise() -> None:
-    """One step with k = 0, where the estimates are those of N(mu, c): x0 is drawn to y by sigma^2 / (sigma^2 + s^2)."""
+    """In one step with k = 0 the estimates are those of N(mu, c): x0 moves to y by sigma^2 / (sigma^2 + s^2)."""
     network, noise = denoiser(k_max=0.0), 0.5
     method, cond = build(network, steps=1, procedure="consistency", project="none"), network.condition(CAPTIONS)
     assert isinstance(method, InjectiveODE)
@@ -323,7 +323,7 @@ def test_the_uncertainty_is_the_rms_over_channels() -> None:
 
 
 def test_only_the_fields_own_flow_is_certified() -> None:
-    """A guided flow is another, and may leave the constants; a procedure without a flow has none."""
+    """A guided flow is another flow and may violate the constants. A procedure without a flow has no certificate."""
     for certified in ({}, {"guidance": 0.0}, {"guidance": 1.0, "guidance_invert": 0.0}, {"procedure": "bridge"}):
         assert build(**certified).facts()["certified"] == 1.0
     for other in ({"guidance": 3.0}, {"guidance_invert": 2.0}, {"procedure": "mean"}, {"procedure": "consistency"}):
@@ -344,7 +344,7 @@ def test_a_local_edit_stays_within_its_bound() -> None:
     assert edit.certified and (edit.outside <= edit.bound).all() and (edit.outside > 0).all()
     assert (edit.image - x0)[..., :4, :4].abs().mean() > 2 * (edit.image - x0)[..., 4:, 4:].abs().mean()
     assert torch.equal(method.edit_latent(x0, cond, mask, 0 * delta).image, x0)
-    # A mask of everything with the way to a reference gives the reference.
+    # A mask of all pixels with the full edit to a reference gives the reference.
     whole = method.edit_latent(x0, cond, torch.ones_like(mask), method.towards(x0.flip(0), x0, cond))
     torch.testing.assert_close(whole.image, x0.flip(0), rtol=0, atol=1e-2)
     with pytest.raises(ValueError, match="one condition"):
@@ -352,7 +352,7 @@ def test_a_local_edit_stays_within_its_bound() -> None:
 
 
 def test_the_bound_is_of_the_widest_scale_outside_the_mask() -> None:
-    """max S_0 outside, times (e^K - 1), times the norm of what was moved inside."""
+    """The bound is max S_0 outside the mask, times (e^K - 1), times the norm of the change inside it."""
     method, cond = build(), NETWORK.condition(CAPTIONS)
     assert isinstance(method, InjectiveODE)
     scale = method.chart(method.times[0], cond).scale
@@ -368,7 +368,7 @@ def test_the_bound_is_of_the_widest_scale_outside_the_mask() -> None:
 
 @pytest.mark.parametrize("model", ["digits_inode", "scenes_inode"])
 def test_a_local_edit_of_shipped_weights(model: str) -> None:
-    """No edit gives the image itself, whatever the solver's error, and the report is of the image that is given out."""
+    """An empty edit gives the image itself, whatever the solver's error. The report is about the returned image."""
     network, x0, captions = shipped(model)
     method, cond = build(network, steps=10), network.condition(captions)
     assert isinstance(method, InjectiveODE)
@@ -383,7 +383,7 @@ def test_a_local_edit_of_shipped_weights(model: str) -> None:
 
 
 def test_an_edit_of_a_gaussian_flow_moves_nothing_outside() -> None:
-    """k = 0: pixels are independent, the bound is 0 and is met."""
+    """With k = 0 pixels are independent: the bound is 0, and it is met."""
     network = denoiser(k_max=0.0)
     method, cond = build(network), network.condition(CAPTIONS)
     assert isinstance(method, InjectiveODE)
@@ -424,7 +424,7 @@ def test_wrong_models_and_measurements_are_named() -> None:
 
 
 def test_a_sweep_runs_it_on_its_own_model(tmp_path: Path) -> None:
-    """Beside the other methods on theirs; on the run's model where that is of its class; never on another."""
+    """It runs next to other methods with their model. It uses the run's model if its class fits, and else its own."""
     axes = ["severity=3", "corruption=gaussian_blur", "sweep=corruptions"]
     weights = tmp_path / "made.safetensors"
     own = [f"method.injective_ode.models.{data}_inode.weights={weights}" for data in ("scenes", "digits")]
@@ -452,7 +452,7 @@ def test_a_sweep_runs_it_on_its_own_model(tmp_path: Path) -> None:
 
 
 def test_the_picture_of_a_posterior(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is known has no spread, what is hidden has some; and the file is there."""
+    """Known pixels have no spread, hidden pixels have some, and the file exists."""
     config = compose_config(["model=digits_inode"], sweep_required=False).model["digits_inode"]
     weights = tmp_path / "made.safetensors"
     made = build_backbone(config, weights=False).state_dict()

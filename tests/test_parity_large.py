@@ -1,6 +1,6 @@
-"""The adapters of large pretrained models, through their real loaders on pipelines with tiny random weights.
+"""Tests of the adapters of large pretrained models, with their real loaders, on pipelines with tiny random weights.
 
-Parity is with diffusers: its community EDICT and RF-Inversion pipelines (recorded), and its own samplers (run here).
+The reference is diffusers: its community EDICT and RF-Inversion pipelines (recorded), and its own samplers (run here).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def denoiser(backbone: Pretrained, path: VariancePreserving | None = None) -> De
 
 @pytest.fixture(scope="module")
 def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A Stable Diffusion 3 of 0.1 M random weights, with the tiny Flux's T5 and tokenizers, saved as a pipeline."""
+    """Save a Stable Diffusion 3 of 0.1 M random weights as a pipeline, with the T5 and tokenizers of the tiny Flux."""
     import diffusers
     import transformers
 
@@ -94,8 +94,8 @@ def noise(count: int = 2) -> torch.Tensor:
 class Float32Coefficients(VariancePreserving):
     """Steps whose coefficients are computed in float32, as diffusers does even for a model in float64.
 
-    By numpy, whose square root is correctly rounded everywhere: torch's, on some CPUs, is off by a unit in the last
-    place for a fifth of all numbers, which EDICT's inversion grows to 6e-7.
+    They come from numpy, whose square root is correctly rounded everywhere. On some CPUs torch's square root is off by
+    one unit in the last place for a fifth of all numbers, and EDICT's inversion grows this to 6e-7.
     """
 
     def step(self, source: Node, target: Node) -> tuple[float, float]:
@@ -111,8 +111,8 @@ class Float32Coefficients(VariancePreserving):
     ("dtype", "path", "tolerance"),
     [
         ("float64", Float32Coefficients(), 1e-10),
-        ("float64", None, 1e-5),  # the same with our coefficients: theirs are rounded to float32
-        ("float32", None, 1e-4),  # rounding of the network, which EDICT's inversion grows by p^(-2N) = 333
+        ("float64", None, 1e-5),  # the same with our coefficients; those of diffusers are rounded to float32
+        ("float32", None, 1e-4),  # the network's rounding, which EDICT's inversion grows by p^(-2N) = 333
     ],
 )
 def test_edict_on_stable_diffusion(dtype: str, path: VariancePreserving | None, tolerance: float) -> None:
@@ -137,7 +137,7 @@ def test_rf_inversion_on_flux(case: int) -> None:
     N, steps = meta["num_inversion_steps"], chosen["steps"]
     backbone = Flux(FLUX, "float32")
     model = denoiser(backbone)
-    mu = 0.5 + (16 - 256) * (1.15 - 0.5) / (4096 - 256)  # of 16 tokens, by the scheduler's base and largest shift
+    mu = 0.5 + (16 - 256) * (1.15 - 0.5) / (4096 - 256)  # 16 tokens; the scheduler's base and largest shift
     y0, y1 = (unpack(arrays[key], 8, 8) for key in ("y0_packed", "y1_packed"))
 
     asked = options.RFInversion(steps=N, gamma=meta["gamma"], grid="diffusers")
@@ -286,7 +286,7 @@ def test_images_enter_and_leave_and_latents_are_inside(model: Denoiser, task: st
 
 
 def test_masks_reach_the_latents_cell_by_cell(model: Denoiser) -> None:
-    """Rows 10..30 touch cells 1..3 and columns 5..39 cells 0..4: a cell is known only where it is known whole."""
+    """Rows 10..30 touch cells 1..3, and columns 5..39 touch cells 0..4. A cell is known only if all of it is known."""
     seen: dict[str, torch.Tensor] = {}
 
     class Watching(DDIM):
@@ -318,7 +318,7 @@ def test_the_autoencoder_is_deterministic_and_says_which_sides_it_takes(model: D
 
 
 def test_gradients_reach_the_embedding(model: Denoiser) -> None:
-    """What null-text inversion needs."""
+    """Null-text inversion needs these gradients."""
     cond = model.condition([CAT], 1.0)
     null = cond.null.clone().requires_grad_(True)
     model.reset_counters()
@@ -328,15 +328,15 @@ def test_gradients_reach_the_embedding(model: Denoiser) -> None:
     assert model.nfe_grad == 1
 
 
-def test_half_precision_networks_are_told_exact_times() -> None:
-    told: list[torch.Tensor] = []
+def test_half_precision_networks_get_exact_times() -> None:
+    times: list[torch.Tensor] = []
     backbone = StableDiffusion(SD, "bfloat16")
     model = denoiser(backbone)
-    backbone.register_forward_pre_hook(lambda module, inputs: told.append(inputs[1]))
+    backbone.register_forward_pre_hook(lambda module, inputs: times.append(inputs[1]))
     out = model.output(noise(1).double(), 981, model.condition([CAT]))
     assert out.dtype == torch.float64
     assert model.network_dtype == torch.bfloat16
-    assert told[0].item() == 981
+    assert times[0].item() == 981
     assert backbone.vae.dtype == torch.float32
 
 
@@ -391,7 +391,7 @@ def test_a_missing_extra_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_pipeline_that_is_not_here_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    for name in (str(tmp_path), "nobody/nothing"):
+    for name in (str(tmp_path), "no-such-owner/no-such-model"):
         with pytest.raises(FileNotFoundError, match="neither a pipeline's folder nor in the hub's cache"):
             StableDiffusion(name)
 

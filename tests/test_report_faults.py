@@ -1,4 +1,4 @@
-"""A report where things go wrong: hostile titles, options of two types, damaged files, full disks, kills."""
+"""Reports under faults: hostile titles, options of two types, damaged files, full disks, killed processes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def retitled(store: Store, **options: Any) -> None:
 
 
 class Elements(HTMLParser):
-    """Names of the elements of a page, and its text."""
+    """Collects the names of the elements of a page, and its text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -97,13 +97,13 @@ def test_titles_are_literal_in_a_whole_report(tmp_path: Path, capsys: pytest.Cap
     failed, message = cell_name("edict", "blur", 4), " ".join(HOSTILE)
     store = make_store(tmp_path, images=6, failed=(failed,))
     store.write_failure(failed, {"class": "bug", "message": message, "traceback": message})
-    calm = Elements((_calm(tmp_path / "calm") / "index.html").read_text()).names
+    plain_names = Elements((_plain_report(tmp_path / "plain") / "index.html").read_text()).names
     retitled(store)
     assert build(store) == 0
     printed, out = capsys.readouterr().out, out_of(store)
     page, table = (out / "index.html").read_text(), (out / "table.md").read_text()
     shown = Elements(page)
-    assert shown.names == calm, "a title made an element"
+    assert shown.names == plain_names, "a title became an HTML element"
     for title in HOSTILE[:3]:
         assert title in shown.text and plain(title) in printed
     data = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
@@ -117,8 +117,8 @@ def test_titles_are_literal_in_a_whole_report(tmp_path: Path, capsys: pytest.Cap
     assert HOSTILE[0] in set(read["title"]) and read["mean"].dtype == float
 
 
-def _calm(root: Path) -> Path:
-    """The folder of a report of the same parts."""
+def _plain_report(root: Path) -> Path:
+    """Build a report of the same cells with plain titles, and return its folder."""
     failed = (cell_name("edict", "blur", 4),)
     store = make_store(root, images=6, failed=failed)
     manifest = store.manifest("corruptions")
@@ -129,7 +129,7 @@ def _calm(root: Path) -> Path:
 
 @pytest.mark.parametrize("title", HOSTILE)
 def test_a_figure_draws_any_title_as_it_is(title: str, tmp_path: Path) -> None:
-    """No mathematics, and the label reaches the legend whatever it begins with."""
+    """A label is never read as mathematics, and reaches the legend whatever its first character is."""
     from matplotlib.figure import Figure
 
     with styled():
@@ -219,7 +219,7 @@ def test_one_option_may_have_two_types(tmp_path: Path) -> None:
 
 @pytest.fixture
 def good(tmp_path: Path) -> tuple[Store, dict[str, str]]:
-    """A store with a report, whose manifest has changed since; and the report's files."""
+    """Return a store whose manifest has changed after its report was built, and the files of this report."""
     store = make_store(tmp_path, images=4, small=True)
     assert build(store, "quiet=true") == 0
     (out_of(store) / "mine.txt").write_text("kept")
@@ -246,7 +246,7 @@ def test_an_exception_leaves_the_last_report(
 
 
 def test_a_full_disk_leaves_the_last_report(good: tuple[Store, dict[str, str]]) -> None:
-    """No file may grow beyond a size that the page exceeds; the system refuses as a full disk does."""
+    """A limit of the file size, below the size of the page, makes the system refuse as on a full disk."""
     store, before = good
     page = (out_of(store) / "index.html").stat().st_size
 
@@ -262,8 +262,7 @@ def test_a_full_disk_leaves_the_last_report(good: tuple[Store, dict[str, str]]) 
 
 @pytest.mark.parametrize("last", range(8))
 def test_a_kill_between_two_files_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int) -> None:
-    """Every file is an old one or a new one, whole, and the next build tidies up. A kill is an error that nothing
-    handles."""
+    """Every file is complete, old or new, and the next build tidies up. The kill is an error without a handler."""
 
     def write(names: str, content: str) -> None:
         with replacing(tmp_path) as draft:
@@ -333,7 +332,7 @@ WAYS: dict[str, Callable[[Path], object]] = {
 
 
 def _overwritten(file: Path) -> None:
-    """The middle changed, both ends as they were."""
+    """Overwrite the middle of a file, and keep both ends."""
     content = bytearray(file.read_bytes())
     for place in range(len(content) // 4, len(content) // 2):
         content[place] ^= 255
@@ -348,7 +347,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["rows.parquet", "cell.json", "samples.npz"])
 def test_a_damaged_cell_has_no_rows_and_says_why(whole: Store, tmp_path: Path, name: str, way: str) -> None:
-    """Samples may be missing, and may be found to be damaged only when they are looked at."""
+    """Samples may be missing. Their damage may be found only when they are read."""
     shutil.copytree(whole.root, tmp_path / "store")
     store, cell = Store(tmp_path / "store"), cell_name("edict", "blur", 3)
     WAYS[way](store.root / "cells" / cell / name)
@@ -454,7 +453,7 @@ def test_a_report_is_built_again_by_other_code(
 
 
 def test_the_remedy_of_mixed_measurements_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It removes the cells that do not agree with the youngest, and no other."""
+    """It removes only the cells that do not agree with the newest one."""
     old = {cell_name(method, "blur", 3) for method in ("ddim", "edict")}
     store = make_store(tmp_path / "a store", images=4, small=True,
                        change=lambda cell: {"sha": "old" if cell in old else ""})  # fmt: skip

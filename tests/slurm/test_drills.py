@@ -1,7 +1,7 @@
-"""What clusters do to a sweep, done to one on a real SLURM: `make test-slurm` starts it and runs these.
+"""Disturbances of a sweep on a real SLURM. `make test-slurm` starts this SLURM and runs these tests.
 
-After each blow the same command is given again, and every cell must be there exactly once, with its own numbers, and
-nothing left over. The cells are trivial (trivial_cells.py); the last tests run real ones.
+After each disturbance the same command runs again. Then every cell must exist exactly once, with its own numbers, and
+nothing may be left over. The cells are trivial (trivial_cells.py); the last tests run real ones.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ ENVIRONMENT = {
 }
 COUNT = 16
 SLURM = ("launcher=slurm", "launcher.gpus=0", "launcher.cpus=1", "launcher.mem_gb=0.3", "launcher.timeout_min=60")
-FOUR_A_JOB = (f"cells={COUNT}", "launcher.chunk_minutes=4")
+FOUR_PER_JOB = (f"cells={COUNT}", "launcher.chunk_minutes=4")
 PATIENCE = 240
-"""Seconds until something that must happen counts as never: no drill is about speed, and the machine may be slow."""
+"""Seconds to wait for something that must happen. It is long, as no drill is about speed and machines may be slow."""
 
 
 class Driver:
-    """The command, running, and what it has said so far."""
+    """The running command, and its output so far."""
 
     def __init__(self, results: Path, *arguments: str) -> None:
         words = [sys.executable, "-m", "trivial_cells", f"results={results}", *SLURM, *arguments]
@@ -57,7 +57,7 @@ class Driver:
         return self.output.read()
 
     def end(self) -> str:
-        """Wait until it ends; returns all it said."""
+        """Wait until it ends, and return all its output."""
         self.process.wait(PATIENCE)
         return self.told()
 
@@ -78,8 +78,8 @@ def start(results: Path, *arguments: str) -> Driver:
     return DRIVERS[-1]
 
 
-def heal(results: Path, *arguments: str) -> str:
-    """The same command again; returns what it said."""
+def rerun(results: Path, *arguments: str) -> str:
+    """Run the same command again, and return its output."""
     driver = start(results, *arguments)
     told = driver.end()
     assert driver.code == 0, told
@@ -87,8 +87,8 @@ def heal(results: Path, *arguments: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def peace(tmp_path: Path) -> Iterator[None]:
-    """What a drill that failed left behind must not spoil the next one."""
+def clean_up(tmp_path: Path) -> Iterator[None]:
+    """Remove what a failed drill left, so that it does not affect the next one."""
     yield
     while DRIVERS:
         DRIVERS.pop().kill()
@@ -99,12 +99,12 @@ def peace(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
-    """The file that trivial cells wait for."""
+    """Return the file for which trivial cells wait."""
     return tmp_path / "gate"
 
 
 def raise_nodes() -> None:
-    """Start the daemons that are not there."""
+    """Start the daemons that do not run."""
     folder = Path(os.environ["SLURM_CONF"]).parent
     subprocess.run([HERE / "cluster.sh", "start", folder], check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE)
 
@@ -123,27 +123,31 @@ def verb(name: str, *arguments: str, environment: Mapping[str, str] = ENVIRONMEN
 def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.1)
 
 
 def jobs(results: Path, state: str) -> list[str]:
-    """Ids of this store's jobs in a state, as squeue writes them."""
+    """Return the ids of this store's jobs in a state, as squeue writes them."""
     ours = {job for file in results.glob("jobs/*/run.json") for job in json.loads(file.read_text())["jobs"]}
     return [job for job in slurm("squeue", "-h", "-r", "-t", state, "-o", "%i").split() if job in ours]
 
 
-def alive(results: Path) -> list[Claim]:
+def valid_claims(results: Path) -> list[Claim]:
     return [claim for claim in Claims(results).all() if claim.alive]
 
 
 def wait_at_gate(results: Path, count: int = 4, done: int = 4) -> None:
-    """Until so many jobs run and stand before the gate with an open cell, and so many cells are done."""
-    until(lambda: len(jobs(results, "RUNNING")) == len(alive(results)) == count and len(Store(results).done()) == done)
+    """Wait until `count` jobs run, each with an open cell that waits for the gate, and `done` cells are done."""
+    until(
+        lambda: (
+            len(jobs(results, "RUNNING")) == len(valid_claims(results)) == count and len(Store(results).done()) == done
+        )
+    )
 
 
 def check(results: Path, count: int = COUNT, images: int = 1, drafts: bool = False) -> None:
-    """Every cell once, with its own numbers; nothing left over, but for drafts that could not be removed."""
+    """Check that every cell exists once with its own numbers, and that nothing is left except `drafts`."""
     until(lambda: not jobs(results, "PENDING,RUNNING,COMPLETING"))
     store = Store(results)
     assert store.done() == {f"trivial-{i:05d}" for i in range(count)} and not store.failed()
@@ -155,7 +159,7 @@ def check(results: Path, count: int = COUNT, images: int = 1, drafts: bool = Fal
     assert not list(results.glob("partial/*")) and not Claims(results).all(), "left over"
 
 
-# --- the blows -------------------------------------------------------------------------------------------------
+# --- the disturbances -------------------------------------------------------------------------------------------------
 
 
 def cancel_running(results: Path) -> None:
@@ -167,7 +171,7 @@ def cancel_array(results: Path) -> None:
 
 
 def kill_python(results: Path) -> None:
-    os.kill(alive(results)[0].owner["pid"], signal.SIGKILL)
+    os.kill(valid_claims(results)[0].owner["pid"], signal.SIGKILL)
 
 
 def requeue(results: Path) -> None:
@@ -180,19 +184,19 @@ def user_signal(results: Path) -> None:
 
 
 def kill_slurmd(results: Path) -> None:
-    """The node is gone for the controller: its jobs run again elsewhere, and go on as orphans until it is back."""
+    """The controller loses the node. Its jobs start again elsewhere; the old processes go on until the node is back."""
     node = slurm("squeue", "-h", "-r", "-j", jobs(results, "RUNNING")[0], "-o", "%N").strip()
     folder = Path(os.environ["SLURM_CONF"]).parent
     os.kill(int((folder / "run" / f"slurmd-{node}.pid").read_text()), signal.SIGKILL)
     slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=drill")
     until(lambda: jobs(results, "PENDING"))
     until(lambda: len(jobs(results, "RUNNING")) == 4)
-    assert len(alive(results)) == 4, "the orphans have the cells"
+    assert len(valid_claims(results)) == 4, "the old processes still have the cells"
     raise_nodes()
 
 
 @pytest.mark.parametrize(
-    ("blow", "heals_itself"),
+    ("disturbance", "recovers"),
     [
         (cancel_running, False),
         (cancel_array, False),
@@ -203,21 +207,23 @@ def kill_slurmd(results: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_blow_loses_nothing(tmp_path: Path, gate: Path, blow: Callable[[Path], None], heals_itself: bool) -> None:
-    arguments = (*FOUR_A_JOB, f"gate={gate}")
+def test_a_disturbance_loses_nothing(
+    tmp_path: Path, gate: Path, disturbance: Callable[[Path], None], recovers: bool
+) -> None:
+    arguments = (*FOUR_PER_JOB, f"gate={gate}")
     driver = start(tmp_path, *arguments)
     wait_at_gate(tmp_path)
-    blow(tmp_path)
+    disturbance(tmp_path)
     gate.touch()
     told = driver.end()
-    assert driver.code == (0 if heals_itself else 1), told
-    heal(tmp_path, *arguments)
+    assert driver.code == (0 if recovers else 1), told
+    rerun(tmp_path, *arguments)
     check(tmp_path)
 
 
 def test_a_pending_element_that_vanishes_is_noticed(tmp_path: Path, gate: Path) -> None:
-    """SLURM keeps no trace of it: neither squeue nor sacct would ever say that it is gone."""
-    one_at_a_time = (*FOUR_A_JOB, f"gate={gate}", "launcher.array_parallelism=1")
+    """SLURM forgets it: neither squeue nor sacct ever says that it is gone."""
+    one_at_a_time = (*FOUR_PER_JOB, f"gate={gate}", "launcher.array_parallelism=1")
     driver = start(tmp_path, *one_at_a_time)
     wait_at_gate(tmp_path, 1, 1)
     slurm("scancel", jobs(tmp_path, "PENDING")[-1])
@@ -225,12 +231,12 @@ def test_a_pending_element_that_vanishes_is_noticed(tmp_path: Path, gate: Path) 
     told = driver.end()
     assert driver.code == 1 and f"{COUNT - 4} of {COUNT} ended" in told, told
     assert "4 lost" in verb("status", f"results={tmp_path}")
-    heal(tmp_path, *one_at_a_time)
+    rerun(tmp_path, *one_at_a_time)
     check(tmp_path)
 
 
 def test_a_killed_driver_is_not_needed(tmp_path: Path, gate: Path) -> None:
-    arguments = (*FOUR_A_JOB, f"gate={gate}")
+    arguments = (*FOUR_PER_JOB, f"gate={gate}")
     driver = start(tmp_path, *arguments)
     wait_at_gate(tmp_path)
     driver.kill()
@@ -244,7 +250,7 @@ def test_a_killed_driver_is_not_needed(tmp_path: Path, gate: Path) -> None:
 
 
 def test_two_drivers_submit_each_cell_once(tmp_path: Path) -> None:
-    drivers = [start(tmp_path, *FOUR_A_JOB) for _ in range(2)]
+    drivers = [start(tmp_path, *FOUR_PER_JOB) for _ in range(2)]
     told = [driver.end() for driver in drivers]
     assert [driver.code for driver in drivers] == [0, 0], told
     check(tmp_path)
@@ -253,8 +259,8 @@ def test_two_drivers_submit_each_cell_once(tmp_path: Path) -> None:
 
 
 def test_preemption_keeps_the_images_of_an_open_cell(tmp_path: Path, gate: Path) -> None:
-    one_a_job = ("cells=4", "images=10", f"gate={gate}", "each=1", "launcher.chunk_minutes=1")
-    driver = start(tmp_path, *one_a_job, "launcher.partition=low")
+    one_per_job = ("cells=4", "images=10", f"gate={gate}", "each=1", "launcher.chunk_minutes=1")
+    driver = start(tmp_path, *one_per_job, "launcher.partition=low")
     wait_at_gate(tmp_path, 4, 0)
     slurm("sbatch", "-p", "high", "-N4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
     until(lambda: len(jobs(tmp_path, "PENDING")) == 4)
@@ -267,7 +273,7 @@ def test_preemption_keeps_the_images_of_an_open_cell(tmp_path: Path, gate: Path)
 
 
 def test_a_bad_node_is_left_for_another(tmp_path: Path) -> None:
-    told = heal(tmp_path, "cells=8", "launcher.chunk_minutes=4", f"bad={tmp_path / 'bad'}")
+    told = rerun(tmp_path, "cells=8", "launcher.chunk_minutes=4", f"bad={tmp_path / 'bad'}")
     check(tmp_path, 8)
     logs = [log.read_text() for log in tmp_path.glob("jobs/*/logs/*_log.out")]
     faults = [log.count("this machine is at fault") for log in logs]
@@ -275,7 +281,7 @@ def test_a_bad_node_is_left_for_another(tmp_path: Path) -> None:
 
 
 def test_a_finished_job_that_runs_again_changes_nothing(tmp_path: Path) -> None:
-    heal(tmp_path, *FOUR_A_JOB)
+    rerun(tmp_path, *FOUR_PER_JOB)
     check(tmp_path)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*")}
     job = next(iter(json.loads(next(tmp_path.glob("jobs/*/run.json")).read_text())["jobs"]))
@@ -292,7 +298,7 @@ def _again(results: Path, job: str) -> str:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Large enough for a snapshot of the code with its weights, small enough to be filled."""
+    """Mount a disk that holds a snapshot of the code with its weights, and is small enough to be filled."""
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=99m", "tmpfs", folder], capture_output=True, check=False)
@@ -313,7 +319,7 @@ def make_room(disk: Path) -> None:
 
 
 def forbid(disk: Path) -> None:
-    """Read-only is what jobs see of the cells and the claims; their logs, which say so, are elsewhere on most sites."""
+    """Make cells and claims read-only for the jobs. The logs with the error are on another disk at most sites."""
     for name in ("cells", "claims"):
         folder = str(disk / "results" / name)
         subprocess.run(["mount", "--bind", folder, folder], check=True)
@@ -327,54 +333,54 @@ def allow(disk: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "mend", "word"),
+    ("damage", "repair", "word"),
     [(fill, make_room, "No space left"), (forbid, allow, "Read-only")],
     ids=["full", "read-only"],
 )
 def test_a_store_that_cannot_be_written_fails_no_cell(
-    small_disk: Path, gate: Path, harm: Callable[[Path], None], mend: Callable[[Path], None], word: str
+    small_disk: Path, gate: Path, damage: Callable[[Path], None], repair: Callable[[Path], None], word: str
 ) -> None:
-    results, arguments = small_disk / "results", (*FOUR_A_JOB, f"gate={gate}")
+    results, arguments = small_disk / "results", (*FOUR_PER_JOB, f"gate={gate}")
     driver = start(results, *arguments)
     wait_at_gate(results)
-    harm(small_disk)
+    damage(small_disk)
     gate.touch()
     told = driver.end()
     assert driver.code == 1 and not Store(results).failed(), told
-    assert harm is fill or word in told, "a full disk leaves no room for the log that would say so"
+    assert damage is fill or word in told, "a full disk leaves no room for the log that would say so"
     again = start(results, *arguments)
     assert word in again.end() and again.code == 1, again.told()
-    mend(small_disk)
-    heal(results, *arguments)
-    check(results, drafts=harm is forbid)
+    repair(small_disk)
+    rerun(results, *arguments)
+    check(results, drafts=damage is forbid)
 
 
 # --- the verbs -------------------------------------------------------------------------------------------------
 
 
 def test_status_and_cancel_need_no_driver(tmp_path: Path, gate: Path) -> None:
-    arguments = (*FOUR_A_JOB, f"gate={gate}", "launcher.array_parallelism=2", "launcher.wait=false")
-    heal(tmp_path, *arguments)
+    arguments = (*FOUR_PER_JOB, f"gate={gate}", "launcher.array_parallelism=2", "launcher.wait=false")
+    rerun(tmp_path, *arguments)
     wait_at_gate(tmp_path, 2, 2)
     seen = verb("status", f"results={tmp_path}")
     assert "16 cells: 2 done, 2 running, 12 queued" in seen and "2 jobs wait: JobArrayTaskLimit" in seen, seen
     assert "4 jobs cancelled" in verb("cancel", "sweep=trivial", f"results={tmp_path}")
     until(lambda: not jobs(tmp_path, "PENDING,RUNNING,COMPLETING"))
-    assert not Claims(tmp_path).all(), "no cell died of being cancelled"
+    assert not Claims(tmp_path).all(), "a cancellation does not make a cell fail"
     seen = verb("status", f"results={tmp_path}")
     assert "16 cells: 2 done, 14 lost" in seen and "stopped: cancelled" in seen, seen
     gate.touch()
-    heal(tmp_path, *arguments[:3])
+    rerun(tmp_path, *arguments[:3])
     check(tmp_path)
 
 
 def test_jobs_that_inherit_no_environment_run(tmp_path: Path) -> None:
-    heal(tmp_path, *FOUR_A_JOB, "launcher.additional_parameters={export: NONE}")
+    rerun(tmp_path, *FOUR_PER_JOB, "launcher.additional_parameters={export: NONE}")
     check(tmp_path)
 
 
 def test_arrays_are_cut_at_the_sites_limit(tmp_path: Path) -> None:
-    assert "submitted 25 jobs" in heal(tmp_path, "cells=25", "launcher.chunk_minutes=1")
+    assert "submitted 25 jobs" in rerun(tmp_path, "cells=25", "launcher.chunk_minutes=1")
     check(tmp_path, 25)
     ids = json.loads(next(tmp_path.glob("jobs/*/run.json")).read_text())["jobs"]
     assert len({job.partition("_")[0] for job in ids}) == 2, "MaxArraySize is 20 here"
@@ -382,12 +388,12 @@ def test_arrays_are_cut_at_the_sites_limit(tmp_path: Path) -> None:
 
 def test_a_thousand_cells_are_tens_of_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     started = time.monotonic()
-    told = heal(tmp_path / "chunks", "cells=1000", "launcher.chunk_minutes=63")
+    told = rerun(tmp_path / "chunks", "cells=1000", "launcher.chunk_minutes=63")
     chunked = time.monotonic() - started
     check(tmp_path / "chunks", 1000)
     count = len(json.loads(next(tmp_path.glob("chunks/jobs/*/run.json")).read_text())["jobs"])
     started = time.monotonic()
-    heal(tmp_path / "single", "cells=40", "launcher.chunk_minutes=1")
+    rerun(tmp_path / "single", "cells=40", "launcher.chunk_minutes=1")
     single = time.monotonic() - started
     assert count < 100, told
     with capsys.disabled():
@@ -408,7 +414,7 @@ MEASURED = ["seconds", "peak_mib"]
 
 
 def science(results: Path) -> str:
-    """The sweep's rows without what is measured, as text."""
+    """Return the rows of the sweep as text, without seconds and memory."""
     store = Store(results)
     rows = store.rows(sorted(store.done())).drop(columns=MEASURED)
     return rows.sort_values(["cell_id", "image_id"]).to_csv(index=False)
@@ -425,12 +431,12 @@ if os.environ.get("SUBMITIT_EXECUTOR"):
     note("a job")
     sys.addaudithook(lambda event, about: note(str(about[1])) if event == "socket.connect" else None)
 """
-"""As sitecustomize of a job: notes each connection that its Python opens."""
+"""The sitecustomize of a job. It records each connection that its Python opens."""
 
 
 def test_the_corruption_sweep_gives_the_table_of_a_local_run(tmp_path: Path) -> None:
-    """WHOLE_SWEEP=1 runs the embedded sweep as it is, some 15 CPU minutes each; else a part of it. WHOLE_SWEEP=DIR
-    compares with the results of a local run in DIR."""
+    """By default a part of the embedded sweep runs. WHOLE_SWEEP=1 runs all of it, about 15 CPU minutes per run.
+    WHOLE_SWEEP=DIR compares with the results of a local run in DIR."""
     whole = os.environ.get("WHOLE_SWEEP", "")
     chosen = () if whole else SMALL
     local = Path(whole) if Path(whole).is_absolute() else tmp_path / "local"

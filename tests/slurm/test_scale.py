@@ -1,4 +1,4 @@
-"""Figures that are printed, not asserted: planning and looking at large sweeps. `make test-slurm` shows them."""
+"""Times of plan and status for large sweeps. They are printed, not asserted; `make test-slurm` shows them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Verb = Callable[..., str]
 
 @pytest.fixture
 def verb(capsys: pytest.CaptureFixture[str]) -> Verb:
-    """Runs a verb as a user would, in a process of its own, and prints what that took, from its start to its end."""
+    """Return a function that runs a command as a user would, in a new process, and prints how long the process took."""
 
     def measure(what: str, name: str, *arguments: str) -> str:
         words = [sys.executable, "-m", f"bench.{name}", *arguments]

@@ -1,11 +1,12 @@
-"""Cells that compute next to nothing, so that drills test the launching and not the network: no torch.
+"""Cells that compute almost nothing and load no torch, so that drills test the launching and not the network.
 
     PYTHONPATH=.:tests/slurm python -m trivial_cells results=DIR [cells=24] [images=1] [gate=FILE] [each=4] [bad=FILE]
 
-runs such cells as `bench.run` would: the same claims, store, signals and jobs; a row's number is made of its cell's
-name and image, so that what comes out twice, mixed or changed is seen. Nothing is timed: until FILE exists, only the
-first image of every `each`-th cell is computed, so that a blow always falls in the middle, however slow the machine.
-With `bad` the first node that computes is a bad one from then on, and FILE holds its name.
+runs such cells as `bench.run` does, with the same claims, store, signals and jobs. The number of a row depends only on
+its cell's name and image, so that repeated, mixed or changed rows are found. Nothing depends on time: until the gate's
+FILE exists, only the first image of every `each`-th cell is computed, so that a disturbance always comes in the middle,
+however slow the machine is. With `bad=FILE`, the first node that computes is bad from then on, and FILE contains its
+name.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def number(cell_id: str, image: int) -> float:
 
 @dataclass(frozen=True)
 class TrivialGuard:
-    """Does what `bench.cell.guard.Guard` does, around next to nothing."""
+    """A guard like `bench.cell.guard.Guard`, for cells that compute almost nothing."""
 
     store: Store
     interrupts: Interrupts
@@ -114,7 +115,7 @@ def main(arguments: list[str]) -> int:
     title = {"title": "trivial", "cells": [{"id": c.id, "axes": c.axes, "evaluations": c.evaluations} for c in every]}
     store.write_manifest("trivial", title)
     todo = [cell for cell in every if not store.ended(cell.id)]
-    chunks = chunk(todo, lambda cell: 1.0, chosen.launcher.chunk_minutes)  # cells a job
+    chunks = chunk(todo, lambda cell: 1.0, chosen.launcher.chunk_minutes)  # cells per job
     launch.Job = TrivialJob  # type: ignore[misc]
     launch.launch(chunks, chosen, lambda cell_id, outcome: print(outcome, cell_id, flush=True))
     lost = [cell for cell in every if not store.ended(cell.id)]
@@ -123,6 +124,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    import trivial_cells  # jobs pickle by reference, and __main__ is another module there
+    import trivial_cells  # jobs are pickled by reference, and __main__ is another module in a job
 
     run_command(trivial_cells.main)
