@@ -231,7 +231,7 @@ def test_each_layer_is_an_isometry_or_1_lipschitz(width: int, shift: int, power:
 def test_a_projection_of_huge_weights_is_the_direction_of_its_matrix(
     dtype: torch.dtype, scale: float, after: int
 ) -> None:
-    """Their squares overflow, but W / |W| does not, and its gradient is right. A factor of W does not change W / |W|."""
+    """Their squares overflow, but W / |W| does not, and its gradient is right. A factor of W has no effect on it."""
     torch.manual_seed(0)
     made, rounding = Projection(8, after, bounded=True).to(dtype), 20 * torch.finfo(dtype).eps
     weight = torch.randn(after, 8, dtype=dtype)
