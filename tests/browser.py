@@ -1,6 +1,7 @@
-"""A headless Chromium driven through its DevTools pipe (two file descriptors, JSON ended by NUL): real keys and clicks.
+"""Control of a headless Chromium with real keys and clicks.
 
-No package is needed: the protocol is the browser's own (https://chromedevtools.github.io/devtools-protocol).
+The commands go through its DevTools pipe: two file descriptors, and JSON messages that end with a NUL byte. No package
+is needed, since the protocol is the browser's own (https://chromedevtools.github.io/devtools-protocol).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PATIENCE = 120  # seconds for one answer: the machine may be busy
 
 
 class Page:
-    """One tab. `problems` collects console errors and uncaught exceptions, `requests` every address asked for."""
+    """One tab. `problems` collects console errors and uncaught exceptions, `requests` every requested address."""
 
     def __init__(self, folder: Path) -> None:
         to_read, self._write = os.pipe()
@@ -71,7 +72,7 @@ class Page:
     # --- protocol --------------------------------------------------------------------------------------------------
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command and its result."""
+        """Send one command and return its result."""
         self._last += 1
         message: dict[str, Any] = {"id": self._last, "method": method, "params": parameters}
         if self._session:
@@ -111,7 +112,7 @@ class Page:
         elif name == "Network.requestWillBeSent":
             self.requests.append(content["request"]["url"])
 
-    # --- a reader's hands and eyes ---------------------------------------------------------------------------------
+    # --- what a reader does and sees ---------------------------------------------------------------------------------
 
     def open(self, file: Path) -> None:
         """Load a file and wait for its `load` event."""
@@ -121,14 +122,14 @@ class Page:
             self._message()
 
     def ask(self, expression: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Return the value of a JavaScript expression."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
     def click(self, selector: str) -> None:
-        """A real click in the middle of the first element that matches."""
+        """Click in the middle of the first element that matches, with a real mouse event."""
         quoted = json.dumps(selector)
         self.ask(f"document.querySelector({quoted}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
         box = self.ask(
@@ -139,7 +140,7 @@ class Page:
         self._settle()
 
     def press(self, key: str, code: int) -> None:
-        """A real key, by its name and its Windows key code."""
+        """Press a real key, given by its name and its Windows key code."""
         text = {"Enter": "\r", " ": " "}.get(key, key if len(key) == 1 else "")
         for kind in ("keyDown", "keyUp"):
             more = {"text": text} if text and kind == "keyDown" else {}
@@ -147,19 +148,19 @@ class Page:
         self._settle()
 
     def _settle(self) -> None:
-        """Input is acknowledged before the page has handled it: wait for the next frame and what it has queued."""
+        """Wait for the next frame and its queued work: input is acknowledged before the page has handled it."""
         self.ask("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
 
     def resize(self, width: int, height: int, mobile: bool = False) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
 
     def prefer(self, scheme: str) -> None:
-        """light or dark; and no smooth scrolling, which would move what is about to be clicked."""
+        """Set the scheme (light or dark) and turn off smooth scrolling, which would move the next click's target."""
         wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
         self.call("Emulation.setEmulatedMedia", features=[{"name": n, "value": v} for n, v in wishes.items()])
 
     def picture(self, file: Path, whole: bool = False) -> None:
-        """A PNG of the window, or of the whole page."""
+        """Write a PNG of the window, or of the whole page."""
         parameters: dict[str, Any] = {"captureBeyondViewport": whole}
         if whole:
             size = self.call("Page.getLayoutMetrics")["cssContentSize"]

@@ -1,4 +1,4 @@
-"""Kill -9 of the driver or a worker at random moments, again and again; then one run completes the sweep.
+"""Drill: kill -9 ends the driver or a worker at random moments, many times; then one run completes the sweep.
 
 `python tests/kill_drill.py 50` does it 50 times (about half an hour on two cores).
 """
@@ -29,7 +29,7 @@ CELLS = 18
 
 
 def start(results: Path) -> subprocess.Popen[bytes]:
-    """The driver, with its output in a file beside the results."""
+    """Start the driver, with its output in a file beside the results."""
     with open(f"{results}.log", "ab") as log:
         words = [sys.executable, "-m", "bench.run", *SWEEP, f"results={results}"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -37,13 +37,13 @@ def start(results: Path) -> subprocess.Popen[bytes]:
 
 
 def workers(results: Path) -> list[int]:
-    """Pids of the workers that live."""
+    """Return the pids of the running workers."""
     found = {int(claim.owner["pid"]) for claim in Claims(results).all() if claim.alive}
     return sorted(pid for pid in found if started(pid))
 
 
 def drill(kills: int, folder: Path, seed: int = 0) -> None:
-    """Raises AssertionError if anything is lost, doubled or left over."""
+    """Raise AssertionError if anything is lost, stored twice or left over."""
     chance, whole, killed = random.Random(seed), folder / "whole", folder / "killed"
     assert start(whole).wait() == 0
     for number in range(kills):

@@ -1,7 +1,7 @@
-"""How long a report of many rows takes, and how much memory: `python tests/scale_report.py [ROWS] [FOLDER]`.
+"""Measure the time and memory of a report of many rows: `python tests/scale_report.py [ROWS] [FOLDER]`.
 
-Writes a store of cells with 1,000 images each (10 methods x 4 corruptions x 5 severities x as many seeds as it takes)
-and builds its report in a process of its own. Prints its wall and processor seconds and its peak resident memory.
+It writes a store of cells with 1,000 images each: 10 methods x 4 corruptions x 5 severities x as many seeds as needed.
+Then it builds the report in a separate process and prints its wall seconds, processor seconds and peak resident memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CORRUPTIONS = ("random mask", "block mask", "Gaussian blur", "Gaussian noise")
 
 
 def synthesise(folder: Path, rows: int) -> int:
-    """Write about `rows` rows; returns how many."""
+    """Write about `rows` rows, and return their exact number."""
     seeds = max(1, round(rows / (IMAGES * METHODS * len(CORRUPTIONS) * SEVERITIES)))
     store, rng = Store(folder), np.random.default_rng(0)
     names = [f"scenes/test/{i:06d}" for i in range(IMAGES)]
@@ -58,7 +58,7 @@ def synthesise(folder: Path, rows: int) -> int:
 def _columns(
     name: str, axes: dict[str, Any], names: list[str], score: np.ndarray, sums: list[str], rng: np.random.Generator
 ) -> dict[str, Any]:
-    """The columns that a run writes."""
+    """Return the columns that a run writes."""
     constant = {key: [value] * IMAGES for key, value in axes.items()}
     return {
         "cell_id": [name] * IMAGES, "image_id": names, **constant, "outcome": ["ok"] * IMAGES, "psnr": score,
@@ -74,7 +74,7 @@ def _columns(
 def _write(
     store: Store, name: str, axes: dict[str, Any], columns: dict[str, Any], pixels: np.ndarray, names: list[str]
 ) -> None:
-    """As `Store.write`, without waiting for the disk."""
+    """Write a cell as `Store.write` does, but do not wait for the disk."""
     folder = store.root / "cells" / name
     folder.mkdir(parents=True)
     pq.write_table(pa.table(columns), folder / "rows.parquet", compression="zstd")
@@ -83,7 +83,7 @@ def _write(
 
 
 def measure(folder: Path) -> tuple[float, float, float]:
-    """Wall seconds, processor seconds and peak MiB of one build."""
+    """Return wall seconds, processor seconds and peak MiB of one build."""
     command = [sys.executable, "-m", "reports.build", "sweep=scale", f"store={folder}", "quiet=true"]
     started = time.perf_counter()
     subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, stdout=sys.stderr)

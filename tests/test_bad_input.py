@@ -1,6 +1,6 @@
-"""Wrong command lines: each ends in one line that says what was given and what is allowed, and starts nothing.
+"""Wrong command lines. Each ends in one line that says what was given and what is allowed, and nothing starts.
 
-Most go through `bench.plan` in this process; a few through real processes, for the exit code and the streams.
+Most tests call `bench.plan` in this process. A few start real processes, to check the exit code and the streams.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FIELD = [SWEEP, "model=scenes_inode"]
 ARGUMENT = "model.scenes_inode.backbone"
 UNET = "model.scenes_vp.backbone"
 
-# (command line, words that its one line must hold)
+# (command line, words that its one line must contain)
 CASES: list[tuple[list[str], list[str]]] = [
     # names of a group
     (["sweep=coruptions"], ["unknown sweep 'coruptions'", "reconstruction", "nearest: corruptions"]),
@@ -53,7 +53,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([SWEEP, "method=null"], ["names no method", "method=NAME"]),
     ([SWEEP, "model=null"], ["names no model"]),
     ([SWEEP, "corruption=null"], ["task=restore needs a corruption"]),
-    # keys, at every level
+    # unknown keys, at every level
     ([SWEEP, "imges=3"], ["unknown key 'imges'", "nearest: images"]),
     ([SWEEP, "hydra.run.dir=x"], ["unknown key 'hydra.run.dir'"]),
     ([SWEEP, "sweep.name=x"], ["unknown key 'sweep.name'"]),
@@ -107,7 +107,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([SWEEP, "corruption.gaussian_noise.severities.3.sigma01=-1"], ["severities.3.sigma01=-1", "greater than 0"]),
     ([SWEEP, "corruption.gaussian_blur.options.taps=4"], ["gaussian_blur", "taps must be odd, got 4"]),
     ([SWEEP, "model.scenes_vp.shape=[3,32]"], ["model.scenes_vp.shape.2 is missing"]),
-    # of the wrong kind
+    # values of the wrong type
     ([SWEEP, "images=abc"], ["images='abc'", "whole number"]),
     ([SWEEP, "images=1.5"], ["images=1.5", "whole number"]),
     ([SWEEP, "images=null"], ["images=None", "whole number"]),
@@ -134,7 +134,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([SWEEP, "severity=[]"], ["axis severity has no values"]),
     ([SWEEP, "severity="], ["severity=''", "whole number"]),
     ([SWEEP, "metrics=[]"], ["metrics is empty"]),
-    # what cannot be read
+    # command lines that cannot be parsed
     ([SWEEP, "severity=[1,2"], ["cannot read 'severity=[1,2'"]),
     ([SWEEP, "severity=1,2]"], ["cannot read 'severity=1,2]'"]),
     ([SWEEP, "method=[ddim"], ["cannot read 'method=[ddim'", "brackets"]),
@@ -149,7 +149,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([SWEEP, "severity=1", "severity=2"], ["severity is given more than once"]),
     ([SWEEP, "matrix.severity=[1]", "severity=2"], ["severity is given more than once"]),
     ([SWEEP, "images=${nothing}"], ["images", "nothing", "not found"]),
-    # what contradicts itself
+    # contradictions
     ([SWEEP, "task=reconstruct"], ["corruption has no meaning for task=reconstruct"]),
     ([CLEAN, "corruption=random_mask"], ["corruption has no meaning for task=reconstruct"]),
     ([CLEAN, "severity=1"], ["severity has no meaning for task=reconstruct"]),
@@ -238,7 +238,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([SWEEP, "model.scenes_vp.vocabulary=digits"], ["vocabulary digits", "which has vocabulary scenes"]),
     (["sweep=theory", "model.gmm.backbone={a: 1}"], ["unknown key 'a' in model.gmm.backbone"]),
     (["sweep=corruptions", "profile=flux", "model.flux.backbone.dtype=bf16"], ["dtype='bf16'", "nearest: bfloat16"]),
-    # what weights were trained as
+    # what weights were trained for
     ([SWEEP, f"{UNET}.widths=[32,64]"], ["backbone.widths=[32, 64]", "zoo:scenes_vp", "[64, 96]"]),
     ([SWEEP, f"{UNET}.embedding=64"], ["backbone.embedding=64", "zoo:scenes_vp", "embedding=128"]),
     ([SWEEP, "model.scenes_vp.prediction=eps"], ["prediction=eps", "zoo:scenes_vp", "prediction=v"]),
@@ -263,7 +263,7 @@ CASES: list[tuple[list[str], list[str]]] = [
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder with one file, and no scheduler."""
+    """Enter an empty working folder with one file; hide any scheduler."""
     (tmp_path / "a_file").write_text("")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -329,7 +329,7 @@ def test_a_verbs_own_arguments_are_allowed(
 
 
 def test_a_store_that_cannot_be_made_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the permissions say yes and the file system says no, as below /proc."""
+    """The permissions allow it but the file system does not, as in /proc."""
 
     def refused(*_: object, **__: object) -> None:
         raise FileNotFoundError("No such file or directory")

@@ -1,4 +1,4 @@
-"""One cell: third-party restorers, rows as a pure function, gradients in methods, and resuming after a stop."""
+"""Tests of one cell: third-party restorers, rows as a pure function, gradients in methods, resuming after a stop."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ MEASURED = ["sweep=corruptions", "severity=3", *SMALL]
 
 @pytest.fixture(scope="module")
 def config_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A third party's folder with two restorers."""
+    """Make the folder of a third party, with two restorers."""
     folder = tmp_path_factory.mktemp("plugins")
     (folder / "method").mkdir()
     for name in ("Clamp", "Guided"):
@@ -134,7 +134,7 @@ def test_a_restorer_says_by_its_options_what_it_cannot_do(plugins: str) -> None:
 
 @pytest.mark.parametrize("corruption", ["gaussian_blur", "random_mask", "block_mask", "gaussian_noise"])
 def test_measurements_take_part_in_gradients(plugins: str, corruption: str) -> None:
-    """Also where they were made inside the Trainer's loop."""
+    """This also holds for measurements made inside the Trainer's loop."""
     (cell,) = cells(*MEASURED, "method=guided", f"corruption={corruption}", plugins)
     assert all(row["outcome"] == "ok" and row["nfe_grad"] == 1 for row in execute(cell, 2, 0).rows)
 
@@ -164,7 +164,7 @@ def test_known_pixels_are_held_only_where_asked(plugins: str) -> None:
     ],
 )
 def test_rows_are_a_pure_function(chosen: list[str]) -> None:
-    """The same twice, and its arguments stay as they were."""
+    """Two calls give the same rows, and leave their arguments unchanged."""
     cell = cells(*chosen)[0]
     method = build_method(cell)
     cases = Cases(cell)
@@ -215,7 +215,7 @@ def test_an_interrupted_cell_goes_on_where_it_was() -> None:
     }
 
 
-# --- who knows whom --------------------------------------------------------------------------------------------------
+# --- what knows what --------------------------------------------------------------------------------------------------
 
 
 def test_the_executor_knows_no_method() -> None:

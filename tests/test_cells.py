@@ -1,4 +1,4 @@
-"""Expansion, identity, reconciliation and chunking of cells: laws for every sweep, and what YAMLs may say."""
+"""Expansion, identity, reconciliation and chunking of cells: rules for every sweep, and what YAMLs may contain."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from methods.options import CommonOptions
 METHODS = ("ddim", "edict", "rf_inversion")
 CORRUPTIONS = ("random_mask", "block_mask", "gaussian_blur", "gaussian_noise")
 CHOSEN = {"method": f"method={','.join(METHODS)}", "corruption": f"corruption={','.join(CORRUPTIONS)}"}
-"""What the sweeps of these tests compare, whatever the shipped sweeps come to hold."""
+"""Methods and corruptions of the sweeps in these tests. They do not change when the shipped sweeps change."""
 
 
 def composed(*arguments: str) -> RunConfig:
-    """`sweep=corruptions` over the methods and corruptions of these tests, unless the arguments choose others."""
+    """Compose `sweep=corruptions` over the methods and corruptions of these tests, unless arguments choose others."""
     chosen = [text for group, text in CHOSEN.items() if not any(a.startswith(f"{group}=") for a in arguments)]
     return compose_config(["sweep=corruptions", "metrics=psnr,mse", *chosen, *arguments])
 
@@ -47,7 +47,7 @@ CLEAN = compose_config(
 
 
 def changed(config: RunConfig, **parts: Any) -> RunConfig:
-    """The configuration with parts replaced; `a__b=value` replaces b of a."""
+    """Return the configuration with parts replaced; `a__b=value` replaces b of a."""
     content = config.model_dump(by_alias=True)
     for path, value in parts.items():
         *parents, last = path.split("__")
@@ -63,7 +63,7 @@ def ids(config: RunConfig) -> list[str]:
 
 
 def one_cell(config: RunConfig = RESTORE, method: str = "edict", **parts: Any) -> RunConfig:
-    """A configuration of a single cell."""
+    """Return a configuration of a single cell."""
     matrix = {"steps": [10], "guidance": [1.0], "seed": [0]}
     if config.task == "restore":
         matrix |= {"severity": [1], "corruption": ["random_mask"]}
@@ -190,7 +190,7 @@ def test_ten_thousand_cells(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def other_value(options: type[BaseModel], name: str) -> Any:
-    """Another valid value of an option, beside the defaults of the others."""
+    """Return another valid value of an option, while all other options keep their defaults."""
     field = options.model_fields[name]
     numbers = [field.default + 1, field.default / 2] if isinstance(field.default, (int, float)) else []
     for value in (*get_args(field.annotation), False, *numbers, 0.5, 2, 2.0, [1, 2], [0.25, 1.0]):
@@ -243,7 +243,7 @@ def test_every_option_of_a_method_is_part_of_a_cells_id(method: str, option: str
     ids=lambda part: next(iter(part)),
 )
 def test_what_changes_the_numbers_changes_the_id(part: dict[str, Any], tmp_path: Path) -> None:
-    """With weights of the user's own: a card beside them would hold their network fast."""
+    """The weights are the user's own, without a card: a card would fix the arguments of their network."""
     weights = tmp_path / "mine.safetensors"
     save_file({}, weights)
     cell = changed(one_cell(), model__scenes_vp__weights=str(weights))
@@ -332,7 +332,7 @@ def test_reconcile_puts_every_cell_in_one_place(states: list[str], retry: list[s
     failures = {
         c.id: state.split()[-1] for c, state in zip(cells, states, strict=True) if state not in ("done", "missing")
     }
-    plan = reconcile(cells, done | {"a stranger"}, set(failures), retry, failures.__getitem__)
+    plan = reconcile(cells, done | {"a cell of another sweep"}, set(failures), retry, failures.__getitem__)
     for cell, state in zip(cells, states, strict=True):
         retried = state in CLASSES and ("all" in retry or state in retry)
         expected = "retried" if retried else "failed" if state in CLASSES else state.split()[0]

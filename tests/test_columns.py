@@ -1,4 +1,4 @@
-"""Columns: each is declared once and read everywhere, and a third party's metric goes from its class to the table."""
+"""Tests of columns: each is declared once and read everywhere; the metric of a third party reaches the table."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class Undeclared:
     pass
 
 
-def bad(**told):
+def bad(**changes):
     def judge(batch):
         return batch.output.flatten(1).mean(1)
 
-    judge.column = Metric(**{"name": "plain", "title": "x", "better": "lower"} | told)
+    judge.column = Metric(**{"name": "plain", "title": "x", "better": "lower"} | changes)
     return judge
 
 
@@ -77,7 +77,7 @@ NEITHER, FORMAT, SETS = bad(better=""), bad(digits="nope"), bad(kind="set")
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The module's name, of a package of its own."""
+    """Return the full name of the module, in a package of its own."""
     package = tmp_path / "third_party_metrics"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -119,8 +119,8 @@ def test_columns_that_are_made_by_a_rule() -> None:
 
 def test_a_declaration_survives_json() -> None:
     metric = Metric("sharpness", "sharpness", "levels", "higher", ".4f", floor=1e-3, printed=False)
-    told = json.loads(json.dumps(metric.declaration()))
-    assert declared({"columns": {"sharpness": told | {"of_a_later_version": 1}}})["sharpness"] == metric
+    written = json.loads(json.dumps(metric.declaration()))
+    assert declared({"columns": {"sharpness": written | {"of_a_later_version": 1}}})["sharpness"] == metric
     assert list(declared({})) == list(METRICS)
 
 
@@ -129,7 +129,7 @@ def test_guarantees_are_those_that_a_flow_is_measured_by() -> None:
 
 
 def test_names_of_metrics_stand_in_no_other_table() -> None:
-    """No other file lists metrics, costs or latents: three of their names in one literal would be a second table."""
+    """No other file lists metrics, costs or latents. Three of their names in one literal would be a second table."""
     names = {*METRICS, *COSTS, *LATENTS} - {"kept", "clip", "seconds"}
     repeated = []
     for room in ("bench", "reports"):
@@ -173,7 +173,7 @@ def test_a_third_partys_metric_goes_from_its_class_to_the_table(
     assert "input_twice" not in rows
     record = store.record(min(store.done()))
     assert record["config"]["metrics"] == {"psnr": 1, f"{mine}.Sharpness": 3, f"{mine}.twice": 1}
-    # The reports may not import the third party's module: in a process that does not find it.
+    # The reports may not import the module of the third party, so they run in a process that cannot find it.
     ended = subprocess.run(
         [sys.executable, "-m", "reports.build", "sweep=corruptions", f"store={results}", "metric=sharpness"],
         cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
@@ -209,7 +209,7 @@ def test_its_version_is_part_of_a_cells_identity(mine: str, monkeypatch: pytest.
     monkeypatch.setattr(judge, "column", Metric("sharpness", "sharper", better="higher", version=4))
     assert not before & {cell.id for cell in expand(config).cells}
     monkeypatch.setattr(judge, "column", Metric("sharpness", "sharper", better="higher", version=3))
-    assert before == {cell.id for cell in expand(config).cells}  # a title changes no number
+    assert before == {cell.id for cell in expand(config).cells}  # a title does not change a number
 
 
 def entry_point(name: str, value: str) -> Callable[..., list[Any]]:
@@ -262,10 +262,10 @@ def test_axes_hold_values_and_titles_stand_beside_them(tmp_path: Path) -> None:
     assert manifest["titles"]["method"] == {"edict": "a title"}
     assert manifest["titles"]["corruption"] == {"gaussian_blur": "Gaussian blur"}
     assert set(manifest["titles"]) == {"method", "model", "dataset", "corruption"}
-    told = [cell["axes"] for cell in manifest["cells"]] + [
+    recorded = [cell["axes"] for cell in manifest["cells"]] + [
         Store(tmp_path).record(i)["axes"] for i in Store(tmp_path).done()
     ]
-    assert all(not key.endswith("_title") for axes in told for key in axes)
+    assert all(not key.endswith("_title") for axes in recorded for key in axes)
     assert build.main(["sweep=corruptions", f"store={tmp_path}", "quiet=true"]) == 0
     text = (tmp_path / "reports" / "corruptions" / "table.md").read_text()
     assert "| a title |" in text and "### Gaussian blur" in text

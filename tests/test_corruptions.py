@@ -1,4 +1,4 @@
-"""One list of corruptions runs every invariant of operators and measurements. Tolerances: 1e-12 in float64."""
+"""Every invariant of operators and measurements, for each corruption of one list. Tolerances: 1e-12 in float64."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CASES: list[tuple[type[Corruption[Any]], dict[str, Any]]] = [
     (GaussianBlur, {"sigma": 6.0, "reference_side": 16}),  # as wide as reflect padding allows
     (GaussianNoise, {"sigma01": 0.025}),
 ]
-# For each field, another value than the base's that has to change y. A new field without an entry fails the test.
+# One other value for each field, which must change y. A new field without an entry fails the test.
 BASES: dict[type[Corruption[Any]], dict[str, Any]] = {
     RandomMask: {"missing": 0.5},
     BlockMask: {"side": 0.5},
@@ -54,7 +54,7 @@ ALTERNATIVES: dict[type[Corruption[Any]], dict[str, Any]] = {
     GaussianBlur: {"sigma": 2.0, "reference_side": 32, "taps": 5, "sigma01": 0.1},
     GaussianNoise: {"sigma01": 0.1},
 }
-# Recorded hashes: a change here makes old and new rows incomparable, and asks for a higher `version`.
+# Recorded hashes. If one changes, old and new rows cannot be compared, and the corruption needs a higher `version`.
 PINNED: dict[type[Corruption[Any]], str] = {
     RandomMask: "a1e0d96967281848bcc944808f718bb98d8357be0ef0eb6aeb9f27a263e500cb",
     BlockMask: "6f682bce2eb4ac0f918e4b0650200905a26132adbc5602beb01760c1c3764b11",
@@ -66,7 +66,7 @@ LADDERS = sorted((Path(__file__).parents[1] / "sweeps" / "corruption").glob("*.y
 
 
 def make(cls: type[Corruption[Any]], given_options: dict[str, Any]) -> Corruption[Any]:
-    """The corruption, its options found by the project's rule: pkg.mod.Name has pkg.options.Name."""
+    """Make the corruption. Its options are found by the project's rule: pkg.mod.Name has pkg.options.Name."""
     return cls(getattr(options, cls.__name__)(**given_options))
 
 
@@ -183,7 +183,7 @@ def test_gradients_and_autocast(case: Any) -> None:
 
 
 def test_blur_is_the_reference_convolution() -> None:
-    """SciPy's `mirror` is torch's `reflect`: the edge is not repeated."""
+    """SciPy's `mirror` is the `reflect` of torch: the edge is not repeated."""
     x = random_image((3, 20, 28))
     for sigma, taps in ((0.6, 3), (1.5, 9), (4.0, 39)):
         expected = x.numpy()
@@ -290,7 +290,7 @@ def test_order_and_grouping_change_nothing(order: list[int], cuts: set[int], sta
     ids=str,
 )
 def test_every_part_of_the_key_counts(cls: type[Corruption[Any]], change: dict[str, Any]) -> None:
-    # An image large enough for two blocks not to meet by chance.
+    # The image is large enough that two blocks are not in the same place by chance.
     corruption, x = make(cls, BASES[cls]), random_image((3, 64, 64))
     assert measure(corruption, x, key_for()).sha256 != measure(corruption, x, key_for(**change)).sha256
 
@@ -299,7 +299,7 @@ def test_a_key_has_a_stream_for_each_purpose_and_no_memory() -> None:
     key = key_for()
     assert key.generator("noise").random() == key.generator("noise").random()
     assert key.generator("noise").random() != key.generator("operator").random()
-    # Fields are kept apart: moving a character from one to the next is another key.
+    # Fields stay separate: a character that moves from one field to the next makes another key.
     assert Key("a", "bc", "", 1, 0).generator("noise").random() != Key("ab", "c", "", 1, 0).generator("noise").random()
 
 
@@ -350,7 +350,7 @@ def test_noise_has_the_stated_level(cls: type[Corruption[Any]], sigma01: float) 
 
 
 def test_noise_alone_has_the_textbook_psnr() -> None:
-    """-20 log10(sigma01) where nothing clips: a mid-gray image."""
+    """The PSNR is -20 log10(sigma01) for a mid-gray image, where nothing clips."""
     m = measure(make(GaussianNoise, {"sigma01": 0.025}), torch.zeros(3, 64, 64), key_for())
     assert m.psnr == pytest.approx(32.04, abs=0.1)
 

@@ -1,4 +1,4 @@
-"""Files of the store that are empty, halved, garbage or missing; what kills leave behind; how a run ends."""
+"""Files of the store that are empty, cut in half, garbage or missing; what killed processes leave; how a run ends."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def halved(file: Path) -> None:
 
 
 def garbage(file: Path) -> None:
-    """Of the same size, as a crash of the machine leaves it."""
+    """Replace the content by garbage of the same size, as a crash of the machine may do."""
     file.write_bytes(np.random.default_rng(0).bytes(file.stat().st_size))
 
 
@@ -62,7 +62,7 @@ DAMAGE = [empty, halved, garbage, zeros, missing]
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of two cells that are done, one of them with features, and one that has failed."""
+    """Compute a sweep of three cells: two are done, one of them with features, and one has failed."""
     results = tmp_path_factory.mktemp("computed") / "results"
     assert run.main([*SMALL, f"results={results}"]) == 0
     store = Store(results)
@@ -91,7 +91,7 @@ OF_CELLS = ["rows.parquet", "cell.json", "samples.npz", "features.npz", "failure
 
 
 def broken(results: Path, kind: str, damage: Callable[[Path], None]) -> str:
-    """Damage one file of a cell; returns the cell."""
+    """Damage one file of a cell, and return the cell."""
     _, second, third = ids(results)
     cell = third if kind == "failure" else second
     damage(results / "failures" / f"{third}.json" if kind == "failure" else results / "cells" / second / kind)
@@ -103,9 +103,9 @@ def broken(results: Path, kind: str, damage: Callable[[Path], None]) -> str:
 def test_a_damaged_cell_is_named_and_is_none(
     results: Path, kind: str, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In plan, status and mirror."""
+    """Plan, status and mirror name the cell and do not count it as done."""
     cell = broken(results, kind, damage)
-    gone = kind == "failure" and damage is missing  # then the cell is simply missing
+    gone = kind == "failure" and damage is missing  # in this case the cell is missing, not damaged
     assert list(Store(results).damaged(ids(results))) == ([] if gone else [cell])
     outlook = plan.look([*SMALL, f"results={results}"])
     assert [one.id for one in outlook.plan.missing] == [cell]
@@ -150,14 +150,14 @@ def test_a_damaged_cell_is_computed_again(
 
 
 def test_a_result_replaces_a_damaged_one(results: Path) -> None:
-    """In a worker whose driver planned before the damage."""
+    """This holds in a worker whose driver planned before the damage."""
     cell, store = broken(results, "rows.parquet", halved), Store(results)
     assert store.write(cell, [{"cell_id": cell, "psnr": 1.0}], {"provenance": {}})
     assert store.rows([cell])["psnr"].tolist() == [1.0] and not store.write(cell, [], {})
 
 
 def test_a_record_of_an_earlier_version_is_whole(results: Path) -> None:
-    """It does not say which files there are."""
+    """Such a record does not list its files."""
     store, cell = Store(results), ids(results)[0]
     file = results / "cells" / cell / "cell.json"
     file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "files"}))
@@ -220,7 +220,7 @@ def test_a_damaged_claim_is_void(results: Path, damage: Callable[[Path], None]) 
         damage(results / "claims" / ".submit")
         with Claims(results) as ours:
             assert not [claim for claim in ours.all() if claim.alive]
-            with ours.alone("submit", lambda: pytest.fail("nobody is there")):
+            with ours.alone("submit", lambda: pytest.fail("no other process holds it")):
                 pass
         assert (
             status.main([f"results={results}"]) == 0 and cancel.main([f"results={results}", "sweep=corruptions"]) == 0
@@ -249,7 +249,7 @@ def test_a_damaged_copy_of_the_code_is_made_again(tmp_path: Path, name: str, dam
     assert list(copy.parent.iterdir()) == [copy]
 
 
-# --- what kills leave behind ---------------------------------------------------------------------------------------
+# --- what killed processes leave -------------------------------------------------------------------------------------
 
 
 def age(path: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_zombie_has_ended(tmp_path: Path) -> None:
     running = driven.run()
     assert next(running) == ("a", "done")
     process.kill()
-    while started(process.pid) is not None:  # nobody has waited for it: it is a zombie now
+    while started(process.pid) is not None:  # no process has waited for it, so it is a zombie now
         time.sleep(0.01)
     os.kill(process.pid, 0)
     assert list(running) == []

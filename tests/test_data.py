@@ -1,4 +1,4 @@
-"""Every data set through one list of invariants; the scenes' edits against their exact answers; a user's folder."""
+"""Tests of data sets: one list of invariants for all, the exact answers of the scenes' edits, a user's folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def save(file: Path, seed: int, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Path:
-    """A file of random pixels; `size` is width and height."""
+    """Write a file of random pixels; `size` is (width, height)."""
     file.parent.mkdir(parents=True, exist_ok=True)
     shape = (size[1], size[0]) + ((len(mode),) if len(mode) > 1 else ())
     content = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
@@ -43,7 +43,7 @@ def save(file: Path, seed: int, size: tuple[int, int] = (40, 30), mode: str = "R
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty images without train and test folders, some deeper, of every kind of file."""
+    """Make forty images of every file type, some in subfolders, without train and test folders."""
     where = tmp_path_factory.mktemp("images")
     for i in range(40):
         save(where / ("" if i % 3 else f"deep/er{i % 2}") / f"{i:02d}{folders.SUFFIXES[i % 7]}", i)
@@ -55,7 +55,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """A data set: how it is built, the shape of its images, how many of them a test looks at."""
+    """A data set: how to build it, the shape of its images, and the number of images that a test checks."""
 
     name: str
     build: Callable[[str, Path], Any]
@@ -94,7 +94,7 @@ def test_images_are_float32_in_the_unit_range(case: Case, root: Path) -> None:
             assert item.image.dtype == np.float32
             assert item.image.min() >= 0
             assert item.image.max() <= 1
-            assert item.image.std() > 0.005  # a picture, not a blank
+            assert item.image.std() > 0.005  # not a uniform image
             assert isinstance(item.caption, str)
 
 
@@ -179,7 +179,7 @@ indices = st.integers(0, 999_999)
 splits = st.sampled_from(drawn.SPLITS)
 kinds = st.sampled_from(drawn.EDITS)
 SLOTS = {"recolour": {0, 2}, "replace": {1, 3}, "remove": {0, 1, 2, 3}, "restyle": {4}}
-"""Slots of the caption that a kind of edit may change; the letter's, 6, for the others."""
+"""Slots of the caption that each kind of edit may change. All other kinds may change slot 6, the letter."""
 
 
 @given(splits, indices, kinds)
@@ -234,7 +234,7 @@ def test_every_kind_of_edit_occurs() -> None:
     found = {kind: sum(dataset.edit(i, kind) is not None for i in range(200)) for kind in dataset.edits}
     assert set(found) == {"recolour", "remove", "replace", "restyle", "insert_text", "change_text"}
     assert min(found.values()) >= 40
-    assert found["insert_text"] + found["change_text"] == 200  # a scene has a letter or has none
+    assert found["insert_text"] + found["change_text"] == 200  # some scenes have a letter, others do not
 
 
 def test_an_unknown_edit_is_a_value_error() -> None:
@@ -323,7 +323,7 @@ def test_an_image_keeps_its_id_and_split_whatever_joins_it(tmp_path: Path) -> No
 def test_a_fifth_is_held_out() -> None:
     held = sum(folders.held_out(f"some/image_{i}.jpg") for i in range(5000))
     assert held / 5000 == pytest.approx(0.2, abs=0.02)
-    recorded = {"0.png": False, "1.png": False, "a/b.png": True, "é.png": True}  # a moved split would leak
+    recorded = {"0.png": False, "1.png": False, "a/b.png": True, "é.png": True}  # a changed split would leak
     assert {name: folders.held_out(name) for name in recorded} == recorded
 
 
@@ -361,7 +361,7 @@ def test_images_are_centre_cropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_respected(tmp_path: Path, orientation: int) -> None:
-    """Stored turned or flipped, tagged with how to undo it: all eight are read as the same picture."""
+    """All eight orientations are read as the same image: stored rotated or flipped, with a tag that undoes it."""
     upright = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     stored = {
         1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.transpose(1, 0, 2),
@@ -477,7 +477,7 @@ def test_32_bit_pixels_are_refused(tmp_path: Path) -> None:
         ImageFolder("all", tmp_path).item(0)
 
 
-# --- as a user meets them ------------------------------------------------------------------------------------------
+# --- from the command line ------------------------------------------------------------------------------------------
 
 
 def plan(*overrides: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, the table of methods is complete, named tests exist, the example runs."""
+"""Tests of the documents: links work, the table of methods is complete, named tests exist, the example runs."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def prose(document: Path) -> str:
-    """The text without its code blocks."""
+    """Return the text without its code blocks."""
     return FENCE.sub("", document.read_text())
 
 
 def section(document: Path, heading: str) -> str:
-    """What stands under a heading of the second level."""
+    """Return the text under a heading of the second level."""
     return document.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
 
 def anchors(document: Path) -> set[str]:
-    """The anchors that GitHub makes of headings."""
+    """Return the anchors that GitHub makes from headings."""
     headings = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -83,7 +83,7 @@ def test_the_tests_that_are_named_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_tables_are_whole(name: str) -> None:
-    """Every row of a table has as many cells as its head."""
+    """Every row of a table has as many cells as its header."""
     columns, ragged = 0, []
     for line in prose(ROOT / name).splitlines():
         cells = len(re.findall(r"(?<!\\)\|", line)) - 1 if line.startswith("|") else 0
@@ -98,7 +98,7 @@ def test_tables_are_whole(name: str) -> None:
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Its files, to the letter, in a folder of their own under the names that their comments give, and its command."""
+    """Write its files unchanged to a new folder, under the names that their comments give; return its command."""
     text = section(ROOT / "README.md", "Add a method")
     for _, code in FENCE.findall(text):
         (named,) = re.findall(r"^# (\S+\.(?:py|yaml))$", code, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Edits end to end: which images, what they are judged by, and the table that comes of it."""
+"""Tests of whole editing runs: the images, the scores of an edit, and the table of the report."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def test_one_changed_pixel_is_another_edit() -> None:
 
 
 def test_batches_change_no_feature(done: Path) -> None:
-    """Three images together have the features that they had as two and one."""
+    """A batch of three images gives the same features as batches of two and one."""
     (cell,) = [c for c in expand(compose_config([*SMALL, "results=x"])).cells if c.axes["method"] == "flowedit"
                and c.axes["edit"] == "recolour" and c.axes["method.strength"] == 0.5]  # fmt: skip
     *_, together = execute(cell, batch_size=3, samples=0)
     kept = Store(done).features(cell.id)
     assert kept["ids"].tolist() == together["ids"].tolist() and kept["scenes_output"].shape == (3, 128)
     np.testing.assert_array_equal(kept["scenes_truth"], together["scenes_truth"])
-    # Images may differ in their last bits before they are rounded to 8.
+    # Images may differ in their last bits before they are rounded to 8 bits.
     scale = np.abs(kept["scenes_output"]).max()
     np.testing.assert_allclose(kept["scenes_output"], together["scenes_output"], atol=0.02 * scale)
 

@@ -1,4 +1,4 @@
-"""Who is drawn in colour, where names stand, what grids zoom into, and the figures that check theory."""
+"""Tests of figures: which lines are coloured, where names are placed, what grids enlarge, and figures of theory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_names_stand_apart_in_order_and_inside(wanted: list[float], gap: float) 
 
 
 def store_of(root: Path, scores: dict[str, list[float]], highlight: tuple[str, ...] = ()) -> Results:
-    """A sweep of one block whose methods have these mean scores at their columns, on four images."""
+    """Make a sweep of one block, where each method has these mean scores in its columns, over four images."""
     store, cells = Store(root), []
     for method, means in scores.items():
         for severity, mean in enumerate(means, start=1):
@@ -53,7 +53,7 @@ def store_of(root: Path, scores: dict[str, list[float]], highlight: tuple[str, .
 
 
 def test_one_severity_is_drawn_as_intervals(tmp_path: Path) -> None:
-    """The best on top, each with its interval; and no curve of a single point."""
+    """The best method is on top, each method has its interval, and no curve of a single point is drawn."""
     results = store_of(tmp_path, {"low": [10.0], "high": [30.0], "middle": [20.0]})
     summary = summarise(results)
     (panel,) = figures.intervals(METRICS["psnr"], summary, results, cast(results, METRICS["psnr"], summary)).axes
@@ -70,7 +70,7 @@ def test_one_severity_is_drawn_as_intervals(tmp_path: Path) -> None:
 
 def test_a_crowd_colours_the_best_and_the_highlighted(tmp_path: Path) -> None:
     scores = {f"m{i:02d}": [10.0 + i, 20.0 + i] for i in range(12)}
-    scores["twin"] = [20.99, 30.99]  # follows m11, which is the better of the two
+    scores["twin"] = [20.99, 30.99]  # close behind m11
     results = store_of(tmp_path, scores, highlight=("m00",))
     who = cast(results, METRICS["psnr"], summarise(results))
     assert who.crowded
@@ -136,7 +136,7 @@ def test_observed_order() -> None:
 
 
 def round_trips(root: Path, cells: list[dict[str, Any]]) -> Store:
-    """A reconstruction sweep; a cell gives its axes, its method's class and options, and its rows' numbers."""
+    """Make a reconstruction sweep. A cell gives its axes, its method's class and options, and its rows' numbers."""
     store = Store(root)
     common = {"model": "gmm_rf", "dataset": "mixture", "task": "reconstruct", "guidance": 1.0, "seed": 0}
     listed = []
@@ -177,7 +177,7 @@ def test_growth_is_measured_against_its_law(tmp_path: Path) -> None:
         figure = theory.growth(costs, results, who)
     assert figure is not None
     for panel, key in zip(figure.axes, methods, strict=True):
-        assert panel.texts[0].get_text().count(f"×{factor[key]:.3f}") == 2  # the law's and the one seen
+        assert panel.texts[0].get_text().count(f"×{factor[key]:.3f}") == 2  # the predicted and the measured line
     assert main(["sweep=theory", f"store={tmp_path}", "quiet=true"]) == 0
     names = {path.name for path in (tmp_path / "reports" / "theory" / "figures").glob("*.pdf")}
     assert names == {"curves_latent_mse.pdf", "work_latent_mse.pdf", "latent_std.pdf", "growth.pdf"}

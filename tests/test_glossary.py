@@ -1,4 +1,4 @@
-"""The glossary: every word names a file and a name that stands in it."""
+"""Tests of the glossary: every word names a file and a name that this file contains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ENTRY = re.compile(r"^- \*\*(.+?)\*\*: (.+?) \[(\S+)\]\((\S+)\) `(.+?)`$")
 
 
 def entries() -> list[str]:
-    """The entries of the glossary, each on one line."""
+    """Return the entries of the glossary, each on one line."""
     text = re.sub(r"\n  +", " ", GLOSSARY.read_text())
     return [line for line in text.splitlines() if line.startswith("- ")]
 

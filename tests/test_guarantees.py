@@ -1,4 +1,4 @@
-"""Flows measured against their certificates: no violation by certified fields, violations by others, known answers."""
+"""Flows measured against their certificates: certified fields keep them, others violate them, known cases agree."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Linear(Given):
-    """A measurement that knows its operator, the identity."""
+    """A measurement whose operator is the identity."""
 
     sigma: float = 0.0
 
@@ -64,8 +64,10 @@ def problem(denoiser: Denoiser, caption: str, given: Given | None = None, guidan
 
 
 def injective(constraint: str, seed: int, scale: float, k_max: float = 2.0) -> InjectiveODE:
-    """On a tiny field in float32, as models are, whose weights are all random times `scale`: k(t)'s too, so that at the
-    largest scales it jumps between 0 and k_max."""
+    """Build the method on a tiny field in float32, as models are. All weights are random, times `scale`.
+
+    This includes the weights of k(t), so at the largest scales k jumps between 0 and k_max.
+    """
     torch.manual_seed(seed)
     network = InjectiveField("digits", SHAPE, constraint, (4,), (8, 8), depth=1, k_max=k_max, time=8)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -77,7 +79,7 @@ def injective(constraint: str, seed: int, scale: float, k_max: float = 2.0) -> I
 
 
 def searched(method: InjectiveODE, **options: int) -> dict[str, Any]:
-    """Without the round trips: at huge weights dopri5 would need thousands of steps."""
+    """Measure without the round trips: at huge weights dopri5 would need thousands of steps."""
     exact = in_float64(method)
     assert isinstance(exact, InjectiveODE)
     cond = exact.denoiser.condition(["the digit 3"] * 2)
@@ -97,18 +99,18 @@ def test_no_weights_make_a_certified_field_leave_its_constants(seed: int, scale:
         assert found["certified_log_det"][i] == pytest.approx(16 * K)
         for kind in ("sv", "pairs", "adversarial"):
             low, high = found[f"{kind}_min"][i], found[f"{kind}_max"][i]
-            # At large weights pairs are differences of values of 1e19.
+            # At large weights, pairs are differences of values near 1e19.
             assert (low is not None and high is not None) or (scale > 1 and kind != "sv")
 
 
-class Whole(torch.nn.Module):
-    """N(u) = sign u: the flow stretches, or squeezes, every distance by e^K and nothing less."""
+class FullStretch(torch.nn.Module):
+    """A core with N(u) = sign u: the flow multiplies every distance by exactly e^K, or by e^-K."""
 
     def __init__(self, sign: float) -> None:
         super().__init__()
         self.sign = sign
 
-    def forward(self, u: Tensor, *told: object) -> Tensor:
+    def forward(self, u: Tensor, *features: object) -> Tensor:
         return self.sign * u
 
     def lipschitz(self) -> float:
@@ -118,9 +120,9 @@ class Whole(torch.nn.Module):
 @given(st.integers(0, 10**6), st.sampled_from([0.3, 1.0]), st.sampled_from([-1.0, 1.0]))
 @settings(max_examples=5, deadline=None)
 def test_a_flow_that_uses_its_constants_up_does_not_leave_them(seed: int, scale: float, sign: float) -> None:
-    """So that a K below the integral of k by a thousandth would be found out."""
+    """The flow reaches its bounds, so the test would find a K that is a thousandth below the integral of k."""
     method = injective("strict", seed, scale)
-    method.network.core = Whole(sign)  # type: ignore[assignment]
+    method.network.core = FullStretch(sign)  # type: ignore[assignment]
     found = searched(method, steps=24, iterations=1, pairs=1, updates=1)
     assert found["violated"] == [False, False]
     used, other = ("used_max", "used_min") if sign > 0 else ("used_min", "used_max")
@@ -130,7 +132,7 @@ def test_a_flow_that_uses_its_constants_up_does_not_leave_them(seed: int, scale:
 
 
 def test_steps_too_few_are_not_taken_for_a_violation() -> None:
-    """A k(t) that jumps: the map of two steps leaves the constants, the flow does not."""
+    """Here k(t) jumps: the map of two steps violates the constants, and the flow does not."""
     method = injective("strict", seed=1, scale=30.0)
     found = searched(method)
     assert found["flow_steps"] == [4, 4], "the values at two steps were outside"
@@ -143,11 +145,11 @@ def test_a_field_without_constraint_leaves_the_constants_of_the_strict_form() ->
     method = injective("free", seed=0, scale=1.0)
     found = searched(method)
     assert found["certified"] == [False, False] and found["violated"] == [True, True]
-    assert max(found["used_max"] + found["used_min"]) > 1 and found["flow_steps"] == [4, 4], "seen at both"
+    assert max(found["used_max"] + found["used_min"]) > 1 and found["flow_steps"] == [4, 4], "at both numbers of steps"
 
 
 def test_the_search_moves_towards_the_bounds() -> None:
-    """A search that finds nothing would make every certificate look good."""
+    """A search that finds nothing would hide every violation."""
     method = injective("strict", seed=5, scale=1.0)
     found = searched(method, updates=8)
     for i in range(2):
@@ -158,7 +160,7 @@ def test_the_search_moves_towards_the_bounds() -> None:
 
 
 def test_without_a_core_the_certificate_is_met_exactly() -> None:
-    """N = 0: the gauge's flow is the identity, and the flow in z that of the Gaussian N(mu, diag c)."""
+    """With N = 0 the flow in the gauge is the identity, and the flow in z is that of the Gaussian N(mu, diag c)."""
     method = injective("strict", seed=1, scale=1.0)
     network = method.network
     with torch.no_grad():
@@ -173,11 +175,11 @@ def test_a_certificate_that_promises_too_much_is_disproved(monkeypatch: pytest.M
     method = injective("strict", seed=5, scale=1.0)
     honest = InjectiveField.certificate
 
-    def boast(self: InjectiveField, *arguments: object, **options: object) -> Certificate:
-        """That no distance changes at all."""
+    def overstated(self: InjectiveField, *arguments: object, **options: object) -> Certificate:
+        """Certify that no distance changes at all."""
         return replace(honest(self, *arguments, **options), K=0.0, u_lower=1.0, u_upper=1.0)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(InjectiveField, "certificate", boast)
+    monkeypatch.setattr(InjectiveField, "certificate", overstated)
     assert searched(method)["violated"] == [True, True]
 
 
@@ -188,7 +190,7 @@ def gaussian(variance: float, steps: int = 16) -> FlowODE:
 
 
 def test_the_flow_of_a_gaussian_has_the_known_constants() -> None:
-    """x0 ~ N(mu, var I) -> (x0 - mu) / sqrt(var): every distance grows by var^(-1/2); and nothing is certified."""
+    """The flow maps x0 ~ N(mu, var I) to (x0 - mu) / sqrt(var): distances grow by var^(-1/2), without a certificate."""
     variance = 0.25
     method = gaussian(variance)
     found = check(method, problem(method.denoiser, "src"), QUICK.model_copy(update={"steps": 16, "updates": 1}))
@@ -196,8 +198,8 @@ def test_the_flow_of_a_gaussian_has_the_known_constants() -> None:
         assert found[name] == pytest.approx([variance**-0.5] * 2, rel=1e-3)
     assert found["log_det"] == pytest.approx([-8 * math.log(variance)] * 2, rel=1e-3)
     assert found["violated"] == found["certified"] == found["K"] == found["gronwall_bound"] == [None, None]
-    # Inverted and decoded under conditions that say the same, a measurement comes back, and its noise with it; the
-    # solver begins anew from x_T, so it takes steps enough to be exact.
+    # Inverted and decoded under equal conditions, a measurement comes back together with its noise. The solver
+    # starts again from x_T, so it needs enough steps to be exact.
     finer = gaussian(variance, steps=64)
     found = check(finer, problem(finer.denoiser, "src"), QUICK.model_copy(update={"steps": 16, "updates": 1}))
     assert found["amplification"] == pytest.approx([1, 1], rel=1e-6)
@@ -247,7 +249,7 @@ def test_a_reverse_solve_keeps_to_gronwalls_bound() -> None:
 
 
 def test_what_is_looked_at_is_what_a_procedure_decodes_under() -> None:
-    """Given y, the flow follows it; drawn to y (consistency), it knows the caption alone, or nothing."""
+    """A flow given y depends on it; a flow corrected towards y (consistency) gets only the caption, or nothing."""
     method = injective("strict", seed=0, scale=1.0)
     few = QUICK.model_copy(update={"iterations": 1, "updates": 1, "tolerances": (1e-1,), "solvers": ("rk4",)})
 
@@ -266,7 +268,7 @@ def test_what_is_looked_at_is_what_a_procedure_decodes_under() -> None:
 
 
 def test_noise_is_put_where_something_was_measured() -> None:
-    """Known pixels are kept, so all of the noise on them comes back, and none is put elsewhere."""
+    """Known pixels are kept, so all noise on them comes back, and no noise is added elsewhere."""
     method = gaussian(0.25)
     known = torch.zeros(2, 1, *SHAPE[1:], dtype=torch.bool)
     known[..., :2, :] = True
@@ -280,7 +282,7 @@ def test_a_guided_flow_has_no_certificate() -> None:
     few = QUICK.model_copy(update={"iterations": 1, "updates": 1, "tolerances": (1e-1,)})
     found = check(method, problem(method.denoiser, "the digit 3", guidance=3.0), few)
     assert found["violated"] == [None, None] and found["trip_reversible_heun_nfe"] == [2 * (5 + 4)] * 2
-    # Guidance throws this field beyond 2^12, where the integers end; no other column is lost for it.
+    # Guidance moves this field beyond 2^12, the range of the integers; this must not remove any other column.
     assert found["trip_leapfrog_bits"] == found["trip_leapfrog_bits_nfe"] == [None, None]
 
 
@@ -315,7 +317,7 @@ def test_the_sweep_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFi
     assert rows.loc["digits_inode", "violated"] is False and rows.loc["digits_inode_free", "violated"] is True
     assert rows["violated"].isna().to_dict() == {"digits_inode": False, "digits_inode_free": False, "digits_rf": True}
     assert rows["trip_leapfrog"].max() < 1e-12 and rows["psnr"].notna().all()
-    # The free field throws its latent beyond 2^12, where the integers end: that solver alone gives up.
+    # The free field moves its latent beyond 2^12, the range of the integers: only that solver fails.
     unequal = rows["trip_leapfrog_bits_unequal"]
     assert unequal["digits_inode"] == unequal["digits_rf"] == 0 and math.isnan(unequal["digits_inode_free"])
     record = store.record(rows.loc["digits_inode", "cell_id"])
@@ -326,7 +328,7 @@ def test_the_sweep_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFi
         assert words in text
     assert text.count("| leapfrog, integers | 0 | 5 | 0 |") == 2
     for row in ("| leapfrog, integers |", "| McCallum-Foster |", "| rk4 |", "| dopri5 1e-03 |"):
-        assert text.count(row) == 3, "a row for each model"
+        assert text.count(row) == 3, "one row per model"
     assert {p.name for p in (out / "figures").glob("*.png")} >= {"singular_values.png", "round_trips.png"}
 
 

@@ -1,4 +1,4 @@
-"""Who may know whom: the arrows of imports between rooms, the lightness of the command line, and that YAMLs compose."""
+"""Which rooms may import which, which modules the command line loads, and that all YAMLs compose."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from methods.backbones import captions
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("bench", "methods", "corruptions", "reports")
 
-# room -> modules that it must not import, at any depth of a file
+# room -> modules that it must not import, anywhere in a file
 FORBIDDEN = {
     "methods": ("bench", "corruptions", "reports", "hydra", "omegaconf", "submitit", "wandb", "pandas"),
     "corruptions": ("bench", "methods", "reports", "hydra", "omegaconf", "submitit", "wandb", "pandas"),
@@ -34,7 +34,7 @@ ADMITTED = {
         "bench.mirror.records",
     )
 }  # fmt: skip
-"""What a room may know of bench."""
+"""The modules of bench that a room may import."""
 GROUND = ("terminal", "errors", "arguments", "files", "store", "provenance", "hub", "weights", "columns")
 FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (tuple(f"bench.{name}" for name in GROUND),),
@@ -45,7 +45,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("bench.training",),),
     (("bench",),),  # the commands
 )
-"""The rooms of bench/ from the ground up. A room may import from itself and from the floors below it."""
+"""The rooms of bench/, from the lowest floor up. A room may import from itself and from the floors below it."""
 HEAVY = ("torch", "pytorch_lightning", "torchvision", "lpips", "wandb", "sklearn", "matplotlib", "methods.base")
 
 
@@ -54,7 +54,7 @@ def files(room: str) -> list[Path]:
 
 
 def imported(file: Path) -> Iterator[str]:
-    """Full names of what a file imports; `from a import b` gives a.b."""
+    """Return the full names of what a file imports; `from a import b` gives a.b."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -81,12 +81,12 @@ def test_arrows_point_down_only(room: str) -> None:
 
 
 def room_of(module: str) -> tuple[int, tuple[str, ...]]:
-    """(floor, room) of a module of bench."""
+    """Return (floor, room) of a module of bench."""
     return next((i, room) for i, floor in enumerate(FLOORS) for room in floor if inside(module, room))
 
 
 def graph() -> dict[str, set[str]]:
-    """Module -> the modules of ours that it imports, at any depth of its file."""
+    """Return a map from each module to our modules that it imports, anywhere in its file."""
     modules = {
         ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
         for room in ROOMS
@@ -150,7 +150,7 @@ def test_every_file_says_what_it_is() -> None:
 
 
 def loaded_after(code: str, folder: Path) -> set[str]:
-    """The heavy modules that a fresh process holds after running `code`."""
+    """Return the heavy modules that a new process has loaded after it ran `code`."""
     code = f"import sys\n{code}\nprint(*[name for name in {HEAVY!r} if name in sys.modules], sep=',', end='')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(

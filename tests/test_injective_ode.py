@@ -1,4 +1,4 @@
-"""The injective neural ODE: its constants hold at any weights, its theorems on known cases, and its training."""
+"""Tests of the injective neural ODE: its constants at any weights, its theorems on known cases, its training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CLASSIC = RK4()
 
 
 def field(constraint: str = "strict", scale: float = 1.0, seed: int = 0, **options: object) -> InjectiveField:
-    """A small float64 field whose weights are all random, times `scale`."""
+    """Build a small float64 field. All its weights are random, times `scale`."""
     torch.manual_seed(seed)
     made = InjectiveField("digits", SHAPE, constraint, (8, 16), (8, 8, 16), **options).double()  # type: ignore[arg-type]
     with torch.no_grad():
@@ -49,22 +49,24 @@ def field(constraint: str = "strict", scale: float = 1.0, seed: int = 0, **optio
 
 
 def witness(*signs: float, **options: object) -> InjectiveField:
-    """A field whose N is `signs` (of the four pixels of each 2x2 window) times u, and a constant: Q = I, identities as
-    projections, and a bias that takes the modulus to its straight branch. Nothing is steeper than such a flow."""
+    """Build a field with N(u) = `signs` * u + constant, with one sign for each of the four pixels of a 2x2 window.
+
+    Q is I, the projections are identities, and a bias moves the modulus to its linear branch. No flow is steeper.
+    """
     network = InjectiveField("digits", SHAPE, "strict", (4,), (8, 8), 1, time=8, **options).double()  # type: ignore[arg-type]
     network.requires_grad_(False)
     for module in network.core.modules():
         if isinstance(module, Layer):
             for parameter in module.parameters():
                 parameter.zero_()
-    network.core.down[0][0].position.fill_(1e6)  # type: ignore[index]  # far from the kink, also at e^-K of it
+    network.core.down[0][0].position.fill_(1e6)  # type: ignore[index]  # far from the kink, also when multiplied by e^-K
     network.core.inp.weight.copy_(torch.eye(4))
     network.core.out.weight.copy_(torch.tensor(signs).diag())
     return network
 
 
 def shipped(scale: float = 1.0) -> InjectiveField:
-    """digits_inode in float64, its weights times `scale`."""
+    """Load digits_inode in float64, with its weights times `scale`."""
     config = compose_config(["model=digits_inode"], sweep_required=False).model["digits_inode"]
     network = build_backbone(config).double().requires_grad_(False)
     for parameter in network.parameters():
@@ -73,7 +75,7 @@ def shipped(scale: float = 1.0) -> InjectiveField:
     return network
 
 
-def told(network: InjectiveField, count: int = 1, seed: int = 1) -> Features:
+def features_of(network: InjectiveField, count: int = 1, seed: int = 1) -> Features:
     rng = torch.Generator().manual_seed(seed)
     y = torch.rand(count, *network.shape, generator=rng, dtype=torch.float64) * 2 - 1
     with torch.no_grad():
@@ -89,7 +91,7 @@ def at(*angles: float) -> Tensor:
 
 
 def stretch(network: InjectiveField, u: Tensor, t: Tensor, features: Features, iterations: int = 30) -> Tensor:
-    """The largest singular value of dN/du at each u, by power iteration on J^T J."""
+    """Return the largest singular value of dN/du at each u, by power iteration on J^T J."""
     network.strength = torch.ones_like  # type: ignore[method-assign, assignment]
 
     def answer(u: Tensor) -> Tensor:
@@ -112,7 +114,7 @@ def stretch(network: InjectiveField, u: Tensor, t: Tensor, features: Features, i
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e3])
 def test_random_and_scaled_weights_stay_1_lipschitz(scale: float) -> None:
     network = field(scale=scale)
-    features, u = told(network, 4), noise(4) * torch.tensor([0.1, 1.0, 10.0, 1e3])[:, None, None, None]
+    features, u = features_of(network, 4), noise(4) * torch.tensor([0.1, 1.0, 10.0, 1e3])[:, None, None, None]
     t = torch.tensor([0.0, 0.3, 1.0, HALF_TURN], dtype=torch.float64)
     network.requires_grad_(False)
     assert stretch(network, u, t, features).max() <= 1 + 1e-7
@@ -122,7 +124,7 @@ def test_random_and_scaled_weights_stay_1_lipschitz(scale: float) -> None:
 @given(st.integers(0, 2**31), st.lists(st.floats(-3, 3), min_size=11, max_size=11), st.floats(-3, 4), st.floats(0, 1))
 @settings(max_examples=10, deadline=None)
 def test_no_scales_of_the_weights_pass_the_constants(seed: int, powers: list[float], size: float, share: float) -> None:
-    """Every parameter by a scale of its own, `rate` by the first one."""
+    """Each parameter is multiplied by its own scale, and `rate` by the first one."""
     network = field(seed=seed).requires_grad_(False)
     assert next(iter(network.parameters())) is network.rate
     for i, parameter in enumerate(network.parameters()):
@@ -130,15 +132,15 @@ def test_no_scales_of_the_weights_pass_the_constants(seed: int, powers: list[flo
     t, certificate = at(share * HALF_TURN), network.certificate()
     assert certificate.lipschitz_N <= 1 + 1e-7
     assert float(network.strength(t)) * certificate.lipschitz_N <= certificate.L * (1 + 1e-12)
-    found = stretch(network, 10**size * noise(), t, told(network), 10)
+    found = stretch(network, 10**size * noise(), t, features_of(network), 10)
     assert float(found) <= certificate.lipschitz_N * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_the_shipped_weights_keep_their_constants(scale: float) -> None:
-    """N by power iteration, and the flow's derivative along a direction: of pairs nothing is left where u is 1e40."""
+    """Power iteration checks N, and a directional derivative the flow: rounding removes pairs where u is 1e40."""
     network = shipped(scale)
-    features, certificate = told(network), network.certificate()
+    features, certificate = features_of(network), network.certificate()
     u, ways = at(1e-3, 1.0, 30.0)[:, None, None, None] * noise(3, 2, network.shape), noise(3, 5, network.shape)
 
     def flow(u: Tensor) -> Tensor:
@@ -152,8 +154,10 @@ def test_the_shipped_weights_keep_their_constants(scale: float) -> None:
 
 
 def test_an_ascent_on_the_flow_nears_its_bound_and_does_not_pass_it() -> None:
-    """Adam on log(ratio) / K over all parameters, `rate` and the conditioner's too, y and both inputs. K is here the
-    solver's own quadrature of k, so that the ascent gains nothing from coarse steps."""
+    """Adam maximises log(ratio) / K over all parameters (`rate` and the conditioner included), y and both inputs.
+
+    K is here the solver's own quadrature of k, so that coarse steps do not help the ascent.
+    """
     torch.manual_seed(0)
     network = InjectiveField("digits", SHAPE, "strict", (4,), (8, 8), 1, 2.0, time=8).double()
     with torch.no_grad():
@@ -183,17 +187,19 @@ def test_an_ascent_on_the_flow_nears_its_bound_and_does_not_pass_it() -> None:
 @pytest.mark.parametrize("constraint", ["strict", "soft", "free"])
 def test_the_field_has_the_shape_of_its_image(constraint: str) -> None:
     network = field(constraint).eval()
-    assert network.gauge_velocity(noise(2), torch.full((2,), 0.7, dtype=torch.float64), told(network, 2)).shape == (
+    assert network.gauge_velocity(
+        noise(2), torch.full((2,), 0.7, dtype=torch.float64), features_of(network, 2)
+    ).shape == (
         2,
         *SHAPE,
     )
 
 
 def test_an_unconstrained_network_is_caught() -> None:
-    """The same measurement exceeds one where nothing is certified, so that it can."""
+    """The same measurement can exceed 1: it does for a network without a certificate."""
     for constraint in ("soft", "free"):
         network = field(constraint).eval()
-        assert stretch(network, noise(), torch.tensor([0.7], dtype=torch.float64), told(network)).max() > 1.01
+        assert stretch(network, noise(), torch.tensor([0.7], dtype=torch.float64), features_of(network)).max() > 1.01
         certificate = network.certificate()
         assert not certificate.certified and certificate.lipschitz_N == 1, "nominal: the strict form's"
 
@@ -225,7 +231,7 @@ def test_each_layer_is_an_isometry_or_1_lipschitz(width: int, shift: int, power:
 def test_a_projection_of_huge_weights_is_the_direction_of_its_matrix(
     dtype: torch.dtype, scale: float, after: int
 ) -> None:
-    """Their squares overflow; the quotient does not, and its gradient is that of W / |W|, which no factor changes."""
+    """Their squares overflow, but W / |W| does not, and its gradient is right. A factor of W has no effect on it."""
     torch.manual_seed(0)
     made, rounding = Projection(8, after, bounded=True).to(dtype), 20 * torch.finfo(dtype).eps
     weight = torch.randn(after, 8, dtype=dtype)
@@ -240,13 +246,13 @@ def test_a_projection_of_huge_weights_is_the_direction_of_its_matrix(
 
 
 def test_huge_weights_keep_their_certificate() -> None:
-    """Of the matrices: of biases as large nothing is left of u."""
+    """Only the matrices are huge: with biases as large, rounding would remove u."""
     network = field().requires_grad_(False)
     for module in network.core.modules():
         if isinstance(module, (Rotation, Projection)):
             module.weight.mul_(1e20)
     assert network.core.lipschitz() <= 1 + 1e-7
-    assert float(stretch(network, noise(), at(0.7), told(network), 8)) <= 1 + 1e-7
+    assert float(stretch(network, noise(), at(0.7), features_of(network), 8)) <= 1 + 1e-7
 
 
 def test_frozen_matrices_follow_their_weights() -> None:
@@ -274,15 +280,15 @@ def solve(
     steps: int = 60,
     solver: Solver = CLASSIC,
 ) -> Tensor:
-    """Of the whole field (`network.velocity`) or in the gauge (`network.gauge_velocity`)."""
+    """Solve the flow of the whole field (`network.velocity`) or in the gauge (`network.gauge_velocity`)."""
     times = [t0 + (t1 - t0) * n / steps for n in range(steps + 1)]
     return integrate(lambda t, z: velocity(z, z.new_full((len(z),), t), features), z, times, solver)[0]
 
 
 def test_the_gauge_removes_the_gaussian() -> None:
-    """d/dt of u = (z - cos t mu) / S_t along the field is k N, and the two coordinates are inverse to each other."""
+    """Along the field, du/dt = k N for u = (z - cos t mu) / S_t; and the two changes of coordinates are inverse."""
     network = field()
-    features, z, t = told(network, 2), noise(2), torch.tensor([0.2, 1.1], dtype=torch.float64)
+    features, z, t = features_of(network, 2), noise(2), torch.tensor([0.2, 1.1], dtype=torch.float64)
     with torch.no_grad():
         u = network.to_gauge(z, t, features)
         torch.testing.assert_close(network.from_gauge(u, t, features), z, rtol=1e-12, atol=1e-12)
@@ -295,23 +301,23 @@ def test_the_gauge_removes_the_gaussian() -> None:
 
 
 def test_without_k_the_flow_is_the_gaussians() -> None:
-    """k = 0: z_t = cos t mu + S_t / S_0 (z_0 - mu), exactly; decoding the zero latent gives mu."""
+    """With k = 0, z_t = cos t mu + S_t / S_0 (z_0 - mu) exactly, and decoding the zero latent gives mu."""
     network = field(k_max=1e-300, variance=(0.05, 1.0)).requires_grad_(False)
-    features, z = told(network, 2), noise(2)
+    features, z = features_of(network, 2), noise(2)
     end = solve(network.velocity, z, features, 0.0, HALF_TURN)
     torch.testing.assert_close(end, (z - features.mean) / features.variance.sqrt(), rtol=1e-4, atol=1e-4)
     decoded = solve(network.velocity, torch.zeros_like(z), features, HALF_TURN, 0.0)
     torch.testing.assert_close(decoded, features.mean, rtol=1e-4, atol=1e-4)
     certificate = network.certificate()
     assert pytest.approx(0, abs=1e-290) == certificate.K and certificate.u_upper == certificate.u_lower == 1
-    # S grows with t: back in time errors shrink
+    # S grows with t, so errors shrink backward in time
     assert [certificate.gronwall, certificate.gronwall_z] == pytest.approx([1, 1], rel=1e-12)
 
 
 def test_the_exact_flow_of_a_gaussian() -> None:
-    """E[v | z] of x ~ N(mu, c) is the field at k = 0."""
+    """The field at k = 0 is E[v | z] of x ~ N(mu, c)."""
     network = field(k_max=1e-300).requires_grad_(False)
-    f, z, t = told(network), noise(), torch.tensor([0.6], dtype=torch.float64)
+    f, z, t = features_of(network), noise(), torch.tensor([0.6], dtype=torch.float64)
     cos, sin = math.cos(0.6), math.sin(0.6)
     x = f.mean + f.variance * cos / (f.variance * cos**2 + sin**2) * (z - cos * f.mean)
     torch.testing.assert_close(network.velocity(z, t, f), (cos * z - x) / sin, rtol=1e-10, atol=1e-10)
@@ -319,9 +325,9 @@ def test_the_exact_flow_of_a_gaussian() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_flow_keeps_its_certificate(seed: int) -> None:
-    """Ratios of distances in u and in z over the whole path, far and near pairs, lie within the bounds."""
+    """Ratios of distances in u and z lie within the bounds, over the whole path, for far and near pairs."""
     network = field(seed=seed, variance=(0.05, 1.0)).requires_grad_(False)
-    features = told(network)
+    features = features_of(network)
     sure, general = network.certificate(features), network.certificate()
     ends = torch.zeros(1, dtype=torch.float64), torch.full((1,), HALF_TURN, dtype=torch.float64)
     for size in (1e-3, 1.0, 30.0):
@@ -351,15 +357,15 @@ def test_the_certified_integral_is_that_of_k() -> None:
 @given(st.lists(st.floats(-5, 5), min_size=FREQUENCIES, max_size=FREQUENCIES))
 @settings(max_examples=3, deadline=None)
 def test_the_constants_are_attained(rate: list[float]) -> None:
-    """Whatever k(t), N = +-u on alternate pixels stretches by e^K and e^-K: a K below the integral of k is caught."""
+    """For any k(t), N = +-u on alternate pixels stretches by e^K and e^-K. A K below the integral of k would fail."""
     network = witness(1, -1, 1, -1, variance=(1 - 1e-12, 1.0))
     network.rate.copy_(torch.tensor(rate))
     certificate, start = network.certificate(), noise().repeat(3, 1, 1, 1)
     start[1, 0, 2, 4] += 5
     start[2, 0, 2, 5] += 5
-    end = solve(network.gauge_velocity, start, told(network), 0.0, HALF_TURN, 1, Dopri5(1e-9, 1e-9))
+    end = solve(network.gauge_velocity, start, features_of(network), 0.0, HALF_TURN, 1, Dopri5(1e-9, 1e-9))
     up, down = (float(((end[i] - end[0]).norm() / 5).log()) for i in (1, 2))
-    tight, solver = math.log(0.999), 1e-6  # dopri5's own error beside the shorter end, e^-K
+    tight, solver = math.log(0.999), 1e-6  # the error of dopri5, relative to the smaller distance e^-K
     assert tight <= up - certificate.K <= solver and tight <= -down - certificate.K <= solver
     assert certificate.log_condition == pytest.approx(up - down, abs=-2 * tight)
 
@@ -368,19 +374,19 @@ def test_the_constants_are_attained(rate: list[float]) -> None:
 @example(HALF_TURN * 9000.5 / 20_000, 9.5)
 @settings(max_examples=6, deadline=None)
 def test_no_peak_of_k_hides_between_two_nodes(peak: float, power: float) -> None:
-    """p(t) = 1 - s (cos 2t - cos 2 peak)^2, as narrow as a quarter of an interval, and solved where it is."""
+    """The peak is p(t) = 1 - s (cos 2t - cos 2 peak)^2, down to a quarter of an interval wide; it is solved finely."""
     network, s, c = witness(1, 1, 1, 1), 10**power, math.cos(2 * peak)
     network.rate[:3] = torch.tensor([2 - s * (0.5 + c**2), 2 * s * c, -s / 2], dtype=torch.float64)
     width = 1 / (math.sin(2 * peak) * math.sqrt(s))
     inside = [peak + width * n / 10 for n in range(-60, 61) if 0 < peak + width * n / 10 < HALF_TURN]
-    u, features, certificate = torch.cat([noise(), noise(seed=5)]), told(network), network.certificate()
+    u, features, certificate = torch.cat([noise(), noise(seed=5)]), features_of(network), network.certificate()
     distance = (u[0] - u[1]).norm()
     for t, after in pairwise([0.0, *inside, HALF_TURN]):
         u = solve(network.gauge_velocity, u, features, t, after, 1)
     found = float(((u[0] - u[1]).norm() / distance).log())
     assert 0.3 * network.k_max * width < found <= certificate.K + 1e-9
     assert float(network.strength(at(peak))) <= certificate.L
-    if power < 2:  # where k is as steep as that the bound is tight too
+    if power < 2:  # where k is this steep, the bound is tight too
         assert 1.001 * found >= certificate.K
 
 
@@ -401,7 +407,7 @@ def test_a_certificate_of_nonsense_is_refused(asked: dict[str, float], complaint
 
 
 def test_a_certificate_reaches_the_ends_of_a_grid() -> None:
-    """Rounding at the ends is no mistake, a path of no length has K = 0, and lambda may be 0."""
+    """Rounding at the ends is accepted, a path of length 0 has K = 0, and lambda may be 0."""
     network, path = field(), Trigonometric()
     first, last = path.node_at(0.0).time, path.node_at(1.0).time
     whole = network.certificate(t0=first - 1e-15, t1=last + 1e-15, lam=0.0)
@@ -410,7 +416,7 @@ def test_a_certificate_reaches_the_ends_of_a_grid() -> None:
 
 
 def test_the_constants_of_n_and_of_the_condition_number() -> None:
-    """N is shorter than 1 where a projection shrinks, which L and K take in; the spread of S counts at both ends."""
+    """A projection that shrinks makes N less than 1-Lipschitz, and L and K include this. S matters at both ends."""
     network = witness(0.5, 0.5, 0.5, 0.5, variance=(0.05, 1.0))
     certificate, most = network.certificate(t1=1.0), float(network.strength(at(0.0)))  # k is constant
     assert certificate.lipschitz_N == pytest.approx(0.5)
@@ -425,7 +431,7 @@ def test_the_strict_form_is_the_flow_in_another_gauge(kind: str) -> None:
     """w = e^{(L + lambda) t} u solves dw/dt = h w + g(w) with h = L + lambda and Lip(g) <= L, so that
     <f(w1) - f(w2), w1 - w2> >= lambda |w1 - w2|^2; with equality where g = -L w, for which h = 0 > -lambda fails."""
     network, lam = field().requires_grad_(False) if kind == "random" else witness(-1, -1, -1, -1), 0.5
-    features, certificate = told(network), network.certificate(lam=lam)
+    features, certificate = features_of(network), network.certificate(lam=lam)
     h, most = certificate.h, float(network.strength(torch.linspace(0, HALF_TURN, 5001, dtype=torch.float64)).max())
     assert certificate.lam == lam and h == certificate.L + lam
     assert most * (1 - 1e-9) <= certificate.L <= most * (1 + 1e-6)
@@ -450,8 +456,8 @@ def test_the_strict_form_is_the_flow_in_another_gauge(kind: str) -> None:
 
 @pytest.mark.parametrize("turn", [0.0, 1.0])
 def test_one_sided_bounds_bound_the_flow_in_any_coordinate(turn: float) -> None:
-    """a |d|^2 <= <df, d> <= b |d|^2 gives e^{int a} <= ratio <= e^{int b}: attained by a diagonal field, kept where it
-    turns. x~ = e^{3t} x makes it strictly monotone (a + 3 > 0), and leaves the condition number as it is."""
+    """a |d|^2 <= <df, d> <= b |d|^2 gives e^{int a} <= ratio <= e^{int b}. A diagonal field attains this, and a
+    rotating one keeps it. x~ = e^{3t} x makes it strictly monotone (a + 3 > 0), with the same condition number."""
     spin = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     spin = turn * (spin - spin.T)
 
@@ -473,7 +479,7 @@ def test_one_sided_bounds_bound_the_flow_in_any_coordinate(turn: float) -> None:
 
 
 def test_the_probability_flow_is_not_monotone_between_modes() -> None:
-    """Its Jacobian is cot t (I - Cov[x|z] / sin^2 t): at most cot t, and negative where the posterior has two modes."""
+    """Its Jacobian cot t (I - Cov[x|z] / sin^2 t) is at most cot t, and negative where the posterior has two modes."""
     mode = at(1.5, 0.5, 0.0)
     mixture = GaussianMixture(torch.stack([mode, -mode]), 0.05, Trigonometric())
     null = mixture.encode([""])
@@ -488,7 +494,7 @@ def test_the_probability_flow_is_not_monotone_between_modes() -> None:
         return answer
 
     def eigenvalues(angle: float, z: Tensor) -> Tensor:
-        """Of the code's Jacobian, seen to be what the posterior's covariance says."""
+        """Return the eigenvalues of the code's Jacobian, which must agree with the posterior's covariance."""
         cos, sin, shrunk = math.cos(angle), math.sin(angle), 0.05 * math.sin(angle) ** 2
         v = 0.05 * cos**2 + sin**2
         log_weights = -(z - cos * mixture.mu).square().sum(1) / (2 * v)
@@ -513,9 +519,9 @@ def test_the_probability_flow_is_not_monotone_between_modes() -> None:
 
 
 def test_a_reverse_solve_keeps_gronwalls_bound() -> None:
-    """On du/dt = -k(t) u, whose reverse amplifies errors as much as the certificate admits: Euler from a wrong end."""
+    """Euler starts at a wrong end on du/dt = -k(t) u. Its reverse amplifies errors as far as the bound allows."""
     network = field().requires_grad_(False)
-    features, u = told(network), noise()
+    features, u = features_of(network), noise()
     network.core.forward = lambda u, time, maps: -u  # type: ignore[method-assign]
     certificate = network.certificate()
     to_start = [network.certificate(t1=HALF_TURN * n / 40).K / certificate.lipschitz_N for n in range(41)]
@@ -537,9 +543,9 @@ def test_a_reverse_solve_keeps_gronwalls_bound() -> None:
 
 @pytest.mark.parametrize("made", [field, lambda: witness(-1, -1, -1, -1, variance=(1 - 1e-12, 1.0))])
 def test_an_error_of_z_grows_by_no_more_than_gronwall_z_on_the_way_back(made: Callable[[], InjectiveField]) -> None:
-    """From any t to 0, near and far; attained from pi / 2 where N = -u and S = 1."""
+    """This holds from any t to 0, for near and far pairs. From pi / 2 it is attained if N = -u and S = 1."""
     network = made().requires_grad_(False)
-    features, grown = told(network), 0.0
+    features, grown = features_of(network), 0.0
     certificate, general = network.certificate(features), network.certificate()
     for t in (0.1, 0.8, HALF_TURN):
         for size in (1e-3, 10.0):
@@ -556,7 +562,7 @@ def test_an_error_of_z_grows_by_no_more_than_gronwall_z_on_the_way_back(made: Ca
 
 def test_the_losses_on_eps_and_v_are_one() -> None:
     network = field().requires_grad_(False)
-    features, x, eps = told(network, 3), noise(3), noise(3, 8)
+    features, x, eps = features_of(network, 3), noise(3), noise(3, 8)
     t = torch.tensor([0.1, 0.8, 1.4], dtype=torch.float64)
     cos, sin = t.cos()[:, None, None, None], t.sin()[:, None, None, None]
     z = cos * x + sin * eps
@@ -587,7 +593,7 @@ def batch(count: int = 6) -> tuple[Tensor, Tensor]:
 )
 def test_every_parameter_learns(constraint: str, regulariser: str, weight: float) -> None:
     module = training(regulariser, weight, constraint=constraint)
-    with torch.no_grad():  # a zero start hides everything before it, for the first update alone
+    with torch.no_grad():  # a layer that starts at zero hides all layers before it, but only in the first update
         for parameter in module.network.core.out.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         for name, parameter in module.network.conditioner.named_parameters():
@@ -598,16 +604,18 @@ def test_every_parameter_learns(constraint: str, regulariser: str, weight: float
 
 
 def test_the_likelihood_is_least_at_the_mean_and_variance() -> None:
-    """Of data whose mean and variance are known, for each pixel and however different; an easy image counts as much."""
+    """The data have known mean and variance for each pixel. An easy image counts as much as a hard one."""
     rng = torch.Generator().manual_seed(2)
     mean, deviation = torch.randn(2, 1, 4, 4, generator=rng), torch.tensor([0.1, 1.0])[:, None, None, None]
     deviation = deviation * (1 + torch.rand(2, 1, 4, 4, generator=rng))
     data = mean + deviation * torch.randn(20000, 2, 1, 4, 4, generator=rng)
     fitted = mean.clone().requires_grad_(), deviation.square().log().requires_grad_()
 
-    def gradients(told_mean: Tensor, log_variance: Tensor) -> tuple[Tensor, ...]:
-        told = Features(told_mean.expand_as(data).flatten(0, 1), log_variance.exp().expand_as(data).flatten(0, 1), ())
-        return torch.autograd.grad(negative_likelihood(told, data.flatten(0, 1)), fitted)
+    def gradients(stated_mean: Tensor, log_variance: Tensor) -> tuple[Tensor, ...]:
+        features = Features(
+            stated_mean.expand_as(data).flatten(0, 1), log_variance.exp().expand_as(data).flatten(0, 1), ()
+        )
+        return torch.autograd.grad(negative_likelihood(features, data.flatten(0, 1)), fitted)
 
     for off in gradients(*fitted):
         assert float(off.abs().max()) < 0.01
@@ -618,11 +626,13 @@ def test_the_likelihood_is_least_at_the_mean_and_variance() -> None:
 
 
 def test_regularisers_estimate_the_jacobian() -> None:
-    """On a diagonal field g = a u both are |a p|^2 / |p|^2, whose mean and variance over p ~ N(0, I) are known; a field
-    three times as steep at half of the points adds the variance between them."""
+    """On a diagonal field g = a u both are |a p|^2 / |p|^2, with known mean and variance over p ~ N(0, I).
+
+    The field is three times as steep at half of the points, which adds the variance between points.
+    """
     module = training("pairs", 1.0)
     a = torch.linspace(0, 2, 64).view(SHAPE)
-    u, t, features = noise(8).float(), torch.rand(8), told(field(), 8)
+    u, t, features = noise(8).float(), torch.rand(8), features_of(field(), 8)
     steeper = torch.tensor([1.0, 3.0]).repeat(4)[:, None, None, None]
     module.network.gauge_velocity = lambda u, t, features: steeper * a * u  # type: ignore[method-assign, assignment]
     squares, fourths = float(a.square().sum()), float(a.pow(4).sum())
@@ -651,7 +661,7 @@ def test_the_table_of_regularisers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_heavier_regulariser_made_a_flatter_field(capsys: pytest.CaptureFixture[str]) -> None:
-    """|J|_F^2 / D of the shipped soft fields, whose weights are 0, 0.01, 1 and 10, at the same points."""
+    """This compares |J|_F^2 / D of the shipped soft fields at the same points. Their weights are 0, 0.01, 1 and 10."""
     found = []
     for name in ("soft_w0", "soft", "soft_w1", "soft_w10"):
         assert regularisers.main([f"model=digits_inode_{name}", "images=6", "probes=2"]) == 0
@@ -661,10 +671,10 @@ def test_a_heavier_regulariser_made_a_flatter_field(capsys: pytest.CaptureFixtur
 
 
 def test_draws_depend_on_the_update_alone() -> None:
-    """A resumed run draws what an undisturbed one would: measurements, captions dropped, times and noise."""
+    """A resumed run draws the same as an uninterrupted one: measurements, dropped captions, times and noise."""
     first, second = training(), training()
     images, tokens = batch()
-    first.loss(images, tokens, keyed_generator(CPU, 0, 5), training=True)  # a past
+    first.loss(images, tokens, keyed_generator(CPU, 0, 5), training=True)  # earlier draws
     torch.randn(10)
     one, other = (m.loss(images, tokens, keyed_generator(CPU, 0, 6), training=True) for m in (first, second))
     assert torch.equal(one, other)
@@ -713,7 +723,7 @@ def test_observations_are_what_their_kinds_say() -> None:
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_training_adds_the_noise_of_measurements(name: str) -> None:
-    """White and on known pixels alone, as `corruptions.base.measure` does: not the operator of the noise."""
+    """The noise is white and only on known pixels, as in `corruptions.base.measure`, without the operator."""
     image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     observer = Observer(FlowTrainConfig(corruptions=(name,)))
     for corruption in observer.corruptions[name]:
@@ -732,7 +742,7 @@ def test_training_adds_the_noise_of_measurements(name: str) -> None:
 
 
 def test_it_is_a_backbone(tmp_path: Path) -> None:
-    """Any method can run on it: the embedding holds the condition, and a batch gives what its images give alone."""
+    """Any method can run on it: the embedding contains the condition, and a batch gives the same as single images."""
     config = compose_config(["model=digits_inode"], sweep_required=False).model["digits_inode"]
     config = config.model_copy(update={"weights": None})
     denoiser = build_denoiser(config)

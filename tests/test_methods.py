@@ -1,4 +1,4 @@
-"""The contract of every method, as one table: each invariant runs over all methods, paths, dtypes and step counts."""
+"""The contract of every method. Each invariant is tested for all methods, paths, dtypes and numbers of steps."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def build(name: str, path: str, steps: int = 10, **changes: object) -> Inversion
 
 
 def images(count: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Samples of the mixture: off its support the probability flow is stiff and no solver is to blame."""
+    """Return samples of the mixture: off its support the flow is stiff, and errors would say nothing about solvers."""
     draws = [
         torch.randn(SHAPE, generator=torch.Generator().manual_seed(100 + i), dtype=torch.float64) for i in range(count)
     ]
@@ -191,7 +191,7 @@ def test_state_bytes_is_what_decoding_needs(name: str, path: str) -> None:
     copy = Latent({key: value.clone() for key, value in latent.tensors.items()})
     other = build(name, path)
     assert torch.equal(other.decode(copy, other.denoiser.condition(["src", "src"], 1.0)), expected)
-    small = {"null_embeddings": method.grid.steps, "negative_prompt": 1, "seeds": 1}  # its embedding is one number
+    small = {"null_embeddings": method.grid.steps, "negative_prompt": 1, "seeds": 1}  # the embedding here is one number
     numbers = sum(small.get(key, images(1)[0].numel()) for key in latent.tensors)
     assert latent.state_bytes == 8 * numbers
 
@@ -206,7 +206,7 @@ def test_projection_keeps_known_pixels(name: str, path: str, project: str) -> No
         def to(self, device: object) -> Masked:
             return self
 
-    if name == "erddci" and project == "each_step":  # its network never sees what would be projected
+    if name == "erddci" and project == "each_step":  # its network never gets the projected state
         with pytest.raises(ValueError, match="project"):
             build(name, path, project=project)
         return
@@ -231,7 +231,7 @@ def test_pinned_pixels_meet_both_ends() -> None:
 
 @pytest.mark.parametrize("path", list(PATHS))
 def test_gamma_and_eta_one_are_the_closed_forms(path: str) -> None:
-    """gamma = 1 reaches the noise target (8), eta = 1 the image (15), whatever the network says."""
+    """For any network, gamma = 1 reaches the noise target (8) and eta = 1 the image (15)."""
     x0 = images(2)
     method = build("rf", path, gamma=1.0, eta=1.0, window=(0.0, 1.0))
     cond = method.denoiser.condition(["src", "tgt"], 1.0)
@@ -246,7 +246,7 @@ def test_gamma_and_eta_one_are_the_closed_forms(path: str) -> None:
 @pytest.mark.parametrize("path", ["vp", "rectified"])
 @pytest.mark.parametrize("name", ["ddim", "rf-ode"])
 def test_inexact_round_trips_shrink_with_the_step(name: str, path: str) -> None:
-    """First order: four times the steps, about a quarter of the error."""
+    """The error is of first order: four times the steps give about a quarter of the error."""
     x0 = images(2)
     errors = []
     for steps in (50, 200):
@@ -257,7 +257,7 @@ def test_inexact_round_trips_shrink_with_the_step(name: str, path: str) -> None:
 
 
 def test_edict_grows_the_difference_by_its_mixing() -> None:
-    """The parasitic factor of inversion is p^(-2N): it shows in x - y, never in the round trip."""
+    """The parasitic factor of inversion is p^(-2N). It appears in x - y, and never in the round trip."""
     steps, gaps = 40, []
     for p in (0.97, 0.85):
         method = build("edict", "vp", steps, p=p)
@@ -271,15 +271,15 @@ def test_edict_grows_the_difference_by_its_mixing() -> None:
 
 
 def growth(cls: type[InversionMethod], grid: TimeGrid, **changes: object) -> float:
-    """|d_N - d_{N-1}| / |d_1|: what inversion makes of a small change d_1 of z_1.
+    """Return |d_N - d_{N-1}| / |d_1|: the growth of a small change d_1 of z_1 during inversion.
 
-    Only the first step asks the network at level 0, so the time told there changes z_1 and nothing else.
+    Only the first step calls the network at level 0, so another time at that level changes only z_1.
     """
     denoiser = oracle("rectified")
     cond, x0 = denoiser.condition(["src"]), images(1)
     pairs, seen = [], []
-    for told in (0.0, 1e-3):
-        clean = Node(told, 1.0, 0.0)
+    for time in (0.0, 1e-3):
+        clean = Node(time, 1.0, 0.0)
         nudged = TimeGrid((clean, *grid.nodes[1:]))
         latent = cls(denoiser, cls.Options(steps=grid.steps, dtype="float64", **changes), nudged).invert(x0, cond)
         pairs.append(latent.x_T - latent.tensors["x_T_minus_1"])
@@ -293,7 +293,7 @@ def power_grid(steps: int, power: float) -> TimeGrid:
 
 @pytest.mark.parametrize("gamma", [0.94, 0.8])
 def test_bdia_grows_by_gamma_to_the_minus_n(gamma: float) -> None:
-    """Beside the leapfrog (gamma = 1), which shares all that the network's own slope does to the difference."""
+    """The growth is relative to the leapfrog (gamma = 1), where the network's slope has the same effect."""
     grid = power_grid(40, 1)
     measured = growth(BDIA, grid, gamma=gamma) / growth(BDIA, grid, gamma=1.0)
     assert 0.8 < measured / gamma ** -(grid.steps - 1) < 1.25, measured
@@ -309,7 +309,7 @@ def test_obelm_grows_by_the_squared_ratio_of_the_outer_gaps(power: float, steps:
 
 
 def test_an_exact_round_trip_hides_an_exploded_latent() -> None:
-    """gamma = 0.5 serves BDIA for generating; inverting 50 steps with it grows by 1e15."""
+    """BDIA can generate with gamma = 0.5, but inverting 50 steps with it grows the latent by 1e15."""
     x0, stds = images(1), []
     for gamma in (0.94, 0.5):
         method = build("bdia", "vp", 50, gamma=gamma)
@@ -321,7 +321,7 @@ def test_an_exact_round_trip_hides_an_exploded_latent() -> None:
 
 
 def runge_kutta(denoiser: Denoiser, x: torch.Tensor, source: Node, target: Node, substeps: int) -> torch.Tensor:
-    """The probability flow, classic fourth order in sigma / alpha with x / alpha, or in s on the rectified path."""
+    """Solve the probability flow by classic RK4, in sigma / alpha and x / alpha, or in s on the rectified path."""
     path, cond = denoiser.path, denoiser.condition(["src"] * len(x))
     straight = path.direction == "velocity"
 
@@ -343,7 +343,7 @@ def runge_kutta(denoiser: Denoiser, x: torch.Tensor, source: Node, target: Node,
 @pytest.mark.parametrize("path", ["cosine", "rectified"])
 @pytest.mark.parametrize(("name", "changes", "order"), [("obelm", {}, 2), ("bdia", {"gamma": 0.5}, 1), ("ddim", {}, 1)])
 def test_order_of_accuracy(path: str, name: str, changes: dict, order: int) -> None:
-    """Decoding an exact pair over uneven steps: local error O(h^3) for O-BELM, O(h^2) for BDIA and DDIM."""
+    """Decoding an exact pair over uneven steps has local error O(h^3) for O-BELM, and O(h^2) for BDIA and DDIM."""
     denoiser, errors = oracle(path), []
     for steps in (20, 40):
         levels = [denoiser.path.node_at(0.02 + 0.93 * (k / steps) ** 1.5) for k in range(steps + 1)]
@@ -395,7 +395,7 @@ def test_stored_chains_are_exact_only_under_the_guidance_that_inverted(name: str
 
 @pytest.mark.parametrize("path", list(PATHS))
 def test_direct_inversion_edits_from_the_unguided_pivot(path: str) -> None:
-    """Its offsets belong to the source branch: the target branch alone is DDIM inverted at w = 1."""
+    """Its offsets belong to the source branch. The target branch is DDIM, inverted at w = 1."""
     x0, results = images(1), []
     for name in ("direct", "ddim"):
         method = build(name, path, guidance_invert=1.0 if name == "ddim" else None)
@@ -415,7 +415,7 @@ def test_ddpm_noise_does_not_depend_on_strength() -> None:
 
 
 def test_ddpm_steps_are_the_forward_process_reversed() -> None:
-    """With x0 known, mu and s at eta = 1 are the posterior q(x_{k-1} | x_k, x_0) of Ho et al. (2020, eqs. 6-7)."""
+    """For known x0, mu and s at eta = 1 are those of q(x_{k-1} | x_k, x_0) of Ho et al. (2020, eqs. 6-7)."""
     method = build("ddpm", "vp")
     for k in range(2, 11):
         node, clean = method.grid[k], method.grid[k - 1]
@@ -432,7 +432,7 @@ def test_ddpm_steps_are_the_forward_process_reversed() -> None:
 
 @pytest.mark.parametrize("path", ["vp", "rectified"])
 def test_fitted_null_embeddings_follow_the_pivot(path: str) -> None:
-    """At w > 1 decoding leaves the pivot; the fit draws it back, each image to its own end."""
+    """At w > 1 decoding leaves the pivot. The fit moves it back, and stops for each image separately."""
     x0, captions = images(3), ["src", "tgt", "src"]
     method = build("nti", path, inner_steps=30, learning_rate=0.1, early_stop=3e-3)
     cond = method.denoiser.condition(captions, 2.0)
@@ -448,11 +448,11 @@ def test_fitted_null_embeddings_follow_the_pivot(path: str) -> None:
         torch.testing.assert_close(alone[0], together[i], atol=1e-8, rtol=0)
         for key, value in state.tensors.items():
             torch.testing.assert_close(value[0], latent.tensors[key][i], atol=1e-8, rtol=0)
-    assert len(ends) > 1, "the images are meant to stop at different inner steps"
+    assert len(ends) > 1, "this test needs images that stop at different inner steps"
 
 
 def test_null_text_restores_from_the_empty_caption_at_the_same_guidance() -> None:
-    """Decoded under the null condition, what was fitted to it gives y back better than without the fit."""
+    """Under the null condition, decoding with the fitted embeddings gives y back better than without the fit."""
     method = build("nti", "vp", inner_steps=30, learning_rate=0.1, decode="null")
     y, cond = images(2), method.denoiser.condition(["src", "tgt"], 2.0)
 
@@ -482,7 +482,7 @@ def test_negative_prompts_reconstruct_as_ddim_does_without_guidance(prox: str, g
 
 
 def test_proximal_operators() -> None:
-    """l0 keeps what is above the threshold, l1 draws it in by the threshold; each image has its own."""
+    """l0 keeps values above the threshold, and l1 shrinks them by it. Each image has its own threshold."""
     delta = torch.tensor([[-4.0, 1.0, 2.0, 0.5, 3.0], [40.0, 10.0, -20.0, 5.0, 30.0]])
     hard = torch.tensor([-4.0, 0.0, 0.0, 0.0, 3.0])
     soft = torch.tensor([-2.0, 0.0, 0.0, 0.0, 1.0])
@@ -505,7 +505,7 @@ def test_fixed_points_converge_to_the_exact_inversion(path: str) -> None:
     torch.testing.assert_close(once.invert(x0, cond).x_T, ddim.invert(x0, cond).x_T, rtol=0, atol=1e-13)
     for acceleration in ("none", "averaged", "anderson"):
         errors = [error(k, acceleration) for k in (1, 3, 10, 50)]
-        assert all(after <= before + 1e-14 for before, after in pairwise(errors))  # but for rounding
+        assert all(after <= before + 1e-14 for before, after in pairwise(errors))  # up to rounding
         assert errors[-1] < 1e-10, (acceleration, errors)
     assert error(5, "anderson") < 0.1 * error(5, "none")
     assert error(10, "anderson", 3.0) < 1e-10, "where plain iteration is slow"
@@ -583,13 +583,13 @@ def test_views_agree_whatever_is_predicted(prediction: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", list(PATHS))
 def test_a_step_is_the_same_map_in_every_view(path: str) -> None:
-    """a x + b direction equals alpha' x0 + sigma' eps."""
+    """The step a x + b direction equals alpha' x0 + sigma' eps."""
     denoiser = oracle(path)
     grid, cond = denoiser.path.grid(10), denoiser.condition(["src"], 1.0)
     x = images(1)
     for k in range(1, 11):
         node, clean = grid[k], grid[k - 1]
-        if node.alpha == 0:  # the rectified path's end: eps = x there, and x0 is not determined by it
+        if node.alpha == 0:  # at the end of the rectified path eps = x, and this does not determine x0
             continue
         a, b = denoiser.path.step(node, clean)
         x0, eps = denoiser.views(x, node, cond)
@@ -627,7 +627,7 @@ def test_coefficients_interpolate_the_table() -> None:
 
 @pytest.mark.parametrize("path", list(PATHS))
 def test_the_oracle_is_the_posterior_mean(path: str) -> None:
-    """E[eps | x] by brute force over samples of the mixture."""
+    """The oracle equals E[eps | x], computed as an average over samples of the mixture."""
     torch.manual_seed(0)
     chosen = PATHS[path]
     mu = torch.tensor([[0.8, -0.2, 0.1], [-0.5, 0.4, 0.3]], dtype=torch.float64)
@@ -677,7 +677,7 @@ def test_options_are_frozen_and_strict() -> None:
 @pytest.mark.parametrize("path", list(PATHS))
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_bit_exact_round_trips_return_the_same_numbers(name: str, path: str, dtype: str) -> None:
-    """Of multiples of 2^-bits, which is what fixed-point numbers hold."""
+    """The numbers are multiples of 2^-bits, which fixed-point numbers represent exactly."""
     method = build(name, path, dtype=dtype, guidance=3.0)
     numbers, scale = method.solver.numbers, method.grid[0].scale
     x0 = numbers.value(numbers.keep(images(2, method.latent_dtype)))
@@ -690,13 +690,13 @@ def test_bit_exact_round_trips_return_the_same_numbers(name: str, path: str, dty
 @pytest.mark.parametrize("solver", ["leapfrog", "reversible_heun", "mccallum_foster"])
 @pytest.mark.parametrize("path", ["cosine", "rectified"])
 def test_another_flow_is_begun_from_x_T(path: str, solver: str) -> None:
-    """What a solver keeps beside x_T is of the flow that it walked: no edit, restoration or other guidance sees it."""
+    """What a solver keeps beside x_T belongs to its own flow: edits, restorations and other guidance do not use it."""
     whole, alone = (build("flow", path, solver=solver, keep=keep, guidance_invert=1.0) for keep in ("state", "x_T"))
     x0, source, target = images(2), *(whole.denoiser.condition([c, c], 1.0) for c in ("src", "tgt"))
-    told = LatentMeasurement(x0, None)
+    measurement = LatentMeasurement(x0, None)
     for one, other in (
         (whole.edit(x0, source, target), alone.edit(x0, source, target)),
-        (whole.restore(told, target), alone.restore(told, target)),
+        (whole.restore(measurement, target), alone.restore(measurement, target)),
         (whole.reconstruct(x0, source.at(3.0)), alone.reconstruct(x0, source.at(3.0))),
     ):
         torch.testing.assert_close(one[0], other[0], rtol=0, atol=1e-12)
@@ -717,7 +717,7 @@ def test_numbers_of_another_kind_are_begun_from_x_T(solver: str) -> None:
 
 
 def flow(path: str, steps: int, **chosen: object) -> FlowODE:
-    """On a grid where the oracle is told exactly the noise of each level: orders of accuracy need that."""
+    """Build it on a grid where the oracle gets exactly the noise of each level, which orders of accuracy need."""
     denoiser = oracle(path)
     given = FlowODE.Options(steps=steps, dtype="float64", **chosen)
     return FlowODE(denoiser, given, denoiser.path.grid(steps, level0="first"))
@@ -725,7 +725,7 @@ def flow(path: str, steps: int, **chosen: object) -> FlowODE:
 
 @pytest.mark.parametrize("path", ["cosine", "rectified"])
 def test_a_flow_decodes_from_x_T_alone_to_the_order_of_its_solver(path: str) -> None:
-    """The rest of the state is worth an error of second order: x_T of a sampler has no such rest."""
+    """Without the rest of the state the error is of second order. The x_T of a sampler has no such rest."""
     errors = []
     for steps in (20, 40):
         method = flow(path, steps)
@@ -777,16 +777,16 @@ def test_a_batch_of_adaptive_solves_counts_its_costliest_image() -> None:
 def test_an_adaptive_solution_has_the_steps_of_each_image() -> None:
     x0 = torch.cat([images(1), 8 * images(1)])
     method = build("flow-dopri5", "rectified")
-    told = method.denoiser.condition(["src", "src"], 3.0)
-    solution = method.solve(Problem("reconstruct", x0, told, ()))
-    alone = [method.solve(Problem("reconstruct", x0[i : i + 1], told.image(i), ())) for i in range(2)]
+    cond = method.denoiser.condition(["src", "src"], 3.0)
+    solution = method.solve(Problem("reconstruct", x0, cond, ()))
+    alone = [method.solve(Problem("reconstruct", x0[i : i + 1], cond.image(i), ())) for i in range(2)]
     assert solution.steps == [one.steps[0] for one in alone] and solution.steps[0] != solution.steps[1]
     for one in alone:
         (steps,) = one.steps
-        assert sum(step.evaluations for step in steps) == one.cost.nfe and steps[0].evaluations >= 14  # guided: twice
+        assert sum(step.evaluations for step in steps) == one.cost.nfe and steps[0].evaluations >= 14  # twice 7
         there = [step.h > 0 for step in steps]
         assert there == sorted(there, reverse=True) and 0 < sum(there) < len(there)
-    assert build("flow-rk4", "rectified").solve(Problem("reconstruct", x0, told, ())).steps is None
+    assert build("flow-rk4", "rectified").solve(Problem("reconstruct", x0, cond, ())).steps is None
 
 
 def test_flows_refuse_what_they_cannot_do() -> None:

@@ -1,4 +1,4 @@
-"""Metrics against closed forms, second implementations and the libraries that define them."""
+"""Tests of metrics, against closed forms, second implementations and the libraries that define them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_against_scikit_image() -> None:
     for ours, ours_ssim, a, b in zip(psnr(x, truth), ssim(x, truth), x.clamp(0, 1), truth, strict=True):
         a, b = a.double().numpy(), b.double().numpy()
         assert ours.item() == pytest.approx(peak_signal_noise_ratio(b, a, data_range=1.0), abs=1e-6)
-        # The window's weights and borders are handled alike only inside; the means differ by little.
+        # Both handle the window's weights and borders in the same way only inside; the means differ slightly.
         theirs = structural_similarity(
             b, a, data_range=1.0, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
@@ -123,7 +123,7 @@ def test_an_image_that_is_not_finite_has_no_score() -> None:
 
 
 def test_lpips_through_its_own_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest backbone with random weights in torch's cache: found there, and a distance that behaves as one."""
+    """The smallest backbone, with random weights, is found in torch's cache and gives a valid distance."""
     from torchvision.models import squeezenet1_1
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -159,7 +159,7 @@ def test_distance_to_the_prior() -> None:
 
 
 def test_frechet_is_the_closed_form() -> None:
-    """Against scipy's matrix square root, with more images than features and with fewer."""
+    """It is checked by scipy's matrix square root, with more images than features and with fewer."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 8)), 0.5 + 2 * rng.normal(size=(80, 8))
     s1, s2 = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
@@ -174,7 +174,7 @@ def test_frechet_is_the_closed_form() -> None:
 
 
 def test_kernel_distance_is_unbiased() -> None:
-    """Of two samples of one distribution it is 0 on average; of few points it is the sum over pairs."""
+    """For two samples of one distribution its mean is 0; for few points it is the sum over pairs."""
     rng = np.random.default_rng(1)
     found = [kernel(rng.normal(size=(20, 4)), rng.normal(size=(25, 4))) for _ in range(300)]
     assert abs(np.mean(found)) < 3 * np.std(found) / math.sqrt(300)
@@ -200,7 +200,7 @@ class Pixels(torch.utils.data.Dataset[Tensor]):
 
 
 def test_distances_are_torch_fidelitys() -> None:
-    """Our numbers, from stored features, against torch-fidelity's own over the registered extractor and the images."""
+    """Our numbers from stored features equal those of torch-fidelity, from the registered extractor and the images."""
     import torch_fidelity
 
     from bench.metrics.features import SceneFeatures, features
@@ -226,15 +226,15 @@ def test_distances_are_torch_fidelitys() -> None:
 
 
 def edited(kind: str, count: int = 4, output: str = "truth") -> Batch:
-    """Scenes edited perfectly (truth), not at all (image)."""
+    """Return scenes whose edit is perfect (truth) or absent (image)."""
     data = Scenes()
     places = [i for i in range(30) if data.edit(i, kind) is not None][:count]
     items, answers = [data.item(i) for i in places], [data.edit(i, kind) for i in places]
     image = torch.stack([torch.from_numpy(item.image) for item in items])
     truth = torch.stack([torch.from_numpy(answer.truth) for answer in answers])
     mask = torch.stack([torch.from_numpy(answer.mask)[None] for answer in answers])
-    told = tuple(item.caption for item in items), tuple(answer.caption for answer in answers)
-    return Batch({"truth": truth, "image": image}[output], truth, image, mask, *told)
+    captions = tuple(item.caption for item in items), tuple(answer.caption for answer in answers)
+    return Batch({"truth": truth, "image": image}[output], truth, image, mask, *captions)
 
 
 @pytest.mark.parametrize("kind", EDITS)
@@ -253,7 +253,7 @@ def test_a_perfect_edit_and_none(kind: str) -> None:
 
 
 def test_regions_are_averaged_over_their_own_pixels() -> None:
-    """PIE-Bench divides by the whole frame, so a larger mask scores better there and alike here."""
+    """PIE-Bench divides by the whole frame, so a larger mask scores better there. Here the score stays the same."""
     image = torch.full((2, 3, 16, 16), 0.5)
     mask = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
     mask[0, :, 4:8, 4:8] = mask[1, :, 2:14, 2:14] = True
@@ -261,7 +261,7 @@ def test_regions_are_averaged_over_their_own_pixels() -> None:
     found = score(("outside_mse", "inside_mse", "outside_psnr", "pie_mse", "pie_psnr"), e)
     assert found["outside_mse"] == pytest.approx([0.01, 0.01]) and found["inside_mse"] == pytest.approx([0.01, 0.01])
     assert found["outside_psnr"] == pytest.approx([20, 20], abs=1e-4)
-    outside = [196 - 16, 196 - 144]  # of the 14 x 14 pixels inside the border, which its masks always hold
+    outside = [196 - 16, 196 - 144]  # of the 14 x 14 pixels inside the border; its masks always contain the border
     assert found["pie_mse"] == pytest.approx([0.01 * n / 256 for n in outside])
     assert found["pie_psnr"][1] > found["pie_psnr"][0] > 20
     assert pie_mask(mask)[..., 0, :].all() and not mask[..., 0, :].any()
@@ -276,15 +276,15 @@ def test_an_edit_of_everything_has_no_outside() -> None:
 
 
 def test_the_classifier_does_not_count() -> None:
-    """Of two equal things one is removed: no attribute changes, so there is no verdict."""
+    """If one of two equal objects is removed, no attribute changes, so there is no verdict."""
     image = scenes(1)
-    told = ("a red circle and a red circle on a plain gray background",), ("a red circle on a plain gray background",)
-    e = Batch(image, image, image, torch.ones(1, 1, 32, 32, dtype=torch.bool), *told)
+    pair = ("a red circle and a red circle on a plain gray background",), ("a red circle on a plain gray background",)
+    e = Batch(image, image, image, torch.ones(1, 1, 32, 32, dtype=torch.bool), *pair)
     assert score(("verdict",), e) == {"verdict": [None]}
 
 
 def test_the_verdict_asks_for_the_change_alone() -> None:
-    """An image of the target's objects on another background has what was asked and did not keep the rest."""
+    """The target's objects on another background: the requested change is there, but the rest was not kept."""
     data = Scenes()
     e = edited("recolour", 1)
     other = edited("restyle", 1)
@@ -296,7 +296,7 @@ def test_the_verdict_asks_for_the_change_alone() -> None:
 
 
 def tiny_clip(folder: Path) -> None:
-    """A CLIP of random weights with its tokenizer, in the layout of its snapshot."""
+    """Write a CLIP with random weights and its tokenizer, in the layout of a snapshot."""
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -361,7 +361,7 @@ def test_the_classifiers_weights_are_part_of_the_identity() -> None:
 def test_prefetch_keeps_whole_files_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The real downloader, from a local address."""
+    """The real downloader runs, with a local address."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     source = tmp_path / "alexnet"
     source.write_bytes(b"weights")

@@ -1,4 +1,4 @@
-"""A class that moves keeps the ids of its cells: a store that was written before the move is still done after it."""
+"""A class that moves keeps the ids of its cells: cells that were done before the move are still done after it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class {name}(DDIM):
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a package `moving` with `old.Mine`, and of a YAML that names it."""
+    """Make a folder with a package `moving`, which has `old.Mine`, and a YAML that names this class."""
     (tmp_path / "moving").mkdir()
     (tmp_path / "conf" / "method").mkdir(parents=True)
     for name, content in {"__init__": "", "old": METHOD.format(name="Mine")}.items():
@@ -44,7 +44,7 @@ def name_class(folder: Path, path: str) -> None:
 
 
 def forget() -> None:
-    """Drop what the registry remembers of paths."""
+    """Clear the paths that the registry has cached."""
     importlib.invalidate_caches()
     registry.locate.cache_clear()
     registry.options_class.cache_clear()
@@ -65,7 +65,7 @@ def test_a_store_written_before_a_move_is_done_after_it(package: Path) -> None:
     (package / "moving" / "new.py").write_text(METHOD.format(name="Renamed"))
     name_class(package, "moving.new.Renamed")
     forget()
-    assert len(look(arguments(package)).plan.missing) == 2  # without a line in MOVED it is another class
+    assert len(look(arguments(package)).plan.missing) == 2  # without an entry in MOVED it is another class
 
     registry.MOVED["moving.old.Mine"] = "moving.new.Renamed"
     forget()
@@ -73,7 +73,7 @@ def test_a_store_written_before_a_move_is_done_after_it(package: Path) -> None:
     name_class(package, "moving.old.Mine")  # a YAML that was not changed
     assert [cell.id for cell in look(arguments(package)).plan.done] == before
 
-    (package / "moving" / "new.py").unlink()  # and once more
+    (package / "moving" / "new.py").unlink()  # the class moves once more
     (package / "moving" / "newer.py").write_text(METHOD.format(name="Renamed"))
     registry.MOVED["moving.new.Renamed"] = "moving.newer.Renamed"
     for path in ("moving.old.Mine", "moving.new.Renamed", "moving.newer.Renamed"):

@@ -1,4 +1,4 @@
-"""What a command prints reaches any terminal, whole and as it is; a reader that leaves or a full disk ends nothing."""
+"""The output of a command reaches any terminal complete and unchanged; a closed pipe or a full disk stops no run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ run_command(main)
 
 
 def script(folder: Path, lines: int = 1, more: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the script above in a shell, whose command `more` ends."""
+    """Run the script above in a shell; `more` is the end of the shell's command."""
     command = f'"{sys.executable}" -c "$SCRIPT" {lines} {more}'
     known = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
     known |= {"PYTHONPATH": str(ROOT), "SCRIPT": SCRIPT, **environment}

@@ -1,4 +1,4 @@
-"""The HTML report in a real browser: sorting, filters, sliders, zoom, phones, themes; no console error, no request."""
+"""The HTML report in a real browser: sorting, filters, sliders, zoom, phones, themes; no console error or request."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture
 def page(browser: Page, report: Path) -> Iterator[Page]:
-    """The report freshly opened on a wide screen; afterwards nothing may have gone wrong in it."""
+    """Open the report on a wide screen; after the test, check that it had no problems and made no requests."""
     browser.problems.clear()
     browser.requests.clear()
     browser.resize(1280, 900)
@@ -65,7 +65,7 @@ def test_sorting_by_click_and_by_key(page: Page) -> None:
     assert page.ask(ROWS) == order[1]
 
 
-def test_a_missing_entry_sorts_last_and_failures_are_told(page: Page) -> None:
+def test_a_missing_entry_sorts_last_and_failures_are_shown(page: Page) -> None:
     rows = ROWS.replace("[0].tBodies", "[2].tBodies")
     for _ in range(2):
         page.ask("document.querySelectorAll('#table-psnr table')[2].rows[0].cells[2].firstElementChild.click()")
@@ -129,7 +129,7 @@ def test_a_click_chooses_what_is_compared(page: Page) -> None:
 
 def test_zoom_is_linked_and_has_keys(page: Page) -> None:
     page.ask("document.querySelector('.gallery').focus()")
-    page.press("ArrowRight", ARROW_RIGHT)  # nothing to move yet
+    page.press("ArrowRight", ARROW_RIGHT)  # not zoomed yet, so nothing can move
     for _ in range(3):
         page.press("+", 187)
     page.press("ArrowRight", ARROW_RIGHT)
@@ -158,7 +158,7 @@ def test_severity_and_corruption_by_key(page: Page) -> None:
 
 
 def test_focus_follows_the_page(page: Page) -> None:
-    """Tab goes from the contents to the theme, the filter and the tables, and every stop can be seen."""
+    """Tab goes from the contents to the theme, the filter and the tables, and every focused element is visible."""
     stops = []
     for _ in range(16):
         page.press("Tab", TAB)
@@ -177,7 +177,7 @@ def test_the_theme(page: Page) -> None:
     dark = page.ask(background)
     assert light != dark
     page.click("#theme")
-    assert page.ask(background) == light  # chosen, whatever the system prefers
+    assert page.ask(background) == light  # the chosen theme, whatever the system prefers
     page.click("#theme")
     page.prefer("light")
     assert page.ask(background) == dark

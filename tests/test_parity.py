@@ -1,4 +1,4 @@
-"""Parity with the reference implementations, on the Gaussian mixture whose noise prediction is stated in full."""
+"""Parity with the reference implementations, on a Gaussian mixture with a noise prediction in closed form."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_edict(case: int, oracle: tuple[Denoiser, torch.Tensor]) -> None:
 
 
 class Embedded(torch.nn.Module):
-    """The goldens' model for null-text inversion: the mixture at c = 0 plus a push by the embedding."""
+    """The model of the recorded null-text inversions: the mixture at c = 0, plus a term of the embedding."""
 
     def __init__(self, mixture: GaussianMixture, weight: torch.Tensor) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ def test_erddci(case: int, oracle: tuple[Denoiser, torch.Tensor]) -> None:
     taught = Latent({**latent.tensors, "x_T": original})
     agree(method.decode(taught, decoding), golden["decode_original_teacher_forced"])
     exact = meta["guidance_decode"] == 1.0
-    assert ((x_hat - x0).abs().max().item() < TOLERANCE) == exact, "inverted at w = 1, it is exact at w = 1 alone"
+    assert ((x_hat - x0).abs().max().item() < TOLERANCE) == exact, "inverted at w = 1, it is exact only at w = 1"
 
 
 def test_ddpm_inversion(oracle: tuple[Denoiser, torch.Tensor]) -> None:
@@ -170,7 +170,7 @@ def test_ddpm_inversion(oracle: tuple[Denoiser, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("case", range(2))
 def test_null_text_and_negative_prompt(case: int, oracle: tuple[Denoiser, torch.Tensor]) -> None:
-    """Up to 500 updates by Adam amplify rounding: what they lead to agrees to 1e-6, not to 1e-10."""
+    """Up to 500 updates by Adam amplify rounding, so the results agree to 1e-6, not to 1e-10."""
     analytic, x0 = oracle
     golden, meta = load(f"nti_{case}")
     denoiser = Denoiser(Embedded(analytic.backbone, golden["W"]), analytic.path, "eps")

@@ -1,4 +1,4 @@
-"""A run of part of a sweep leaves the report of the whole as it is."""
+"""A run of a part of a sweep leaves the report of the whole sweep unchanged."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_all_that_was_there_and_more_replaces_it(tmp_path: Path, whole: list[str
 
 
 def test_the_same_command_replaces_what_its_yaml_gave_before(tmp_path: Path, whole: list[str]) -> None:
-    """Somebody has removed a method from the YAML of the sweep: it leaves the table."""
+    """A method that was removed from the YAML of the sweep also leaves the table."""
     file = tmp_path / "sweeps" / "corruptions.json"
     manifest = json.loads(file.read_text())
     gone = {"id": "gone", "axes": {**manifest["cells"][0]["axes"], "method": "gone"}, "evaluations": 1}

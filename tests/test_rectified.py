@@ -1,4 +1,4 @@
-"""Identities of the rectified-flow methods: closed forms, orders of accuracy, and marginals of the ODEs and SDEs."""
+"""Tests of the rectified-flow methods: closed forms, orders of accuracy, and marginals of the ODEs and SDEs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ every_path = pytest.mark.parametrize("path", list(PATHS))
 
 def build(cls: type[MethodT], path: str = "rectified", steps: int = 10, **chosen: object) -> MethodT:
     denoiser = Denoiser(GaussianMixture(MEANS, VARIANCE, PATHS[path]), PATHS[path], PATHS[path].direction)
-    # With level0=first the oracle is told exactly the noise of each level: orders of accuracy need that.
+    # With level0=first the oracle gets exactly the noise of each level, which orders of accuracy need.
     grid = PATHS[path].grid(steps, level0="first")
     return cls(denoiser, cls.Options(steps=steps, dtype="float64", **chosen), grid)
 
@@ -78,7 +78,7 @@ def test_node_at_inverts_the_rectified_time(path: str) -> None:
 
 @every_path
 def test_rf_solver_is_the_midpoint_rule(path: str) -> None:
-    """X + h p + h^2/2 (m - p)/(h/2), the paper's Taylor step, against ours."""
+    """The paper's Taylor step X + h p + h^2/2 (m - p)/(h/2) equals our step."""
     method = build(RFSolver, path)
     cond = method.denoiser.condition(["src", "tgt"], 2.0)
     for k, target in ((3, 4), (7, 6)):
@@ -100,10 +100,10 @@ def test_rf_solver_is_the_midpoint_rule(path: str) -> None:
     ],
 )
 def test_order_of_accuracy(cls: type[InversionMethod], chosen: dict, order: int, path: str) -> None:
-    """Error of the inversion itself, against the flow solved finely: 1/N for Euler, 1/N^2 for the midpoint rules."""
+    """The error of the inversion, against a fine solution, falls as 1/N for Euler and as 1/N^2 for midpoint rules."""
     x0 = images()
     cond = build(cls, path).denoiser.condition(["src", "tgt"], 1.0)
-    # Trailing and nested grids end at the same level, so that all aim at one X.
+    # Trailing and nested grids end at the same level, so all errors are to the same X.
     truth = build(RFSolver, path, 1000).invert(x0, cond).x_T
     errors = [
         (build(cls, path, N, **chosen).invert(x0, cond).x_T - truth).square().mean().sqrt().item() for N in (50, 100)
@@ -113,7 +113,7 @@ def test_order_of_accuracy(cls: type[InversionMethod], chosen: dict, order: int,
 
 @pytest.mark.parametrize("path", ["vp", "rectified"])
 def test_uni_inv_round_trips_to_second_order(path: str) -> None:
-    """Each way is of first order, but the errors of the inversion are those that Euler's sampler undoes."""
+    """Each direction is of first order, but Euler's sampler undoes the errors of the inversion."""
     errors = {}
     for cls, chosen in ((UniInv, {}), (RFInversion, {"gamma": 0.0, "eta": 0.0})):
         for steps in (50, 100):
@@ -125,7 +125,7 @@ def test_uni_inv_round_trips_to_second_order(path: str) -> None:
 
 
 def test_evaluations_of_the_solvers() -> None:
-    """RF-Solver 2N each way, FireFlow N + 1, Uni-Inv N + 1 and N."""
+    """RF-Solver needs 2N in each direction, FireFlow N + 1, Uni-Inv N + 1 (inversion) and N (decoding)."""
     for cls, expected in ((RFSolver, 40), (FireFlow, 22), (UniInv, 21)):
         method = build(cls)
         cond = method.denoiser.condition(["src"], 1.0)
@@ -169,7 +169,7 @@ def test_eta_one_on_a_prefix_jumps(mode: str) -> None:
 
 
 def test_the_noising_sde_has_a_closed_form() -> None:
-    """(10) from the image: (1 - s) y0 + s (gamma y1 + sqrt(1 - gamma) xi), without the network."""
+    """SDE (10) from the image is (1 - s) y0 + s (gamma y1 + sqrt(1 - gamma) xi), without the network."""
     method = build(RFInversion, mode_forward="sde", strength=0.6)
     cond = method.denoiser.condition(["src", "tgt"], 1.0)
     drawn = generators()
@@ -180,7 +180,7 @@ def test_the_noising_sde_has_a_closed_form() -> None:
 
 
 def test_the_velocity_form_is_the_same_map() -> None:
-    """Y += h (u + gamma (c - u)), c = (y1 - Y) / (1/lambda + 1 - s), and its mirror image."""
+    """The map is Y += h (u + gamma (c - u)), with c = (y1 - Y) / (1/lambda + 1 - s), and the same in reverse."""
     for weight, lam in ((None, math.inf), (8.0, 8.0)):
         method = build(RFInversion, terminal_weight=weight, eta=0.8, window=(0.3, 0.95))
         cond = method.denoiser.condition(["src", "tgt"], 1.0)
@@ -205,7 +205,7 @@ def test_a_finite_terminal_weight_lies_between_no_control_and_full_control() -> 
     for chosen in ({"gamma": 0.0}, {"terminal_weight": 1e-9}, {"terminal_weight": 1e9}, {}):
         method = build(RFInversion, **{"gamma": 1.0, "eta": 0.0, **chosen})
         ends.append(method.invert(images(), method.denoiser.condition(["src", "tgt"], 1.0), generators()).x_T)
-    close(ends[1], images(), 1e-7)  # gamma = 1 replaces the flow by a control that has no reason to move
+    close(ends[1], images(), 1e-7)  # gamma = 1: only the control acts, and here it is almost 0
     close(ends[2], ends[3], 1e-7)
     assert not torch.allclose(ends[0], ends[3])
 
@@ -228,7 +228,7 @@ def test_eta_schedules() -> None:
     is_near(etas(**four, eta_schedule="exponential"), falling + [0] * 4)
     is_near(etas(window_steps=(3, 4), eta_schedule="linear"), [0, 0, 0, 0.8, 0, 0, 0, 0])
     is_near(etas(window=(0.75, 0.75), eta_schedule="linear"), [0, 0, 0.8, 0, 0, 0, 0, 0])
-    # The two readings of s = 2/8: start there, or walk there uncontrolled. Steps count from the noisiest of all.
+    # s = 2/8 can mean two things: start there, or go there without control. Steps count from the noisiest level.
     is_near(etas(**four, start=0.25), [0.8] * 2 + [0] * 4)
     is_near(etas(**four, start=0.25, start_reading="uncontrolled"), [0, 0, 0.8, 0.8, 0, 0, 0, 0])
 
@@ -244,7 +244,7 @@ def test_partial_start_is_strength() -> None:
 
 
 def test_the_diffusers_grid_is_reproduced() -> None:
-    """Net time and controller at i/(N + 1), steps by the gaps of the falling shifted sigmas: i = 0 .. N - 1."""
+    """Network time and controller are at i/(N + 1), i = 0 .. N - 1; steps are gaps of the falling shifted sigmas."""
     N, path = 8, Rectified()
     denoiser = Denoiser(GaussianMixture(MEANS, VARIANCE, path), path, "velocity")
     grid = path.grid(N, "flux_shift", mu=1.15)
@@ -289,7 +289,7 @@ def test_options_that_contradict_each_other_are_refused() -> None:
 # --- marginals on a Gaussian -----------------------------------------------------------------------------------
 
 MEAN, DATA, END = 10.0, 1.0, 0.9
-"""p0 = N(10, 1), looked at where 0.9 of the path is done."""
+"""The data are p0 = N(10, 1), observed after 0.9 of the path."""
 
 
 def gaussian(nodes: list[float], pixels: int = 1, **chosen: object) -> InversionMethod:
@@ -302,7 +302,7 @@ def gaussian(nodes: list[float], pixels: int = 1, **chosen: object) -> Inversion
 
 @pytest.mark.parametrize(("gamma", "ode", "agree"), [(0.0, 0.82, True), (0.5, 0.091, False), (1.0, 0.01, True)])
 def test_forward_marginals(gamma: float, ode: float, agree: bool) -> None:
-    """Given y1, ODE (8) and SDE (10) have one variance only at gamma 0 and 1: Theorem 3.4 holds there alone."""
+    """Given y1, ODE (8) and SDE (10) have equal variance only at gamma 0 and 1, so Theorem 3.4 holds only there."""
     method = gaussian([END * i / 1000 for i in range(1001)], gamma=gamma)
     cond = method.denoiser.condition(["", ""], 1.0)
     x0 = torch.tensor([MEAN, MEAN + 1.0], dtype=torch.float64).reshape(2, 1, 1, 1)
@@ -325,7 +325,7 @@ def test_forward_marginals(gamma: float, ode: float, agree: bool) -> None:
 
 @pytest.mark.parametrize(("eta", "agree"), [(0.0, True), (0.5, False), (1.0, True)])
 def test_reverse_marginals(eta: float, agree: bool) -> None:
-    """From N(0, 1) and given y0, ODE (15) and SDE (17) have one variance only at eta 0 and 1 (Theorem 3.5)."""
+    """From N(0, 1), given y0, ODE (15) and SDE (17) have equal variance only at eta 0 and 1 (Theorem 3.5)."""
     nodes = [1 - END + END * i / 400 for i in range(401)]
     y0, shape = 11.0, (1, 1, 200, 200)
     found = {}
@@ -340,7 +340,7 @@ def test_reverse_marginals(eta: float, agree: bool) -> None:
 
 
 def variance_of_17(eta: float, delta: float = 1e-3, dt: float = 1e-5) -> float:
-    """Var X_t at t = 0.9 by integrating the moment equation of (17) as the paper writes it, from t = delta."""
+    """Return Var X_t at t = 0.9: the integral of the moment equation of (17), as in the paper, from t = delta."""
     t, variance = delta, 1.0
     while t < END:
         score = -1 / (t**2 * DATA + (1 - t) ** 2)
@@ -378,7 +378,7 @@ def test_flowedit_costs_its_formula_and_batches(path: str, n_min: int, n_avg: in
 
 
 def test_flowedit_is_algorithm_1() -> None:
-    """Written out once more, with the noisy images of source and target by name."""
+    """The algorithm is written here a second time, with names for the noisy images of source and target."""
     method = build(FlowEdit, n_max=7, n_min=2)
     source, target = method.denoiser.condition(["src", "src"], 1.0), method.denoiser.condition(["tgt", "tgt"], 2.0)
     x0, drawn, levels = images(), generators(), [i / 10 for i in range(11)]
@@ -395,7 +395,7 @@ def test_flowedit_is_algorithm_1() -> None:
     assert method.options.guidance_invert == 1.5
     plain = build(FlowEdit, n_max=7, n_min=2, guidance_invert=None)
     close(plain.edit(x0, source, target, generators=generators())[0], zt)
-    assert not torch.allclose(edited, zt)  # the source's guidance is an option of its own
+    assert not torch.allclose(edited, zt)  # the guidance of the source is a separate option
 
 
 @pytest.mark.parametrize("project", ["none", "final", "each_step"])

@@ -1,4 +1,4 @@
-"""What can be known before a run starts is said before it starts: one line, exit code 2, for nonsense at every key."""
+"""Mistakes end before a run starts, in one line with exit code 2; each key is tested with nonsense values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from methods.options import Guarantees, MethodOptions
 TINY = Path(__file__).parent / "golden" / "tiny"
 SMALL = ["sweep=corruptions", "method=ddim", "severity=1", "profile=digits", "images=1", "corruption=random_mask"]
 RAW = ("pydantic", "Input should", "hydra", "Hydra", "override", "Error", "instance of", "a valid ", "[key]")
-"""Words of libraries that no message of ours holds."""
+"""Words of libraries that our messages must not contain."""
 
 
 def in_one_line(error: UserError) -> None:
@@ -50,7 +50,7 @@ def in_one_line(error: UserError) -> None:
 
 
 def kinds(annotation: Any) -> Iterator[Any]:
-    """The plain types that an annotation admits at its top: int, str, tuple, dict, Literal, models, NoneType."""
+    """Return the plain types that an annotation allows at its top: int, str, tuple, dict, Literal, models, NoneType."""
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         for inner in get_args(annotation):
@@ -66,7 +66,7 @@ BELOW_ZERO = ("time_mean", "mu")
 
 
 def nonsense(name: str, annotation: Any) -> list[Any]:
-    """Values that a key of this type must refuse."""
+    """Return values that a key of this type must refuse."""
     known = set(kinds(annotation))
     models = {kind for kind in known if isinstance(kind, type) and issubclass(kind, BaseModel)}
     values: list[Any] = [] if dict in known or tuple in known else [{"a": {"b": 1}}, {1: 2}, [[]], []]
@@ -92,7 +92,7 @@ def nonsense(name: str, annotation: Any) -> list[Any]:
 def fields(model: type[BaseModel], *place: str) -> list[tuple[tuple[str, ...], Any]]:
     found = []
     for name, field in model.model_fields.items():
-        if name not in ("retry", "highlight"):  # words, which are checked where they are used
+        if name not in ("retry", "highlight"):  # free text, which is checked where it is used
             found.append(((*place, field.alias or name), field.annotation))
     return found
 
@@ -117,7 +117,7 @@ KEYS = [
 
 @pytest.fixture(scope="module")
 def composed() -> dict[str, Any]:
-    """A small sweep as Hydra composes it, before it is checked."""
+    """Return a small sweep as Hydra composes it, before it is checked."""
     found: list[dict[str, Any]] = []
 
     def keep(model: Any, content: Any, where: str = "") -> Any:
@@ -181,7 +181,7 @@ def test_nonsense_at_an_option_of_a_class(options: type[BaseModel]) -> None:
             assert name in str(caught.value), caught.value
 
 
-# (what is written, words of its one line)
+# (the command line, words of the error's one line)
 LINES: list[tuple[str, list[str]]] = [
     ("reference={method:nope}", ["unknown method 'nope' in reference", "allowed: "]),
     ("reference={severity:x}", ["severity='x'", "whole number"]),
@@ -285,7 +285,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3456789\
 
 
 def broken_weights(folder: Path) -> dict[str, Path]:
-    """What stands where weights should be -> the words for it."""
+    """Return a map from the content of a broken weights file to the words that its error must contain."""
     whole = (ZOO / "digits_vp.safetensors").read_bytes()
     torch.save({"w": torch.zeros(2)}, folder / "torch.pt")
     torch.save({"w": torch.zeros(2)}, folder / "old.pt", _use_new_zipfile_serialization=False)
@@ -349,7 +349,7 @@ def test_a_broken_card_is_named(text: str, words: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A whole small pipeline, where what would load it is taken to be installed."""
+    """Make a complete small pipeline; the packages that load it count as installed."""
     monkeypatch.setattr(hub, "PACKAGES", ())
     shutil.copytree(TINY / "tiny_sd", tmp_path / "sd")
     assert hub.missing(str(tmp_path / "sd")) is None

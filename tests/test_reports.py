@@ -1,4 +1,4 @@
-"""Reports from a synthetic store: every file, the same bytes, and nothing absent that is not said to be."""
+"""Reports from a synthetic store: every file exists, rebuilds give the same bytes, and all gaps are shown."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ GAIN = {"ddim": 0.0, "edict": 1.0, "injective": 4.0}
 
 
 def shape_image(seed: int, size: int = 32) -> np.ndarray:
-    """A coloured disc or square on a gradient, uint8 [size, size, 3]."""
+    """Return a coloured disc or square on a gradient, uint8 [size, size, 3]."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size
     low, high, colour = rng.uniform(0.1, 0.9, (3, 3))
@@ -239,7 +239,7 @@ def test_all_files(whole: Store) -> None:
 
 
 def test_rebuild_is_byte_identical_and_needs_no_torch(whole: Store, tmp_path: Path) -> None:
-    """In another process with other hash seeds, another folder and another clock."""
+    """The rebuild runs in another process, with another hash seed, another folder and another clock."""
     script = (
         "import sys, reports.build; code = reports.build.main(sys.argv[1:]);"
         "sys.exit(code or [m for m in sys.modules if m.split('.')[0] in {'torch', 'methods', 'corruptions'}] or 0)"
@@ -265,7 +265,7 @@ def test_numbers_of_the_csv(whole: Store) -> None:
 
 
 def test_marks_need_the_paired_test(tmp_path: Path) -> None:
-    """The clear winner is bold; with three images the test can hold nothing, so nothing is."""
+    """The clear winner is bold. With three images no difference can be significant, so nothing is bold."""
     store = make_store(tmp_path / "many")
     marks = summarise(load(store, store.manifest("corruptions")))
     strong = marks[(marks.metric == "psnr") & (marks.block == "block_mask") & (marks.column == "5")].set_index("line")
@@ -318,7 +318,7 @@ def test_images_that_are_not_finite_are_counted(tmp_path: Path) -> None:
 
 
 def test_one_changed_pixel_is_named(tmp_path: Path) -> None:
-    """Every clashing image is named with the cells that hold it, and after a few the rest are counted."""
+    """Each image with differing measurements is named with its cells. After a few, the rest are only counted."""
     store = make_store(tmp_path, small=True)
     name = cell_name("edict", "blur", 3)
     results = load(store, store.manifest("corruptions"))
@@ -350,7 +350,7 @@ def test_mixed_measurements_are_refused(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_cell_computed_again_is_a_new_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Under its old id: what it measured is compared again, and refused."""
+    """The cell keeps its id. Its measurements are compared again, and refused."""
     store = make_store(tmp_path, small=True)
     assert build(store, "quiet=true") == 0
     page = tmp_path / "reports" / "corruptions" / "index.html"
@@ -395,7 +395,7 @@ def test_no_images_kept_is_no_gallery(tmp_path: Path) -> None:
 
 
 def test_costs_are_of_the_median_cell_and_of_whole_inversions(tmp_path: Path) -> None:
-    """A cell that shared its machine shifts nothing, but a note tells; half an inversion has no latent to judge."""
+    """A cell that shared its machine changes no cost, but a note says so. Half an inversion has no latent to score."""
 
     def measured(cell: str) -> dict[str, Any]:
         slow = {"seconds": 3.0} if cell == cell_name("ddim", "blur", 4) else {}
@@ -413,9 +413,9 @@ def test_costs_are_of_the_median_cell_and_of_whole_inversions(tmp_path: Path) ->
     assert "Timings are unsteady" in notes and "(DDIM inversion)" in notes
 
 
-def test_survivors_lead_no_figure(tmp_path: Path) -> None:
-    """EDICT's only finite images would be the best: it is neither ranked nor drawn first, and the lost one counts as
-    not solved."""
+def test_a_method_with_lost_images_is_not_drawn_first(tmp_path: Path) -> None:
+    """The finite images of EDICT alone would be the best. It is neither ranked nor drawn first, and its lost image
+    counts as not solved."""
     from reports import figures
     from reports.drawing import standing
 
@@ -476,7 +476,7 @@ def test_second_build_is_quick(whole: Store) -> None:
     done = python("-c", script, "sweep=corruptions", f"store={whole.root}")
     assert done.returncode == 0, done.stderr
     assert "PSNR" in done.stdout
-    assert time.perf_counter() - started < 10  # about .4 s; the machine may be busy
+    assert time.perf_counter() - started < 10  # usually about .4 s, but the machine may be busy
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
@@ -528,7 +528,7 @@ def test_page_is_self_contained(whole: Store) -> None:
     shown = [cell[0] for panel in panels for strip in panel["cells"] for cell in strip]
     assert set(shown) == set(range(len(data["images"])))
     assert len(shown) == 4 * 5 * 5 * 4
-    assert len(data["images"]) <= len(shown) - 19 * 4, "the truth is in the page once"
+    assert len(data["images"]) <= len(shown) - 19 * 4, "the page contains the truth once"
 
 
 @pytest.mark.parametrize("budget", [1_000_000, 6_000_000])
@@ -554,7 +554,7 @@ def test_cost_flags(whole: Store) -> None:
 
 
 def test_a_flag_is_seen_beside_long_names() -> None:
-    """A column that does not fit would vanish without a word."""
+    """A column that does not fit would disappear without a message."""
     columns = ("NFE", "grad", "s/image", "peak MiB", "state", "latent std", "kurtosis", "W2", "flag")
     entries = (*(Entry("0.12345") for _ in columns[:-1]), Entry("latent collapsed", mark="failed"))
     group = Group("", columns, (Row("Null-text inversion · guidance 3", entries),), "method")
@@ -575,7 +575,7 @@ def test_a_line_is_named_after_what_varies_within_its_method() -> None:
 
 
 def test_reconstruction_sweep_and_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No corruption: steps for columns, a block a guidance scale. A sweep that has not run yet still reports."""
+    """Without corruptions, columns are steps and each guidance scale has a block. An empty sweep reports too."""
     store = Store(tmp_path)
     cells: list[dict[str, Any]] = [
         {
@@ -588,8 +588,8 @@ def test_reconstruction_sweep_and_an_empty_one(tmp_path: Path, capsys: pytest.Ca
         }
         for method in METHODS for steps in (10, 20, 100) for guidance in (1.0, 3.0)
     ]  # fmt: skip
-    told = {"title": "Round trip", "task": "reconstruct", "titles": TITLES, "cells": cells}
-    store.write_manifest("reconstruction", told)
+    manifest = {"title": "Round trip", "task": "reconstruct", "titles": TITLES, "cells": cells}
+    store.write_manifest("reconstruction", manifest)
     assert main(["sweep=reconstruction", f"store={tmp_path}"]) == 0
     assert "18 of 18 cells missing" in capsys.readouterr().out
     for cell in cells:
@@ -614,7 +614,7 @@ def test_reconstruction_sweep_and_an_empty_one(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_round_trips_of_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A block a model, an exploded latent flagged beside its perfect error, one line for what the plan skipped."""
+    """Each model has one block, an exploded latent is flagged beside its perfect error, and skips have one line."""
     store = Store(tmp_path)
     cells: list[dict[str, Any]] = [
         {
@@ -660,11 +660,11 @@ def test_round_trips_of_two_models(tmp_path: Path, capsys: pytest.CaptureFixture
     assert set(pd.read_csv(out / "table.csv").columns) >= {"model", "dataset", "guidance", "steps"}
     assert (out / "index.html").read_text().count("model gmm takes 3x8x8 (3 combinations)") == 1
     names = {path.stem for path in (out / "figures").iterdir()}
-    assert names == {"curves_latent_mse", "work_latent_mse", "latent_std"}  # no law of growth: no method of ours ran
+    assert names == {"curves_latent_mse", "work_latent_mse", "latent_std"}  # no growth figure: no known law
 
 
-def test_rounding_ranks_nobody(tmp_path: Path) -> None:
-    """Two round trips exact in float64 are equally good, whichever has the smaller rounding error."""
+def test_rounding_does_not_decide_ranks(tmp_path: Path) -> None:
+    """Two round trips that are exact in float64 are equally good, whatever their rounding errors."""
     from reports.summary import _above_floor
 
     assert _above_floor(METRICS["latent_mse"], 1e-30) == _above_floor(METRICS["latent_mse"], 1e-26)
@@ -693,7 +693,7 @@ def test_effects_are_paired_differences_to_the_reference(tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def flawed(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """One corruption at two severities: a missing, a failed and a partial entry. Nothing is built of it."""
+    """Make a store of one corruption at two severities, with a missing, a failed and a partial entry; no report."""
     missing, failed = (cell_name("ddim", "blur", 3), cell_name("ddim", "blur", 4, 1)), (cell_name("edict", "blur", 4),)
     missing, failed = (*missing, cell_name("ddim", "blur", 3, 1)), (*failed, cell_name("edict", "blur", 4, 1))
     return make_store(tmp_path_factory.mktemp("flawed"), missing=missing, failed=failed, seeds=2, small=True)
@@ -706,7 +706,7 @@ def tables_of(store: Store, style: str = "full") -> tuple[Any, ...]:
 
 
 def test_latex_compiles_as_it_is(flawed: Store, tmp_path: Path) -> None:
-    """With every sign that a table may hold: gaps, failures, daggers, marks, awkward names."""
+    """The table has all that a table may have: gaps, failures, daggers, marks, names with special characters."""
     engine = shutil.which("pdflatex")
     if engine is None:
         pytest.skip("no pdflatex on this machine")
@@ -728,7 +728,7 @@ def test_latex_compiles_as_it_is(flawed: Store, tmp_path: Path) -> None:
     assert "Overfull \\hbox" not in done.stdout
 
 
-def test_latex_sets_greek_and_tells_what_it_cannot_set() -> None:
+def test_latex_sets_greek_and_names_what_it_cannot_set() -> None:
     assert escape("σ of Λ, x₂⁻") == r"$\sigma$ of $\Lambda$, x$_{2}$$^{-}$"
     assert escape("中 Ж é") == r"\texttt{U+4E2D} \texttt{U+0416} é"
 
@@ -793,7 +793,7 @@ def test_published_numbers_stand_beside_ours_unranked(tmp_path: Path) -> None:
 
 
 def featured_store(root: Path, shards: int) -> Store:
-    """One method, 24 images in as many cells as shards, with features of their outputs and truths."""
+    """Make a store of one method and 24 images, with one cell per shard, and features of outputs and truths."""
     store = Store(root)
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(24, 6)).astype(np.float32)
@@ -815,7 +815,7 @@ def featured_store(root: Path, shards: int) -> Store:
 
 
 def test_shards_and_seeds_combine_to_the_whole(tmp_path: Path) -> None:
-    """The distances of one cell of 24 images and of five cells that share them are the same, to the last bit."""
+    """One cell of 24 images and five cells that share these images give the same distances, to the last bit."""
     found = []
     for shards in (1, 5):
         store = featured_store(tmp_path / str(shards), shards)

@@ -1,4 +1,4 @@
-"""The shipped weights of the injective ODE do what they were trained for, on images that they have never seen."""
+"""The shipped weights of the injective ODE restore images that were not in their training data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.spec.cells import expand
 from bench.spec.compose import compose_config
 
 MARGIN = {"random_mask": 6.0, "block_mask": 2.0, "gaussian_blur": 2.0, "gaussian_noise": 2.0}
-"""dB that a restoration gains on its input at severity 3, at the least."""
+"""The least gain of a restoration over its input at severity 3, in dB."""
 
 
 @pytest.mark.parametrize("profile", ["embedded", "digits"])
@@ -25,7 +25,7 @@ def test_restorations_beat_their_input_by_a_clear_margin(profile: str) -> None:
 
 
 def test_the_flow_adds_to_what_its_conditioner_says() -> None:
-    """Decoding the zero latent beats the mean that it starts from, if by little: the mean was trained by likelihood."""
+    """Decoding the zero latent beats the conditioner's mean, but only by little: likelihood trained the mean."""
     chosen = ["sweep=corruptions", "method=injective_ode,injective_ode_mean", "corruption=random_mask", "severity=3"]
     cells = expand(compose_config([*chosen, "images=24", "steps=10"])).cells
     psnr = {cell.axes["method"]: [row["psnr"] for row in execute(cell, 12, 0)[0]] for cell in cells}

@@ -1,4 +1,4 @@
-"""Whole runs on the digits: what is computed, what is not computed twice, and what a killed run leaves."""
+"""Complete runs on the digits: what is computed, what is not computed twice, and what a killed run leaves."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_rows_of_an_adaptive_solver_have_its_steps(tmp_path: Path) -> None:
 
 
 def test_memory_is_the_methods_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a metric allocates is not counted, what the method does is; and again in the next cell of the process."""
+    """Memory of a metric is not counted, memory of the method is; also in the next cell of the same process."""
     one = ["method=ddim", "corruption=gaussian_blur", "severity=3"]
     (cell,) = expand(compose_config([*(a for a in SMALL if not a.startswith("method")), *one])).cells
     score, invert = cell_rows.score, DDIM.invert
@@ -148,7 +148,7 @@ def test_memory_is_the_methods_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_evaluations_are_each_images_own() -> None:
-    """Of an adaptive solver; what all images share, such as a guess before it, comes on top."""
+    """Each image has its own count with an adaptive solver. Shared evaluations, such as a first guess, are added."""
     taken = [[Step(0.0, 0.5, 1, 7), Step(0.5, 0.5, 1, 6)], [Step(0.0, 1.0, 1, 7)]]
     solution = Solution(torch.zeros(2), Latent({}), Cost(15, 0, 0.1), steps=taken)
     assert cell_rows.evaluations(solution, 2) == [15, 9]
@@ -164,7 +164,7 @@ def test_again_computes_nothing(undisturbed: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("changes", [("batch_size=1", "launcher=debug"), ("launcher=local", "launcher.workers=4")])
 def test_batches_and_workers_change_no_measurement(undisturbed: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:
-    """The same y whatever the batch size, order and number of workers; the same results up to rounding."""
+    """Batch size, order and number of workers change no y, and change results only by rounding."""
     assert run.main(arguments(tmp_path, *changes, "severity=2,5", "report=false")) == 0
     ours, theirs = science(tmp_path), science(undisturbed)
     theirs = theirs[theirs.severity.isin([2, 5])].reset_index(drop=True)
@@ -224,12 +224,12 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(tmp_path, "launcher=local", "launcher.workers=2", "images=40"), cwd=ROOT, start_new_session=True,
         stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not Store(tmp_path).done() and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the whole group
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal reaches the whole group
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.strip().splitlines() == ["interrupted: what was finished is kept"], errors
@@ -267,7 +267,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
     assert failure["class"] == "oom" and "no room" in failure["traceback"]
     assert run.main(chosen) == 1 and way_on in capsys.readouterr().out
     outlook = look(chosen)
-    assert len(outlook.plan.failed) == 2 and not outlook.plan.todo, "failures are not retried unasked"
+    assert len(outlook.plan.failed) == 2 and not outlook.plan.todo, "failures are retried only on request"
     assert len(look([*chosen, "retry=oom"]).plan.retried) == 2
     assert not look([*chosen, "retry=timeout"]).plan.retried
 

@@ -1,4 +1,4 @@
-"""Solvers on fields that are known: orders of accuracy, exact round trips, integers, tolerances, evaluations."""
+"""Solvers on known fields: orders of accuracy, exact round trips, integers, tolerances, evaluations."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bit_exact(name: str, dtype: torch.dtype) -> Solver:
 
 
 def rough_field(seed: int = 0, dim: int = 6, dtype: torch.dtype = torch.float64) -> Callable:
-    """sin(A z) (1 + t) + 0.3 cos 3t: nonlinear, not monotone, not autonomous."""
+    """Return the field sin(A z) (1 + t) + 0.3 cos 3t: nonlinear, not monotone, not autonomous."""
     A = 0.5 * torch.randn(dim, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
     return lambda t, z: torch.sin(z @ A.T) * (1 + t) + 0.3 * math.cos(3 * t)
 
@@ -70,7 +70,7 @@ def truth() -> torch.Tensor:
 
 @pytest.mark.parametrize("name", list(SOLVERS))
 def test_order_of_accuracy(name: str, truth: torch.Tensor) -> None:
-    """Doubling uneven steps divides the error by 2^order; walking the times back to front does as well."""
+    """Doubling the number of uneven steps divides the error by 2^order, in both directions of time."""
     solver, order = SOLVERS[name]
     for forth in (True, False):
         errors = []
@@ -95,7 +95,7 @@ def test_order_of_accuracy(name: str, truth: torch.Tensor) -> None:
 def test_reversible_solvers_return(
     name: str, seed: int, gaps: list[float], precision: tuple[torch.dtype, float]
 ) -> None:
-    """Whatever the field, the steps and the direction of time; to t = 1.2, as the field itself magnifies rounding."""
+    """They return for any field, steps and direction of time. The end is t = 1.2, as the field magnifies rounding."""
     dtype, tolerance = precision
     times = [sum(gaps[:k]) for k in range(len(gaps) + 1)]
     field, z, solver = rough_field(seed, dtype=dtype), start(dtype, seed), SOLVERS[name][0]
@@ -143,7 +143,7 @@ def test_fixed_point_numbers_refuse_to_overflow() -> None:
 @pytest.mark.parametrize("name", REVERSIBLE)
 @pytest.mark.parametrize(("end", "fails"), [(20.0, False), (200.0, True)])
 def test_fixed_point_positions_do_not_pass_their_range(name: str, end: float, fails: bool) -> None:
-    """Every increment lies within the range, of a constant field 100; their sum is 20000, outside of 2^12."""
+    """The field is the constant 100: each increment is within the range, but their sum 20000 is above 2^12."""
     solver, times, zero = bit_exact(name, torch.float64), [end * n / 20 for n in range(21)], torch.zeros(3, 6)
 
     def walked() -> torch.Tensor:
@@ -157,7 +157,7 @@ def test_fixed_point_positions_do_not_pass_their_range(name: str, end: float, fa
 
 
 @pytest.mark.parametrize("steps", [8, 32])
-def test_naive_ways_back_do_not_return(steps: int) -> None:
+def test_naive_reverse_steps_do_not_return(steps: int) -> None:
     times = data_end_times(0, 1.5, steps)
     z = reverse(rough_field(), integrate(rough_field(), start(), times, RK4()), times, RK4())[0]
     assert 1e-6 < (z - start()).abs().max() < 0.1
@@ -196,8 +196,8 @@ def test_dopri5_follows_its_tolerance(truth: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("ends", [(0.0, 1.5), (1.5, 0.0)])
-def test_dopri5_tells_its_steps(ends: tuple[float, float]) -> None:
-    """They lead from end to end, and hold every evaluation: one to start with and six for each step tried."""
+def test_dopri5_reports_its_steps(ends: tuple[float, float]) -> None:
+    """They go from one end to the other and include every evaluation: one at the start, six per tried step."""
     steps, calls = list[Step](), list[float]()
     integrate(counted(rough_field(), calls), start(), ends, Dopri5(1e-9, 1e-9, on_step=steps.append))
     assert steps[0].t == ends[0] and all(a.t + a.h == pytest.approx(b.t) for a, b in pairwise(steps))

@@ -1,4 +1,4 @@
-"""Intervals against scipy and closed forms, their coverage by simulation, Holm against a worked example."""
+"""Tests of statistics: intervals against scipy and closed forms, coverage by simulation, Holm by an example."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def half_width(found: Interval) -> float:
 
 
 def test_bootstrap_is_the_smoothed_studentised_one() -> None:
-    """Against its definition, sample by sample, with draws of its own."""
+    """It agrees with a second implementation of its definition, which has its own random draws."""
     x = np.random.default_rng(1).gamma(2.0, 3.0, size=40)
     rng = np.random.default_rng(2)
     samples = x[rng.integers(40, size=(20_000, 40))] + 0.3 * x.std() * rng.normal(size=(20_000, 40))
@@ -58,7 +58,7 @@ def test_few_and_many_images_have_students_interval(n: int) -> None:
 
 @pytest.mark.parametrize("x", [[31, 31, 36, 44, 44, 44], [10, 10.1, 10.2, 30, 30.1], [2] * 11 + [3]])
 def test_groups_and_ties_do_not_stretch_an_interval(x: list[float]) -> None:
-    """Samples of one group alone have almost no spread to studentise with."""
+    """A resample of only one group has almost no spread, so its studentised value would explode."""
     students = stats.t.ppf(0.975, len(x) - 1) * np.std(x, ddof=1) / math.sqrt(len(x))
     assert students < half_width(interval(x)) < 2 * students
 
@@ -76,21 +76,21 @@ def test_zeros_are_a_share_only_of_what_is_one() -> None:
 
 
 def test_tied_values_have_an_interval() -> None:
-    """Samples of almost equal values have no spread to studentise with; the interval is finite all the same."""
+    """Resamples of almost equal values have no spread to divide by, but the interval is still finite."""
     found = interval([2.0] * 11 + [3.0])
     assert found.low < found.mean < found.high < 3
     assert half_width(interval([2.0] * 12)) == 0
 
 
 def test_bootstrap_agrees_with_the_normal_interval() -> None:
-    """For many images the half-width is 1.96 standard deviations (1 / n) of the mean."""
+    """For many images the half-width is 1.96 standard deviations (with 1 / n) of the mean."""
     x = np.random.default_rng(0).normal(size=4000)
     ours = bootstrap(x, np.arange(4000))
     assert half_width(ours) == pytest.approx(1.95996 * x.std() / math.sqrt(4000), rel=0.05)
 
 
 def test_seeds_are_nested_in_images() -> None:
-    """Copies of an image's value narrow nothing, and an image with more seeds weighs no more."""
+    """Copies of the value of an image do not narrow the interval, and more seeds do not give an image more weight."""
     x = np.random.default_rng(3).normal(size=20)
     once = bootstrap(x, np.arange(20))
     copies = bootstrap(np.repeat(x, 7), np.repeat(np.arange(20), 7))
@@ -105,7 +105,7 @@ def test_coverage(population: str) -> None:
 
 
 def test_the_page_is_what_the_simulation_gives() -> None:
-    """One entry of it, simulated again."""
+    """One entry of the page is simulated again."""
     lines = PAGE.read_text().splitlines()
     head, row = (
         [cell.strip() for cell in next(line for line in lines if line.startswith(start)).split("|")]
@@ -151,7 +151,7 @@ def test_paired_difference() -> None:
     difference = paired_difference(a, b)
     assert difference.p == pytest.approx(stats.wilcoxon(a - b).pvalue)
     assert difference.interval.mean == pytest.approx((a - b).mean())
-    # The images' own spread cancels: far narrower than the interval of either mean.
+    # The spread between images cancels: the interval is far narrower than that of either mean.
     assert half_width(difference.interval) < 0.1 * half_width(bootstrap(b, np.arange(25)))
 
 
@@ -170,7 +170,7 @@ def test_signed_rank_agrees_with_scipy(n: int, shift: float) -> None:
 
 
 def test_signed_rank_with_ties_and_zeros() -> None:
-    """Small: against all 2^n signs. Large: against scipy's normal approximation with its correction for ties."""
+    """Small samples are checked by all 2^n signs, large ones by scipy's normal approximation, corrected for ties."""
     rng = np.random.default_rng(11)
     for _ in range(5):
         x = rng.integers(-3, 6, size=9).astype(float)
@@ -187,7 +187,7 @@ def test_signed_rank_with_ties_and_zeros() -> None:
 
 
 def test_holm_by_hand() -> None:
-    """4 x .005, 3 x .01, 2 x .03, then .04 is held at .06 by the step before it."""
+    """The values are 4 x .005, 3 x .01, 2 x .03; then .04 is raised to .06 by the step before it."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
     assert holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
@@ -209,7 +209,7 @@ def test_effect_sizes() -> None:
 
 
 def test_hedges_g_is_unbiased() -> None:
-    """Six differences of mean 0.7 deviations: Cohen's d is too large by a fifth on average, Hedges' g is right."""
+    """For six differences with a mean of 0.7 deviations, Cohen's d is a fifth too large on average, not Hedges' g."""
     x = np.random.default_rng(4).normal(0.7, 1, size=(4000, 6))
     found = np.array([hedges_g(row) for row in x])
     assert found.mean() == pytest.approx(0.7, abs=3 * found.std() / math.sqrt(4000))
@@ -229,7 +229,7 @@ def test_performance_profile() -> None:
 
 
 def test_ranking() -> None:
-    """A clear order is marked; methods that lead by noise alone are not; who has no score is not ranked."""
+    """A clear order is marked, a lead that is only noise is not. A method without a score is not ranked."""
     rng = np.random.default_rng(5)
     base, noise = rng.normal(20, 5, size=12), rng.normal(0, 0.1, size=(4, 12))
     clear = rank(base + noise + np.array([[0], [3], [1], [0]]), higher_is_better=True)

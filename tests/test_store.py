@@ -1,4 +1,4 @@
-"""The store: whole records or none, whatever happens to the writer."""
+"""Tests of the store: a record is complete or absent, whatever happens to the process that writes it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_many_writers_one_record(tmp_path: Path) -> None:
     assert sum(won) == 1 and Store(tmp_path).record("c")["n"] == won.index(True)
 
 
-def test_a_result_heals_a_failure(tmp_path: Path) -> None:
+def test_a_result_replaces_a_failure(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write_failure("c", {"class": "oom", "message": "m", "traceback": "t"})
     assert store.failed() == {"c"} and store.failure("c")["class"] == "oom" and store.done() == set()
@@ -85,9 +85,9 @@ def test_images_that_vanish_while_they_are_looked_at_are_none(tmp_path: Path, mo
     assert store.partial_images("c") == 0 and store.partial("c", "maker") == ([], {}, 0)
 
 
-def test_nothing_half_stays_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_incomplete_record_stays_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
-    with pytest.raises(ValueError):  # NaN is no JSON
+    with pytest.raises(ValueError):  # NaN is not JSON
         store.write("c", ROWS, {"bad": float("nan")})
 
     def full(*_: object) -> None:

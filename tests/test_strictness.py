@@ -1,4 +1,4 @@
-"""Quality against strictness, and references at a line's own value of an axis, from results made by hand."""
+"""Quality against strictness, and references that have the line's own value of an axis; results are made by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GAIN = {"inode": 3.0, "inode_k05": 1.0, "inode_k1": 2.0, "inode_free": 4.0, "zer
 
 
 def made(models: Mapping[str, float] = BOUNDS, images: int = 6, **manifest: Any) -> Results:
-    """Restorations by each model and procedure, whose PSNR is the sum of their gains and a spread over images."""
+    """Make restorations by each model and procedure. Their PSNR is the sum of both gains and a spread over images."""
     cells, rows = [], []
     for model in models:
         for procedure in ("zero", "sample"):

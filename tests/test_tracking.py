@@ -1,4 +1,4 @@
-"""The W&B mirror with the real client: offline folders, a server on the loopback, and what a crash leaves."""
+"""Tests of the W&B mirror with the real client: offline folders, a local server, and what a crash leaves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("ddim", "edict")
 SEVERITIES = (1, 3)
 ADAPTIVE = ("ddim", 1)
-"""The cell whose solver has chosen its steps: for image i 2 to the noise, i + 1 of 1 / (i + 1) to the image."""
+"""The cell with an adaptive solver: image i has 2 steps to the noise, and i + 1 steps of 1 / (i + 1) to the image."""
 
 
 def axes(method: str, severity: int) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def write_cell(store: Store, method: str, severity: int) -> None:
 
 
 def make_store(root: Path) -> Store:
-    """Three cells that are done and one that has failed."""
+    """Make a store with three cells that are done and one that has failed."""
     store = Store(root)
     places = [(method, severity) for method in METHODS for severity in SEVERITIES]
     cells = [{"id": cell_id(*place), "axes": axes(*place)} for place in places]
@@ -97,7 +97,7 @@ def make_store(root: Path) -> Store:
 
 
 def environment(server: Server | None, home: Path) -> dict[str, str]:
-    """Of a user who is logged in to the server, or nowhere."""
+    """Return the environment of a user who is logged in to the server, or not logged in."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_") and k.lower() != "https_proxy"}
     kept |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return kept if server is None else kept | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
@@ -123,7 +123,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def published(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store whose mirror is on the server and in offline folders, after its report was built."""
+    """Return a store with a report, whose mirror is on the server and in offline folders."""
     home = tmp_path_factory.mktemp("published")
     store = make_store(home / "results")
     assert build.main(["sweep=toy", f"store={store.root}", "quiet=true"]) == 0
@@ -151,7 +151,7 @@ def test_runs_on_the_server(server: Server, published: Store) -> None:
 
 
 def test_steps_of_an_adaptive_solver_are_history(server: Server, published: Store) -> None:
-    """A line a step with means over the images that still take one; beside the images in the first line."""
+    """Each step is one line, with means over the images that still take it. The first line also has the images."""
     history = server.runs[f"toy-{cell_id(*ADAPTIVE)}"].history
     assert [line["_step"] for line in history] == [0, 1, 2, 3] and "images" in history[0]
     ways = [{key: line.get(f"solver/{key}") for key in ("invert/time", "decode/step_size")} for line in history]
@@ -215,7 +215,7 @@ def test_a_cell_that_failed_and_is_done_later_keeps_its_run(server: Server, publ
     assert len(run.history) == 1 and server.operations.count("UpsertBucket") - before <= 4
     assert server.runs["toy"].summary["done"] == 4 and server.runs["toy"].summary["failed"] == 0
     (mark,) = (mark for mark, _ in offline_runs(published.root / "wandb") if mark.run_id == run.name)
-    assert mark.kind == "failure"  # the offline mirror is another one
+    assert mark.kind == "failure"  # the offline mirror has its own run
     python([*command, "tracker.mode=offline"], environment(server, tmp_path))
     (mark,) = (mark for mark, _ in offline_runs(published.root / "wandb") if mark.run_id == run.name)
     assert mark.kind == "cell"
@@ -242,7 +242,7 @@ def test_a_training_has_its_curves(server: Server, tmp_path: Path) -> None:
     (folder / "recipe.json").write_text(json.dumps({"dataset": "digits", "learning_rate": 1e-3, "steps": 60}))
     lines = [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 9.0}, {"step": 20, "loss": 2.0}, {"step": 20, "held": 2.5}]
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "lo'
-    (folder / "history.jsonl").write_text(text)  # it went back to a checkpoint, and was killed in mid-line
+    (folder / "history.jsonl").write_text(text)  # back to a checkpoint, then killed in a line
     command = ["bench.publish", "train=small", f"out={tmp_path / 'train'}"]
     assert "1 runs at" in python(command, environment(server, tmp_path))
     (run,) = (run for run in server.runs.values() if run.group == "training")
@@ -259,11 +259,11 @@ def test_a_training_has_its_curves(server: Server, tmp_path: Path) -> None:
     assert run.files["history.jsonl"] == (folder / "history.jsonl").read_bytes()
 
 
-# --- what dies -------------------------------------------------------------------------------------------------------
+# --- processes that end ----------------------------------------------------------------------------------------------
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """Poll until it is true; it is a failure, not a measurement, that ends after two minutes."""
+    """Poll until the condition is true, and fail after two minutes. This is no measurement of time."""
     end = time.monotonic() + 120
     while not (found := condition()):
         assert time.monotonic() < end, f"waited in vain for {what}"
@@ -272,7 +272,7 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
 
 
 def processes(leader: int, name: str) -> list[int]:
-    """Pids of a session and of its leader's children (wandb's service leads its own session), by command line."""
+    """Return pids of a session and its leader's children, by command line (wandb's service leads its own session)."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -289,8 +289,8 @@ def mirrored(root: Path) -> set[str]:
 
 
 @pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
-    """The environment of a user who is not logged in, also in this process."""
+def logged_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    """Set the environment of a user who is not logged in, also in this process, and return it."""
     variables = environment(None, tmp_path)
     for name in set(os.environ) - set(variables):
         monkeypatch.delenv(name)
@@ -300,15 +300,15 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
 
 
 def unmirrored(root: Path) -> Store:
-    """The store as it is when a sweep starts: a manifest and no cell."""
+    """Make the store as it is when a sweep starts: a manifest and no cell."""
     store = make_store(root)
     shutil.rmtree(root / "cells")
     shutil.rmtree(root / "failures")
     return store
 
 
-def test_cells_are_mirrored_while_the_sweep_runs_and_a_dead_service_is_replaced(
-    tmp_path: Path, nobody: dict[str, str]
+def test_cells_are_mirrored_while_the_sweep_runs_and_a_killed_service_is_replaced(
+    tmp_path: Path, logged_out: dict[str, str]
 ) -> None:
     store = unmirrored(tmp_path / "results")
     companion = Companion(store.root, "toy", TrackerConfig(kind="wandb"))
@@ -328,7 +328,7 @@ def test_cells_are_mirrored_while_the_sweep_runs_and_a_dead_service_is_replaced(
     assert processes(companion.process.pid, "") == []
 
 
-def test_what_a_dead_mirror_left_is_published(tmp_path: Path, nobody: dict[str, str]) -> None:
+def test_what_a_killed_mirror_left_is_published(tmp_path: Path, logged_out: dict[str, str]) -> None:
     store = unmirrored(tmp_path / "results")
     companion = Companion(store.root, "toy", TrackerConfig(kind="wandb"))
     try:
@@ -339,16 +339,16 @@ def test_what_a_dead_mirror_left_is_published(tmp_path: Path, nobody: dict[str, 
         assert companion.close() == "wandb: the mirror stopped; python -m bench.publish sweep=toy completes it"
     finally:
         companion.stop()
-    assert "3 runs in" in python(["bench.publish", "sweep=toy", f"results={store.root}"], nobody)
+    assert "3 runs in" in python(["bench.publish", "sweep=toy", f"results={store.root}"], logged_out)
     assert mirrored(store.root) == {cell_id("ddim", 1), cell_id("edict", 3)}
 
 
-def test_under_an_agent_of_wandb_every_record_has_its_own_run(tmp_path: Path, nobody: dict[str, str]) -> None:
-    """An agent says by the environment which run its child is: ours are others."""
+def test_under_an_agent_of_wandb_every_record_has_its_own_run(tmp_path: Path, logged_out: dict[str, str]) -> None:
+    """An agent gives its child a run through the environment. Our runs must be different ones."""
     store = make_store(tmp_path / "results")
     agent = {"WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "agents", "WANDB_NAME": "agents", "WANDB_RESUME": "must"}
     agent |= {"WANDB_RUN_GROUP": "agents", "WANDB_SWEEP_PARAM_PATH": str(tmp_path / "nowhere.yaml")}
-    assert "5 runs in" in python(["bench.publish", "sweep=toy", f"results={store.root}"], nobody | agent)
+    assert "5 runs in" in python(["bench.publish", "sweep=toy", f"results={store.root}"], logged_out | agent)
     folders = [path.name.split("-", 3)[3] for path in (store.root / "wandb").glob("offline-run-*")]
     wanted = Mirror(store, "toy", TrackerConfig(), "offline").wanted()
     assert sorted(folders) == sorted(mark.run_id for mark in wanted) and len(set(folders)) == 5
@@ -393,7 +393,7 @@ def test_a_server_that_is_gone_costs_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_end_in_one_line(
-    arguments: list[str], words: str, tmp_path: Path, nobody: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], words: str, tmp_path: Path, logged_out: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(tmp_path / "results")
     with pytest.raises(UserError, match=re.escape(words)):

@@ -1,4 +1,4 @@
-"""Training: a few updates from nothing, going on from the checkpoint, and the card."""
+"""Tests of training: a few updates from the start, resuming from the checkpoint, and the card."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ INODE = [
     "train.images=32", "train.batch_size=8", "train.flow.draws=1", "train.ema=0.9", "train.warmup=1",
     "train.validate_every=3", "train.threads=1", "tracker=none",
 ]  # fmt: skip
-"""A small injective ODE whose average lags visibly behind after a few updates."""
+"""A small injective ODE whose average differs visibly from its weights after a few updates."""
 
 
 def few(class_path: str, split: str, indices: range) -> tuple[Any, list[str]]:
-    """`train.pool` without workers, of 16 images of the test split."""
+    """Replace `train.pool`: no workers, and 16 images of the test split."""
     drawn = [train._render((class_path, split, i)) for i in (indices if split == "train" else indices[:16])]
     return np.stack([image for image, _ in drawn]), [caption for _, caption in drawn]
 
@@ -78,7 +78,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_this_process")
 def test_the_injective_ode_resumes_with_its_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights go on from where they were, their average e from where it was: e' = 0.9 e + 0.1 w at every update."""
+    """The weights and their average e both continue from the checkpoint: e' = 0.9 e + 0.1 w at every update."""
     before: list[dict[str, torch.Tensor]] = []
     after: list[dict[str, torch.Tensor]] = []
     monkeypatch.setattr(InjectiveTraining, "on_train_batch_start", lambda self, *_: before.append(weights_of(self)))
@@ -100,7 +100,7 @@ def test_the_injective_ode_resumes_with_its_average(tmp_path: Path, monkeypatch:
 
 @pytest.mark.usefixtures("in_this_process")
 def test_the_curve_ends_with_the_last_update(tmp_path: Path) -> None:
-    """Fewer updates than the interval between held-out losses, at the start and after a resumption."""
+    """The run has fewer updates than the interval between held-out losses, at the start and after a resumption."""
     for steps in (2, 4, 6):
         assert train.main([*INODE, f"train.steps={steps}", f"out={tmp_path}"]) == 0
     record = json.loads((tmp_path / "digits_inode.curve.json").read_text())
@@ -119,13 +119,13 @@ def test_a_card_without_a_held_out_loss(tmp_path: Path) -> None:
 def test_term_keeps_the_update_in_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM before the first checkpoint: nothing is lost, and the same command ends as if nothing had happened."""
 
-    def told(self: InjectiveTraining, *_: object) -> None:
+    def record(self: InjectiveTraining, *_: object) -> None:
         updates.append(self.global_step)
         if updates == [1, 2]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     updates: list[int] = []
-    monkeypatch.setattr(InjectiveTraining, "on_train_batch_end", told)
+    monkeypatch.setattr(InjectiveTraining, "on_train_batch_end", record)
     command = [*INODE, "train.steps=3", f"out={tmp_path}"]
     with pytest.raises(SystemExit) as ended:
         train.main(command)
@@ -152,7 +152,7 @@ def test_compiling_reaches_what_training_calls(tmp_path: Path, monkeypatch: pyte
 
 
 def trained_as(rank: int, port: int, folder: Path) -> None:
-    """One of two processes of a job: its losses, and the weights that it ends with, in rank.pt."""
+    """Train as one of two processes of a job; write its losses and final weights to RANK.pt."""
     job = {"JOB_ID": 1, "NTASKS": 2, "NTASKS_PER_NODE": 2, "PROCID": rank, "LOCALID": rank, "NODEID": 0}
     os.environ |= {f"SLURM_{name}": str(value) for name, value in job.items()}
     os.environ |= {"SUBMITIT_EXECUTOR": "slurm", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -163,12 +163,12 @@ def trained_as(rank: int, port: int, folder: Path) -> None:
         modules.append(make(*arguments))
         loss = modules[0].loss
 
-        def told(*arguments: Any, training: bool) -> torch.Tensor:
+        def recorded_loss(*arguments: Any, training: bool) -> torch.Tensor:
             found = loss(*arguments, training=training)
             losses.append(float(found.detach()))
             return found
 
-        modules[0].loss = told
+        modules[0].loss = recorded_loss
         return modules[0]
 
     train._module, train.pool = made, few
@@ -179,7 +179,7 @@ def trained_as(rank: int, port: int, folder: Path) -> None:
 
 
 def test_two_processes_train_one_injective_ode(tmp_path: Path) -> None:
-    """Each on draws of its own, over gloo as a job's processes do; both end with the weights that the first writes."""
+    """Each process has its own draws, over gloo as in a job. Both end with the weights that the first writes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -277,7 +277,7 @@ def test_the_zoo_is_what_its_cards_say(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["scenes_vp", "scenes_rf"])
 def test_samples_carry_what_their_captions_ask(name: str) -> None:
-    """The card's figures are what we ask of samples, and hold again on a smaller draw, within its sampling error."""
+    """The figures of the card hold again on fewer samples, within the sampling error."""
     facts = json.loads((ZOO / f"{name}.json").read_text())["agreement"]
     assert facts["color"] >= 0.95 and facts["shape"] >= 0.90
     config = compose_config([f"model={name}"], sweep_required=False).model[name]
@@ -293,7 +293,7 @@ def test_samples_carry_what_their_captions_ask(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["digits_vp", "digits_rf"])
 def test_digits_look_like_digits(name: str) -> None:
-    """A nearest-neighbour classifier on the real training digits reads the samples."""
+    """A nearest-neighbour classifier, trained on the real digits, recognises the samples."""
     from sklearn.neighbors import KNeighborsClassifier
 
     from bench.data.digits import Digits

@@ -1,6 +1,7 @@
-"""A W&B server on the loopback: as much of the protocol as the real client needs to write runs and to read them again.
+"""A local W&B server, with the part of the protocol that the real client needs to write runs and read them again.
 
-It shows that what we send survives the client and the wire. It says nothing of the hosted service's own behaviour.
+It shows that our data pass unchanged through the client and the network. It does not show how the hosted service
+behaves.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ KEY = "0123456789" * 4
 
 @dataclass
 class Run:
-    """What the server has of one run."""
+    """The server's data of one run."""
 
     project: str
     name: str
@@ -37,7 +38,7 @@ class Run:
     created: int = 0
 
     def bucket(self) -> dict[str, Any]:
-        """As wandb-core knows a run."""
+        """Return the run in the form of wandb-core."""
         return {
             "id": f"id-{self.name}",
             "name": self.name,
@@ -52,7 +53,7 @@ class Run:
         }
 
     def node(self) -> dict[str, Any]:
-        """As wandb.Api knows it."""
+        """Return the run in the form of wandb.Api."""
         stamp = f"2026-01-01T00:{self.created // 60 % 60:02}:{self.created % 60:02}Z"
         return {
             **self.bucket(),
@@ -72,7 +73,7 @@ class Run:
 
 
 class Server:
-    """The state of a server, and how it answers. `down` refuses everything from then on."""
+    """The state of a server, and its answers. Once `down` is set, it refuses everything."""
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
@@ -83,7 +84,7 @@ class Server:
         self.lock = threading.Lock()
 
     def answer(self, operation: str, v: dict[str, Any]) -> dict[str, Any] | None:
-        """The data of one GraphQL operation; None for one that this server does not have."""
+        """Return the data of one GraphQL operation, or None if this server does not have the operation."""
         method = getattr(self, f"on_{operation.lower()}", None)
         return method(v) if method else None
 
@@ -102,7 +103,7 @@ class Server:
         name = v.get("name") or str(v["id"]).removeprefix("id-")
         new = name not in self.runs
         run = self.runs.setdefault(name, Run(v.get("project") or "", name, created=len(self.runs)))
-        if v.get("name"):  # by its id a run is only edited
+        if v.get("name"):  # a run that is named by its id is only edited
             run.state = "running"
         run.group, run.job_type = v.get("groupName") or run.group, v.get("jobType") or run.job_type
         run.display_name, run.tags = v.get("displayName") or run.display_name, v.get("tags") or run.tags
@@ -119,7 +120,7 @@ class Server:
                 "eventsLineCount": 0,
                 "historyTail": json.dumps([json.dumps(line) for line in run.history[-1:]]),
                 "eventsTail": "[]",
-                "wandbConfig": '{"t": 1}',  # it has been started by a client
+                "wandbConfig": '{"t": 1}',  # a client has started it
             }
         return {"model": {"id": "p", "name": v["project"], "entity": {"id": "e", "name": ENTITY}, "bucket": bucket}}
 
@@ -128,7 +129,7 @@ class Server:
         return {"createRunFiles": {"runID": f"id-{v['run']}", "uploadHeaders": [], "files": files}}
 
     def on_runs(self, v: dict[str, Any]) -> dict[str, Any]:
-        """One page; `group` is the one filter it has."""
+        """Return one page of runs; `group` is the only filter."""
         own = [run for run in self.runs.values() if run.project == v["project"]]
         if not own:
             return {"project": None}
@@ -136,7 +137,7 @@ class Server:
         assert set(wanted) <= {"group"}, wanted
         found = [run for run in own if run.group == wanted.get("group", run.group)]
         start = int(v.get("cursor") or 0)
-        page = found[start : start + min(v["perPage"], 20)]  # small pages, so that paging is tested
+        page = found[start : start + min(v["perPage"], 20)]  # small pages test the paging
         end = start + len(page)
         edges = [{"node": run.node(), "cursor": str(start + i + 1)} for i, run in enumerate(page)]
         info = {"endCursor": str(end), "hasNextPage": end < len(found)}
@@ -173,7 +174,7 @@ class Server:
         return {"project": {"id": "p", "internalId": "UHJvamVjdEludGVybmFsSWQ6MQ=="}}
 
     def on_upsertview2(self, v: dict[str, Any]) -> dict[str, Any]:
-        """A view keeps its id; without one it is another view, whatever its name."""
+        """Change a view by its id. Without an id, make another view, whatever its name."""
         view_id = v.get("id") or f"view{len(self.views)}"
         new = view_id not in self.views
         stamp = {"updatedAt": "2026-01-01T00:00:00Z", "createdAt": "2026-01-01T00:00:00Z"}
@@ -192,7 +193,7 @@ class Server:
         return {"view": self.views.get(v["reportId"])}
 
     def stream(self, name: str, body: dict[str, Any]) -> None:
-        """Lines of a run's history and summary, and its end."""
+        """Take lines of a run's history and summary, and its end."""
         run = self.runs[name]
         for file, chunk in (body.get("files") or {}).items():
             lines = [json.loads(line) for line in chunk["content"]] if file.endswith((".jsonl", "summary.json")) else []
@@ -264,14 +265,14 @@ class _Http(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that is killed resets its connection: no reason for a traceback."""
+        """Print no traceback: a killed client resets its connection."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 @contextlib.contextmanager
 def serve() -> Iterator[Server]:
-    """A server in a thread of this process, until the end of the block."""
+    """Run a server in a thread of this process, until the end of the block."""
     server = Server()
     http = _Http(("127.0.0.1", 0), _handler(server))
     server.url = f"http://127.0.0.1:{http.server_address[1]}"
