@@ -254,7 +254,7 @@ def _unmade(point: Point, model: ModelConfig) -> str | None:
 
 
 def _too_few(point: Point, options: Any) -> str | None:
-    """Return the reason if the number of steps is too small for a method; else None."""
+    """Why a method cannot walk so few steps, if it cannot."""
     least = getattr(options, "least_steps", 1)
     if options.walked >= least:
         return None
