@@ -241,7 +241,7 @@ class Store:
     # --- reading -----------------------------------------------------------------------------------------------
 
     def manifest(self, name: str) -> dict[str, Any]:
-        """The sweep's manifest. Raises FileNotFoundError if that sweep never ran into this store, and Damaged."""
+        """Return the sweep's manifest. Raises FileNotFoundError if the sweep never ran with this store, and Damaged."""
         return _json(self.root / "sweeps" / f"{name}.json", "cells")
 
     def manifests(self) -> list[str]:

@@ -501,7 +501,7 @@ def test_a_validation_folder_is_a_split(tmp_path: Path, name: str) -> None:
     assert ImageFolder("train", tmp_path).ids == ["train/a.png"]
     assert set(ImageFolder("all", tmp_path).ids) == {"train/a.png", f"{name}/b.png"}
     assert ImageFolder("val", tmp_path, recursive=False).ids == [f"{name}/b.png"]
-    assert ImageFolder("val", tmp_path).notes == [f"1 images beside the folders train, {name} are in no split"]
+    assert ImageFolder("val", tmp_path).notes == [f"1 images outside the folders train, {name} are in no split"]
     with pytest.raises(ValueError, match=r"none of them in split test \(1 in train, 1 in val\); try split=all"):
         ImageFolder("test", tmp_path)
 

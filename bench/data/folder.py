@@ -343,7 +343,7 @@ class ImageFolder:
             raise ValueError(f"root {self.root} has no images ({', '.join(SUFFIXES)})")
         self.notes = list(_unread(files))
         if beside := len(images) - len(self.files):
-            self.notes.append(f"{beside} images beside the folders {', '.join(self.folders)} are in no split")
+            self.notes.append(f"{beside} images outside the folders {', '.join(self.folders)} are in no split")
         self.captions, self.texts = dict[str, str](), dict[str, Path]()
         if captions == "auto":
             self._find_captions(files)

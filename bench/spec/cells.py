@@ -254,7 +254,7 @@ def _unmade(point: Point, model: ModelConfig) -> str | None:
 
 
 def _too_few(point: Point, options: Any) -> str | None:
-    """Why a method cannot walk so few steps, if it cannot."""
+    """Return the reason if the number of steps is too small for a method; else None."""
     least = getattr(options, "least_steps", 1)
     if options.walked >= least:
         return None
