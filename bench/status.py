@@ -226,7 +226,7 @@ def main(arguments: list[str]) -> int:
         while True:  # show first, then check: the last view shows why the watch ended
             seen = look(store, given["sweep"])
             live.update(Group(*(show(one) for one in seen)), refresh=True)
-            if not terminal.writable() or not any(state in OPEN for one in seen for state in one.states.values()):
+            if not terminal.heard() or not any(state in OPEN for one in seen for state in one.states.values()):
                 return 0
             time.sleep(5)
 

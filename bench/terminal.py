@@ -80,7 +80,7 @@ def finish(code: int) -> int:
     return code or 1
 
 
-def writable() -> bool:
+def heard() -> bool:
     """Return True if standard output can still be written."""
     return getattr(sys.stdout, "lost", None) is None
 
