@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ class {name}(DDIM):
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Make a folder with a package `moving`, which has `old.Mine`, and a YAML that names this class."""
     (tmp_path / "moving").mkdir()
     (tmp_path / "conf" / "method").mkdir(parents=True)
@@ -90,3 +92,45 @@ def test_paths_from_before_ids_were_fixed_still_work() -> None:
         assert importlib.import_module(new)
         assert registry.resolve(f"{old}.Name", "method") == f"{new}.Name"
         assert registry.identity(f"{old}.Name", "method") == f"{new}.Name"
+
+
+# --- a recorded store -------------------------------------------------------------------------------------------
+
+RECORDED = Path(__file__).parent / "golden" / "store"
+"""Two cells of `sweep=theory`, which need no weights, as bench.run wrote them when ids were last changed on purpose."""
+THEIR_SWEEP = ["sweep=theory", "method=ddim,edict", "model=gmm", "steps=10", "guidance=1", "images=2"]
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The arguments that plan the recorded cells, in a copy of their store."""
+    shutil.copytree(RECORDED, tmp_path / "results")
+    monkeypatch.setattr(registry, "MOVED", dict(registry.MOVED))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield [*THEIR_SWEEP, f"results={tmp_path / 'results'}", "launcher=debug", "tracker=none"]
+    sys.modules.pop("moved_elsewhere", None)
+    forget()
+
+
+def test_a_recorded_store_is_done(recorded: list[str]) -> None:
+    """If this fails, ids have changed: every store of every user would be computed again."""
+    plan = look(recorded).plan
+    assert sorted(cell.id for cell in plan.done) == sorted(path.name for path in (RECORDED / "cells").iterdir())
+    assert not plan.todo
+
+
+@pytest.mark.parametrize(
+    "path", ["methods.inversion.ddim.DDIM", "methods.backbones.analytic.SmallMixture", "bench.data.mixture.Mixture"]
+)
+def test_a_recorded_store_is_done_when_a_class_of_ours_moves(recorded: list[str], tmp_path: Path, path: str) -> None:
+    module, _, name = path.rpartition(".")
+    lines = [f"from {module} import {name} as Moved"]
+    lines += ["from methods.inversion.options import DDIM as Options", "Moved.Options = Options"] * (name == "DDIM")
+    (tmp_path / "moved_elsewhere.py").write_text("\n".join(lines) + "\n")
+    registry.MOVED[path] = "moved_elsewhere.Moved"
+    forget()
+    plan = look(recorded).plan
+    assert len(plan.done) == 2 and not plan.todo
+    more = [*recorded, "images=1", "report=false"]
+    more.remove("images=2")
+    assert run.main(more) == 0  # a cell that records the old path runs with the moved class
