@@ -35,7 +35,7 @@ from bench.errors import StoreError, UserError, nearest, run_command
 from bench.files import PROJECT, ROOT, sha256
 from bench.mirror.records import CELL_FILES
 from bench.store import Store
-from reports.damage import Torn, manifest_of
+from reports.damage import DamagedFile, manifest_of
 from reports.folder import Built, replacing
 from reports.results import DAMAGED, MixedMeasurements, Results, check_measurements, load, title_of
 from reports.tables import (
@@ -187,7 +187,7 @@ def build(
                     built = _refuse(results, draft, inputs, error)
                 built.write(draft)
             return built
-        except Torn as found:  # then the same without that cell
+        except DamagedFile as found:  # then the same without that cell
             torn[found.cell] = found.reason
         except OSError as error:
             raise StoreError(f"the report in {out} cannot be written: {error}; the last one is as it was") from error

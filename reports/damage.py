@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class Torn(Exception):
+class DamagedFile(Exception):
     """A file of a cell that turns out to be damaged while it is read."""
 
     def __init__(self, cell: str, reason: str) -> None:
@@ -83,7 +83,7 @@ def _parquet(file: Path) -> bool:
         return False
 
 
-def torn_rows(store: Store, cells: Iterable[str]) -> dict[str, str]:
+def unreadable_rows(store: Store, cells: Iterable[str]) -> dict[str, str]:
     """Cells whose rows cannot be read, though their footer can."""
     found = {}
     for i in cells:
@@ -101,11 +101,11 @@ NEEDED = {"samples": {"truth", "output"}, "features": set[str]()}
 
 
 def arrays(store: Store, kind: str, cell: str) -> Mapping[str, np.ndarray]:
-    """A cell's samples or features, empty where it has none. Raises Torn if they cannot be read."""
+    """A cell's samples or features, empty where it has none. Raises DamagedFile if they cannot be read."""
     try:
         found = store.samples(cell) if kind == "samples" else store.features(cell)
     except Exception as error:  # garbage may raise anything
-        raise Torn(cell, f"{kind}.npz cannot be read ({type(error).__name__})") from error
+        raise DamagedFile(cell, f"{kind}.npz cannot be read ({type(error).__name__})") from error
     if found and ("ids" not in found or (len(found["ids"]) and not NEEDED[kind] <= found.keys())):
-        raise Torn(cell, f"{kind}.npz lacks arrays")
+        raise DamagedFile(cell, f"{kind}.npz lacks arrays")
     return found

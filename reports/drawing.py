@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.columns import Metric
-from reports.results import Results, apart, plain
+from reports.results import Results, distinct_titles, plain
 from reports.summary import INPUT
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)))
 GREY, GREY_INK, INPUT_COLOUR = "#C4C8CC", "#80868C", "#808080"
 MANY = 8  # lines, from which on only some are coloured
 BEST = 5  # of many lines are coloured for their rank
-TWINS = 0.02  # of the spread of all means: two lines that never differ by more count as one when colours are given
+ALIKE = 0.02  # of the spread of all means: two lines that never differ by more count as one when colours are given
 LABEL = 6.5  # points, of a name at the end of a line
 LONGEST = 60  # characters of a name in a figure
 HEAD = 34  # characters of a line over a panel
@@ -54,17 +54,17 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Cast:
+class Looks:
     """Everyone's look, from the best to the worst, and whom a crowded figure draws in colour."""
 
-    looks: dict[str, Look]
-    leads: tuple[str, ...]
+    by_line: dict[str, Look]
+    coloured: tuple[str, ...]
     highlighted: tuple[str, ...]  # those that the sweep itself names
     titles: Mapping[str, str]
 
     @property
     def crowded(self) -> bool:
-        return len(self.looks) > MANY
+        return len(self.by_line) > MANY
 
     @property
     def rule(self) -> str:
@@ -72,10 +72,10 @@ class Cast:
         if not self.crowded:
             return ""
         own = " and the sweep's highlighted methods" if self.highlighted else ""
-        return f"in colour the best {len(self.leads) - len(self.highlighted)} by mean rank{own}, in grey the others"
+        return f"in colour the best {len(self.coloured) - len(self.highlighted)} by mean rank{own}, in grey the others"
 
 
-def standing(metric: Metric, summary: pd.DataFrame) -> list[str]:
+def ranked_lines(metric: Metric, summary: pd.DataFrame) -> list[str]:
     """The lines from the best to the worst by their mean rank over all columns, where all of their images count."""
     known = summary[(summary["metric"] == metric.name) & (summary["line"] != INPUT) & summary["mean"].notna()]
     known = known[~known["partial"].astype(bool)]
@@ -83,32 +83,32 @@ def standing(metric: Metric, summary: pd.DataFrame) -> list[str]:
     return ranks.groupby(known["line"], sort=False).mean().sort_values(kind="stable").index.astype(str).tolist()
 
 
-def cast(results: Results, metric: Metric | None, summary: pd.DataFrame, last: Collection[str] = ()) -> Cast:
-    """Looks by standing in `metric`: the sweep's highlighted methods first, then the best, twins after their first.
+def choose_looks(results: Results, metric: Metric | None, summary: pd.DataFrame, last: Collection[str] = ()) -> Looks:
+    """Looks by standing in `metric`: the sweep's highlighted methods first, then the best, alike after their first.
 
     Lines in `last` (those a figure does not draw) come after all others.
     """
-    order = standing(metric, summary) if metric is not None else []
+    order = ranked_lines(metric, summary) if metric is not None else []
     titles = {line.key: line.title for line in results.lines}
     order += [key for key in titles if key not in order]
     order.sort(key=lambda key: key in last)
     named = set(results.manifest.get("highlight") or ())
     highlighted = [line.key for line in results.lines if line.method in named]
     rest = [key for key in order if key not in highlighted]
-    twins = _twins(metric, summary, [*highlighted, *rest])
-    leaders = [key for key in rest if key not in twins][:BEST]
-    follow = sorted((key for key in rest if key not in leaders), key=lambda key: (key in last, key in twins))
+    alike = _alike(metric, summary, [*highlighted, *rest])
+    leaders = [key for key in rest if key not in alike][:BEST]
+    follow = sorted((key for key in rest if key not in leaders), key=lambda key: (key in last, key in alike))
     order = [*highlighted, *leaders, *follow]
     size = len(PALETTE)
-    looks = {
+    by_line = {
         key: Look(PALETTE[i % size], MARKERS[(i + i // size) % len(MARKERS)], DASHES[i // size % len(DASHES)])
         for i, key in enumerate(order)
     }
-    leads = order if len(titles) <= MANY else [*highlighted, *leaders]
-    return Cast(looks, tuple(leads), tuple(highlighted), titles)
+    coloured = order if len(titles) <= MANY else [*highlighted, *leaders]
+    return Looks(by_line, tuple(coloured), tuple(highlighted), titles)
 
 
-def _twins(metric: Metric | None, summary: pd.DataFrame, order: Sequence[str]) -> set[str]:
+def _alike(metric: Metric | None, summary: pd.DataFrame, order: Sequence[str]) -> set[str]:
     """Lines that follow an earlier one of `order` everywhere."""
     if metric is None:
         return set()
@@ -116,10 +116,10 @@ def _twins(metric: Metric | None, summary: pd.DataFrame, order: Sequence[str]) -
     means = chosen.pivot(index=["block", "column"], columns="line", values="mean")
     if metric.digits.endswith("e"):  # an error over many powers of ten
         means = np.log10(means.clip(lower=metric.floor or 1e-30))
-    spread = float(np.nanmax(means.to_numpy()) - np.nanmin(means.to_numpy())) if means.size else 0.0
+    extent = float(np.nanmax(means.to_numpy()) - np.nanmin(means.to_numpy())) if means.size else 0.0
     kept: list[str] = []
     for key in (key for key in order if key in means):
-        if not any(bool(((means[key] - means[other]).abs() <= TWINS * spread).all()) for other in kept):
+        if not any(bool(((means[key] - means[other]).abs() <= ALIKE * extent).all()) for other in kept):
             kept.append(key)
     return {key for key in order if key in means and key not in kept}
 
@@ -151,7 +151,7 @@ def literal(text: str, most: int = LONGEST) -> str:
 
 def drawable(results: Results) -> Results:
     """The results with titles as figures show them, each still of its own."""
-    lines = apart({line.key: literal(line.title) for line in results.lines}, numbered=True)
+    lines = distinct_titles({line.key: literal(line.title) for line in results.lines}, numbered=True)
     return replace(
         results,
         lines=tuple(replace(line, title=lines[line.key]) for line in results.lines),
@@ -249,7 +249,7 @@ def draw_line(panel: Axes, x: Any, y: Any, look: Look | None, title: str, **chan
     )  # fmt: skip
 
 
-def spread(wanted: Sequence[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:
+def spaced(wanted: Sequence[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:
     """Positions in order of `wanted`, at least `gap` apart where there is room, moved as little as it takes."""
     order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
     gap = min(gap, (high - low) / max(1, len(wanted) - 1))
@@ -286,7 +286,7 @@ def name_ends(panel: Axes, ends: Sequence[End], height: float) -> None:
         return
     to_axes: Callable[[Any], Any] = (panel.transData + panel.transAxes.inverted()).transform
     places = [to_axes((end.x, end.y)) for end in ends]
-    rows = spread([float(y) for _, y in places], LABEL * 1.22 / 72 / height, -0.03, 1.03)
+    rows = spaced([float(y) for _, y in places], LABEL * 1.22 / 72 / height, -0.03, 1.03)
     for end, (x, y), row in zip(ends, places, rows, strict=True):
         panel.annotate(
             end.text, (1.055, row), xycoords="axes fraction", fontsize=LABEL, color=end.color, va="center",

@@ -16,14 +16,14 @@ import numpy.typing as npt
 
 from bench.columns import COSTS, Metric
 from reports.drawing import (
+    ALIKE,
     GREY,
     INPUT_COLOUR,
     LABEL,
     PALETTE,
     TICK,
-    TWINS,
-    Cast,
     End,
+    Looks,
     draw_line,
     ink,
     legend,
@@ -31,7 +31,7 @@ from reports.drawing import (
     name_ends,
     panels,
     plain_ticks,
-    standing,
+    ranked_lines,
 )
 from reports.results import Results
 from reports.statistics import performance_profile
@@ -48,34 +48,34 @@ NAMED = 24  # points of a cloud that have room for their names; of more, only th
 DRAWS = 1000  # resamples of a profile's band
 
 
-def curves(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cast) -> Figure:
+def curves(metric: Metric, summary: pd.DataFrame, results: Results, looks: Looks) -> Figure:
     """The metric against severity (or steps): a panel a block, a line a method with its 95 % band, the input dashed."""
     chosen = summary[(summary["metric"] == metric.name) & np.isfinite(summary["mean"])]
-    crowded = cast.crowded
+    crowded = looks.crowded
     given = next(iter(chosen.loc[chosen["line"] == INPUT, "title"]), "")
-    titles = [*cast.titles.values(), given]
+    titles = [*looks.titles.values(), given]
     width, height, most = (WIDE, TALL, 2) if crowded else (3.0, 2.7, 4)
     figure, axes = panels(len(results.blocks), width, height, most, () if crowded else titles)
-    band = 0.15 if len(cast.titles) <= 5 else 0.1
+    band = 0.15 if len(looks.titles) <= 5 else 0.1
     for panel, block in zip(axes, results.blocks, strict=True):
         part = chosen[chosen["block"] == block.key]
         x = np.arange(len(block.columns))
         ends: list[End] = []
-        for key in reversed([*cast.looks, INPUT]):  # the best on top
+        for key in reversed([*looks.by_line, INPUT]):  # the best on top
             points = part[part["line"] == key]
             if points.empty:
                 continue
             # A gap in the line where a cell is missing, rather than a straight guess across it.
             whole = points.set_index("column").reindex(block.columns)
-            look = cast.looks[key] if key in cast.leads else None
+            look = looks.by_line[key] if key in looks.coloured else None
             if key == INPUT:
                 panel.plot(x, whole["mean"], color=INPUT_COLOUR, linestyle="--", linewidth=1.3, label=given)
             else:
-                draw_line(panel, x, whole["mean"], look, cast.titles[key])
+                draw_line(panel, x, whole["mean"], look, looks.titles[key])
             if look is not None:
                 panel.fill_between(x, whole["low"], whole["high"], color=look.color, alpha=band, linewidth=0, zorder=1)
             last = int(np.flatnonzero(whole["mean"].notna().to_numpy())[-1])
-            name = given.split(" (")[0] if key == INPUT else cast.titles[key]
+            name = given.split(" (")[0] if key == INPUT else looks.titles[key]
             ends.append(End(float(x[last]), float(whole["mean"].iloc[last]), name, ink(look)))
         panel.set_title(block.title)
         panel.locator_params(axis="y", nbins=6)
@@ -94,11 +94,11 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cast) 
     return figure
 
 
-def intervals(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cast) -> Figure:
+def intervals(metric: Metric, summary: pd.DataFrame, results: Results, looks: Looks) -> Figure:
     """Where every block has one column: a panel a block, a row a method with its 95 % interval, the input dashed."""
     chosen = summary[(summary["metric"] == metric.name) & np.isfinite(summary["mean"])]
-    order = standing(metric, summary)
-    names = [fill(cast.titles[key], 44) for key in order]
+    order = ranked_lines(metric, summary)
+    names = [fill(looks.titles[key], 44) for key in order]
     row_height = 0.06 + 0.14 * max((name.count("\n") + 1 for name in names), default=1)
     figure, axes = panels(len(results.blocks), 2.9, 0.9 + row_height * len(order), 4)
     for i, (panel, block) in enumerate(zip(axes, results.blocks, strict=True)):
@@ -106,7 +106,7 @@ def intervals(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cas
         for row, key in enumerate(order):
             if key not in part.index:
                 continue
-            entry, look = part.loc[key], cast.looks[key] if key in cast.leads else None
+            entry, look = part.loc[key], looks.by_line[key] if key in looks.coloured else None
             panel.plot([entry["low"], entry["high"]], [row, row], color=ink(look), linewidth=1.6, alpha=0.55)
             panel.plot(
                 entry["mean"], row, color=ink(look), marker=look.marker if look else "o", markersize=6 if look else 4,
@@ -146,7 +146,7 @@ def shared_columns(metric: Metric, summary: pd.DataFrame) -> tuple[pd.DataFrame,
     return shared, shared.groupby(["block", "column"], sort=False).ngroups, places
 
 
-def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, cast: Cast) -> Figure:
+def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, looks: Looks) -> Figure:
     """Mean metric against network evaluations and against seconds; the staircase joins what nothing beats in both."""
     shared, columns, places = shared_columns(metric, summary)
     means = shared.groupby("line", sort=False)["mean"].mean()
@@ -154,25 +154,27 @@ def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, cast: Cas
     figure, axes = panels(2, 4.9, 4.2, 2)
     for panel, cost in zip(axes, (COSTS["nfe"], COSTS["seconds"]), strict=True):
         points: dict[str, tuple[float, float]] = {}
-        for key in reversed(cast.looks):
+        for key in reversed(looks.by_line):
             x, y = float(table.at[key, cost.name]), float(means.get(key, math.nan))
             if not (math.isfinite(x) and math.isfinite(y) and x > 0):
                 continue
             points[key] = (x, y)
-            look = cast.looks[key] if key in cast.leads else None
+            look = looks.by_line[key] if key in looks.coloured else None
             panel.plot(
                 x, y, linestyle="none", markeredgecolor="white", zorder=3 if look else 2,
                 **({"color": look.color, "marker": look.marker, "markersize": 8} if look
                    else {"color": GREY, "marker": "o", "markersize": 5.5}),
             )  # fmt: skip
         front = _staircase(panel, list(points.values()), metric.higher_is_better)
-        free = [cast.titles[key] for key in cast.looks if float(table.at[key, cost.name]) == 0 and key in means.index]
+        free = [
+            looks.titles[key] for key in looks.by_line if float(table.at[key, cost.name]) == 0 and key in means.index
+        ]
         panel.set_xlabel("\n".join([cost.axis, *(fill(f"0, not shown: {name}", 60) for name in free)]))
         panel.margins(0.12)
         if points:
             panel.set_xscale("log")
             plain_ticks(panel, [x for x, _ in points.values()])
-            _name_points(panel, points, front, cast, (4.1, 3.5))
+            _name_points(panel, points, front, looks, (4.1, 3.5))
     axes[0].set_ylabel(fill(f"{metric.axis}, mean over {columns} of {places} columns", 52))
     return figure
 
@@ -191,7 +193,7 @@ def _staircase(panel: Axes, points: Sequence[tuple[float, float]], higher: bool)
 
 
 def _name_points(
-    panel: Axes, points: dict[str, tuple[float, float]], front: Sequence[tuple[float, float]], cast: Cast,
+    panel: Axes, points: dict[str, tuple[float, float]], front: Sequence[tuple[float, float]], looks: Looks,
     inches: tuple[float, float],
 ) -> None:  # fmt: skip
     """Each point's name at the nearest of a ring of places where it covers no point, no other name and no step."""
@@ -203,19 +205,19 @@ def _name_points(
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots.values()]
     corners = [np.asarray(to_axes.transform(corner)) * size for corner in front]
     taken += [(*(np.minimum(a, b) - 1), *(np.maximum(a, b) + 1)) for a, b in pairwise(corners)]
-    for key in cast.looks if len(dots) <= NAMED else cast.leads:  # the best choose first
+    for key in looks.by_line if len(dots) <= NAMED else looks.coloured:  # the best choose first
         if key not in dots:
             continue
-        lead = key in cast.leads
-        font = LABEL + 0.7 * lead
-        width, height = 0.56 * font * len(cast.titles[key]) + 2, 1.2 * font
+        is_coloured = key in looks.coloured
+        font = LABEL + 0.7 * is_coloured
+        width, height = 0.56 * font * len(looks.titles[key]) + 2, 1.2 * font
         dot = dots[key]
         corner, reach = _free_place(dot, (width, height), taken, (float(size[0]), float(size[1])))
         taken.append((corner[0], corner[1], corner[0] + width, corner[1] + height))
-        color = cast.looks[key].color if lead else "#6B7177"
+        color = looks.by_line[key].color if is_coloured else "#6B7177"
         middle = (corner + np.array([width / 2, height / 2])) / size
         panel.text(
-            middle[0], middle[1], cast.titles[key], transform=panel.transAxes, fontsize=font, color=color, ha="center",
+            middle[0], middle[1], looks.titles[key], transform=panel.transAxes, fontsize=font, color=color, ha="center",
             va="center", zorder=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
         if reach > 8:
@@ -277,13 +279,13 @@ def by_image(metric: Metric, results: Results) -> pd.DataFrame:
     return means.rename("value").reset_index()
 
 
-def profiles(metric: Metric, scores: pd.DataFrame, results: Results, cast: Cast) -> Figure:
+def profiles(metric: Metric, scores: pd.DataFrame, results: Results, looks: Looks) -> Figure:
     """Share of images solved at least so well, over all columns of a block (Agarwal et al. 2021, score distributions).
 
     `scores` as `by_image` gives them. Bands: 95 % bootstrap over images, an image with all its columns.
     """
-    leads = [cast.titles[key] for key in cast.leads]
-    figure, axes = panels(len(results.blocks), 4.2, 3.1, 2, [*leads, "other methods"])
+    labels = [looks.titles[key] for key in looks.coloured]
+    figure, axes = panels(len(results.blocks), 4.2, 3.1, 2, [*labels, "other methods"])
     for panel, block in zip(axes, results.blocks, strict=True):
         part = scores[scores["block"] == block.key]
         panel.set_title(block.title)
@@ -295,21 +297,21 @@ def profiles(metric: Metric, scores: pd.DataFrame, results: Results, cast: Cast)
         low, high = np.nanquantile(table.where(np.isfinite(table)).to_numpy(), [0.002, 0.998])
         levels = np.linspace(low, high, 120)
         images = table.index.get_level_values("image_id").astype(str).to_numpy()
-        for key in reversed(cast.looks):
+        for key in reversed(looks.by_line):
             if key not in table:
                 continue
             values = table[key].to_numpy(dtype=float)
             known = ~np.isnan(values)
             (share,) = performance_profile([values[known]], levels, metric.higher_is_better)
-            if key not in cast.leads:
+            if key not in looks.coloured:
                 panel.plot(levels, share, color=GREY, linewidth=1.0, label="other methods", zorder=1.6)
                 continue
-            look = cast.looks[key]
+            look = looks.by_line[key]
             lower, upper = _profile_band(_solved(values[known], levels, metric.higher_is_better), images[known])
             panel.fill_between(levels, lower, upper, color=look.color, alpha=0.1, linewidth=0, zorder=1)
             panel.plot(
                 levels, share, color=look.color, linestyle=look.linestyle, marker=look.marker,
-                markevery=(4, 17), markeredgecolor="white", markeredgewidth=0.6, label=cast.titles[key],
+                markevery=(4, 17), markeredgecolor="white", markeredgewidth=0.6, label=looks.titles[key],
             )  # fmt: skip
         panel.set_ylim(-0.02, 1.02)
         panel.set_xlim(low, high)
@@ -338,9 +340,9 @@ def _profile_band(solved: npt.NDArray[np.bool_], images: npt.NDArray[Any]) -> tu
     return low, high
 
 
-def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results: Results, cast: Cast) -> Figure:
+def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results: Results, looks: Looks) -> Figure:
     """Every image as a point: the leading method against its best rival in that block, columns by shade and marker."""
-    leader = cast.leads[0]
+    leader = looks.coloured[0]
     figure, axes = panels(len(results.blocks), 3.1, 3.2, 4)
     for panel, block in zip(axes, results.blocks, strict=True):
         panel.set_title(block.title)
@@ -368,10 +370,10 @@ def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results
         panel.set_ylim(ends)
         panel.set_aspect("equal")
         panel.locator_params(nbins=5)
-        panel.set_xlabel(fill(cast.titles[rival], 38), color=cast.looks[rival].color)
-        panel.set_ylabel(fill(cast.titles[leader], 38), color=cast.looks[leader].color)
+        panel.set_xlabel(fill(looks.titles[rival], 38), color=looks.by_line[rival].color)
+        panel.set_ylabel(fill(looks.titles[leader], 38), color=looks.by_line[leader].color)
         ahead = table[leader] > table[rival] if metric.higher_is_better else table[leader] < table[rival]
-        words = f"{fill(cast.titles[leader], 24)}\nbetter in {int(ahead.sum())} of {len(table)}"
+        words = f"{fill(looks.titles[leader], 24)}\nbetter in {int(ahead.sum())} of {len(table)}"
         shares = (table[[rival, leader]].to_numpy() - ends[0]) / (ends[1] - ends[0])
         below = _crowd(shares, 0.55, 0) < _crowd(shares, 0, 0.8)  # where fewer points are: right below or left above
         x, y, ha, va = (0.97, 0.03, "right", "bottom") if below else (0.03, 0.97, "left", "top")
@@ -394,8 +396,8 @@ def _rival(metric: Metric, summary: pd.DataFrame, block: str, leader: str) -> st
     table = shared.pivot(index="column", columns="line", values="mean")
     if leader not in table:
         return None
-    spread = float(table.max().max() - table.min().min())
-    differs = (table.sub(table[leader], axis=0).abs() > TWINS * spread).any()
+    extent = float(table.max().max() - table.min().min())
+    differs = (table.sub(table[leader], axis=0).abs() > ALIKE * extent).any()
     means = table.loc[:, differs].mean()
     if means.empty:
         return None

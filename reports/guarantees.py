@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.columns import GUARANTEES, TRIP, TRIPS
-from reports.drawing import TICK, Cast, draw_line, legend, literal, panels, plain_ticks
+from reports.drawing import TICK, Looks, draw_line, legend, literal, panels, plain_ticks
 from reports.results import Block, Line, Results
 from reports.tables import MISSING, Entry, Group, Row, Table, absent, csv
 
@@ -310,7 +310,7 @@ def _number(value: float, style: str) -> Entry:
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def trip_figure(results: Results, cast: Cast) -> Figure:
+def trip_figure(results: Results, looks: Looks) -> Figure:
     """Round-trip error of the image against evaluations and against dopri5's tolerance, log-log: a line a method, the
     mean over images, corruptions and severities; solvers with steps of their own stand alone, a marker each."""
     from matplotlib.lines import Line2D
@@ -318,12 +318,12 @@ def trip_figure(results: Results, cast: Cast) -> Figure:
     solvers = round_trips(results)
     walked = [name for name in solvers if name.startswith(DOPRI5)]
     markers = dict(zip((name for name in solvers if name not in walked), itertools.cycle(MARKS), strict=False))
-    labels = [*cast.titles.values(), *map(_named, markers)]
+    labels = [*looks.titles.values(), *map(_named, markers)]
     figure, (work, tolerance) = panels(2, 4.2, 3.2, legend=labels)
     for line in results.lines:
         rows = results.rows[results.rows["line"] == line.key]
         means = {name: (_mean(rows, f"{TRIP}{name}{NFE}"), _mean(rows, f"{TRIP}{name}")) for name in solvers}
-        look, errors = cast.looks[line.key], [max(means[name][1], EXACT) for name in walked]
+        look, errors = looks.by_line[line.key], [max(means[name][1], EXACT) for name in walked]
         draw_line(work, [means[name][0] for name in walked], errors, look, line.title)
         draw_line(tolerance, [_tolerance(name) for name in walked], errors, look, line.title)
         for name, marker in markers.items():
@@ -358,16 +358,16 @@ def _mean(rows: pd.DataFrame, name: str) -> float:
     return float(rows[name].astype(float).mean()) if name in rows and len(rows) else math.nan
 
 
-def band_figure(results: Results, cast: Cast) -> Figure:
+def band_figure(results: Results, looks: Looks) -> Figure:
     """A column of panels a corruption. Above: measured singular values (thick) and sought pairs (thin), least to most
     over images, in the certified band (shaded; nominal: hatched), log, a bar a method and severity. Below: how much
     the restoration amplifies noise in its measurement, a line a method, the mean over images up to the largest."""
     count = len(results.blocks)
-    figure, axes = panels(2 * count, 3.2, 2.6, most=count, legend=list(cast.titles.values()))
+    figure, axes = panels(2 * count, 3.2, 2.6, most=count, legend=list(looks.titles.values()))
     for above, below, block in zip(axes[:count], axes[count:], results.blocks, strict=True):
         shown = [place for place in places(results) if place.block == block]
-        _draw_bands(above, shown, block, results.lines, cast)
-        _draw_amplification(below, shown, block, results.lines, cast)
+        _draw_bands(above, shown, block, results.lines, looks)
+        _draw_amplification(below, shown, block, results.lines, looks)
         for panel in (above, below):
             panel.set_xlim(-0.5, len(block.columns) - 0.5)
             panel.set_xlabel(block.axis)
@@ -379,11 +379,11 @@ def band_figure(results: Results, cast: Cast) -> Figure:
     return figure
 
 
-def _draw_bands(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequence[Line], cast: Cast) -> None:
+def _draw_bands(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequence[Line], looks: Looks) -> None:
     step = 0.8 / max(1, len(lines))
     for place in shown:
         centre = block.columns.index(place.column) + step * (lines.index(place.line) - (len(lines) - 1) / 2)
-        look = cast.looks[place.line.key]
+        look = looks.by_line[place.line.key]
         if band := place.band:
             how: dict[str, Any] = (
                 {"color": look.color, "alpha": 0.16} if place.certified else {"fill": False, "hatch": "////"}
@@ -405,13 +405,13 @@ def _draw_bands(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequen
     panel.set_yscale("log")
 
 
-def _draw_amplification(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequence[Line], cast: Cast) -> None:
+def _draw_amplification(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequence[Line], looks: Looks) -> None:
     top = 0.0
     for line in lines:
         own = [place for place in shown if place.line == line]
         x, y = [block.columns.index(place.column) for place in own], [place.mean("amplification") for place in own]
-        draw_line(panel, x, y, cast.looks[line.key], line.title)
+        draw_line(panel, x, y, looks.by_line[line.key], line.title)
         most = [place.values("amplification_max").max(initial=-math.inf) for place in own]
-        panel.vlines(x, y, most, color=cast.looks[line.key].color, linewidth=1.0)
+        panel.vlines(x, y, most, color=looks.by_line[line.key].color, linewidth=1.0)
         top = max(top, *most, 0.0)
     panel.set_ylim(0, 1.08 * top or 1.0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.columns import Metric
 from reports import drawing, guarantees, strictness, theory
 from reports import figures as draw
-from reports.drawing import Cast
+from reports.drawing import Looks
 from reports.html import Figure
 from reports.images import Gallery, gallery, image_grid, scores_of
 from reports.results import Results, middle
@@ -37,9 +37,9 @@ def illustrate(
         # An error on a logarithmic scale says more of a round trip than its PSNR does.
         if results.reconstructs and results.error is not None:
             return _round_trips(results, summary, spent, keep), galleries, names
-        cast = drawing.cast(results, lead, summary)
-        shown = _guarantees(results, cast, keep) if results.guarantees else []
-        shown += _comparisons(results, lead, summary, spent, cast, keep)
+        looks = drawing.choose_looks(results, lead, summary)
+        shown = _guarantees(results, looks, keep) if results.guarantees else []
+        shown += _comparisons(results, lead, summary, spent, looks, keep)
         if lead is not None and (strict := strictness.strict_lines(results)):
             title = (
                 f"{lead.title} against the strictness of the constraint; open markers: models that are not certified"
@@ -50,7 +50,7 @@ def illustrate(
             own = {shown.column: shown for shown in galleries if shown.block.key == block.key}
             if own:
                 stem = f"grid_{number + 1}_{_file_name(block.key)}"
-                keep(stem, image_grid(own[middle(block.axis, list(own))], cast), vector=False)
+                keep(stem, image_grid(own[middle(block.axis, list(own))], looks), vector=False)
     return shown, galleries, names
 
 
@@ -61,43 +61,43 @@ def _figure(name: str, title: str, png: bytes, results: Results, panels: bool = 
 
 
 def _comparisons(
-    results: Results, lead: Metric | None, summary: pd.DataFrame, spent: pd.DataFrame, cast: Cast,
+    results: Results, lead: Metric | None, summary: pd.DataFrame, spent: pd.DataFrame, looks: Looks,
     keep: Callable[[str, Any], bytes],
 ) -> list[Figure]:  # fmt: skip
     """Curves or intervals of every printed metric; of the first also quality against cost, profiles, image by image."""
-    rule = f" ({cast.rule})" if cast.rule else ""
+    rule = f" ({looks.rule})" if looks.rule else ""
     shown = []
     for metric in results.metrics:
         if not (metric.printed or metric is lead):
             continue
         if any(len(block.columns) > 1 for block in results.blocks):
             name, title = f"curves_{metric.name}", f"{metric.title} against {results.blocks[0].axis}: mean"
-            title, figure = f"{title} and 95 % bootstrap band{rule}", draw.curves(metric, summary, results, cast)
+            title, figure = f"{title} and 95 % bootstrap band{rule}", draw.curves(metric, summary, results, looks)
         else:
             name, title = f"intervals_{metric.name}", f"{metric.title}: mean and 95 % bootstrap interval{rule}"
-            title, figure = f"{title}; dashed: the input", draw.intervals(metric, summary, results, cast)
+            title, figure = f"{title}; dashed: the input", draw.intervals(metric, summary, results, looks)
         shown.append(_figure(name, title, keep(name, figure), results))
     if lead is None or results.reconstructs:
         return shown
     title = f"{lead.title} against cost{rule}; the grey staircase joins the methods that no other beats in both"
-    pareto = keep(f"pareto_{lead.name}", draw.pareto(lead, summary, spent, cast))
+    pareto = keep(f"pareto_{lead.name}", draw.pareto(lead, summary, spent, looks))
     shown.append(_figure("pareto", title, pareto, results, panels=False))
     scores = draw.by_image(lead, results)
     if scores.empty:
         return shown
     more = "at least" if lead.higher_is_better else "at most"
     title = f"Performance profiles: share of images with {more} this {lead.title}, all columns together{rule}"
-    profiles = keep(f"profiles_{lead.name}", draw.profiles(lead, scores, results, cast))
+    profiles = keep(f"profiles_{lead.name}", draw.profiles(lead, scores, results, looks))
     shown.append(_figure("profiles", title, profiles, results))
-    if len(cast.titles) > 1:
-        leader = cast.titles[cast.leads[0]]
+    if len(looks.titles) > 1:
+        leader = looks.titles[looks.coloured[0]]
         title = f"Image by image: {lead.title} of {leader} against its best rival; a point an image and column"
-        png = keep(f"scatter_{lead.name}", draw.scatter(lead, scores, summary, results, cast))
+        png = keep(f"scatter_{lead.name}", draw.scatter(lead, scores, summary, results, looks))
         shown.append(_figure("scatter", title, png, results))
     return shown
 
 
-def _guarantees(results: Results, cast: Cast, keep: Callable[[str, Any], bytes]) -> list[Figure]:
+def _guarantees(results: Results, looks: Looks, keep: Callable[[str, Any], bytes]) -> list[Figure]:
     """What was measured in the band that is certified, and round trips."""
     bands = (
         "Singular values of the flow's Jacobian (thick) and ratios of sought pairs (thin), least to most over images, "
@@ -105,7 +105,7 @@ def _guarantees(results: Results, cast: Cast, keep: Callable[[str, Any], bytes])
         "amplified by the restoration"
     )
     trips = "Round-trip error of the image against evaluations and against dopri5's tolerance"
-    band, trip = guarantees.band_figure(results, cast), guarantees.trip_figure(results, cast)
+    band, trip = guarantees.band_figure(results, looks), guarantees.trip_figure(results, looks)
     return [
         _figure("singular_values", bands, keep("singular_values", band), results),
         _figure("round_trips", trips, keep("round_trips", trip), results, panels=False),
@@ -118,7 +118,7 @@ def _round_trips(
     """Error against steps and against evaluations, the scale of the latents, and what theory says of them."""
     error, axis = results.error, results.blocks[0].axis
     assert error is not None
-    cast = drawing.cast(results, error, summary, theory.exact(error, summary))
+    looks = drawing.choose_looks(results, error, summary, theory.exact(error, summary))
     drawn = []
     if any(len(block.columns) > 1 for block in results.blocks):
         drawn = [
@@ -126,17 +126,17 @@ def _round_trips(
                 f"curves_{error.name}",
                 f"Round-trip error against {axis}; in grey the slopes of a first (1/N) and of a second order method "
                 "(1/N²), beside each method the order seen between its last two points",
-                theory.round_trip(error, summary, spent, results, cast, "steps"),
+                theory.round_trip(error, summary, spent, results, looks, "steps"),
             ),
             (
                 f"work_{error.name}",
                 f"Round-trip error against network evaluations, a line through a method's {axis}",
-                theory.round_trip(error, summary, spent, results, cast, "nfe"),
+                theory.round_trip(error, summary, spent, results, looks, "nfe"),
             ),
             (
                 "latent_std",
                 f"Scale of the latent against {axis}; 1 is the prior's",
-                theory.latent_scale(spent, results, cast),
+                theory.latent_scale(spent, results, looks),
             ),
         ]
     shown = [_figure(name, title, keep(name, figure), results) for name, title, figure in drawn]
@@ -146,7 +146,7 @@ def _round_trips(
             "Parasitic growth of the latent behind a perfect round trip: EDICT's p⁻²ᴺ and BDIA's γ⁻ᴺ, in grey through "
             "the last point. What grows starts smaller where steps are finer, so the growth seen from one number of "
             "steps to the next stays a little below the law's",
-            theory.growth(spent, results, cast),
+            theory.growth(spent, results, looks),
         ),
         (
             "marginals",

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.columns import Metric
-from reports.drawing import TICK, Cast, literal
+from reports.drawing import TICK, Looks, literal
 from reports.results import Block, Line, Results
 
 if TYPE_CHECKING:
@@ -183,21 +183,21 @@ def _wrapped(head: str) -> list[str]:
     return textwrap.wrap(head, 16, max_lines=4, placeholder="…")
 
 
-def image_grid(shown: Gallery, cast: Cast) -> Figure:
+def image_grid(shown: Gallery, looks: Looks) -> Figure:
     """The worst, the median and the best image with a zoom inset below each, for the methods that are in colour.
 
     One bitmap holds all tiles: an axis a tile would take seconds to draw.
     """
     from matplotlib.figure import Figure
 
-    columns = [i for i, key in enumerate(shown.keys) if not key or key in cast.leads]
+    columns = [i for i, key in enumerate(shown.keys) if not key or key in looks.coloured]
     rows = [i for i, rank in enumerate(shown.ranks) if rank] or list(range(min(3, len(shown.ids))))
     images = [p.image for row in shown.pictures for p in row if p.image is not None]
     largest = max(image.shape[0] for image in images)
     side = largest * max(1, math.ceil(TILE / largest)) if largest < 256 else 256
     gap, foot, margin = side // 16, side // 4, side // 5
     inch = 0.95 / side  # a tile is .95 inch wide on paper, whatever its pixels
-    heads = [_wrapped(cast.titles.get(shown.keys[column], shown.heads[column])) for column in columns]
+    heads = [_wrapped(looks.titles.get(shown.keys[column], shown.heads[column])) for column in columns]
     lines = max(map(len, heads))
     tall = 2 * side + side // 24 + foot
     canvas = np.full((len(rows) * tall, margin + len(columns) * (side + gap) - gap, 3), 255, dtype=np.uint8)

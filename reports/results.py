@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.columns import AXES, MEASUREMENT, METRICS, Metric, declared
 from bench.store import Store
-from reports.damage import arrays, damaged, torn_rows
+from reports.damage import arrays, damaged, unreadable_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -219,7 +219,7 @@ def _varying(cells: Sequence[Axes], placed: set[str]) -> dict[str, list[str]]:
     }
 
 
-SPEAKING = ("model", "solver", "procedure")
+UNNAMED = ("model", "solver", "procedure")
 """Axes whose values need no name beside them."""
 
 
@@ -253,7 +253,7 @@ def arrange(
     for entry, axes in zip(manifest["cells"], listed, strict=True):
         method = str(axes["method"])
         told = [(name.removeprefix("method."), words(axes[name])) for name in varying[method] if name in axes]
-        tail = "".join(f" · {word}" if name in SPEAKING else f" · {name} {word}" for name, word in told)
+        tail = "".join(f" · {word}" if name in UNNAMED else f" · {name} {word}" for name, word in told)
         name = _title(manifest, "method", method)
         line = Line(method + tail, name, method, axes)
         tails[line.key] = plain(tail.replace("_", " "))
@@ -273,7 +273,7 @@ def arrange(
         cells.append(Cell(entry["id"], (line.key, block, column), axes, status.get(entry["id"], "missing")))
     blocks = [
         Block(key, title, block_axis, column_axis.removeprefix("method."), _column_order(columns[key]), places[key])
-        for key, title in apart(titles).items()
+        for key, title in distinct_titles(titles).items()
     ]
     if by_model:  # a model's guidance scales stand together, models as the manifest first names them
         models = list(dict.fromkeys(dict(block.places).get("model") for block in blocks))
@@ -288,11 +288,11 @@ def _titled(lines: Mapping[str, Line], tails: Mapping[str, str]) -> list[Line]:
     titles = {
         k: tails[k].removeprefix("· ") if alone else f"{line.title} {tails[k]}".strip() for k, line in lines.items()
     }
-    distinct = apart(titles)
+    distinct = distinct_titles(titles)
     return [replace(line, title=distinct[key]) for key, line in lines.items()]
 
 
-def apart(titles: Mapping[str, str], numbered: bool = False) -> dict[str, str]:
+def distinct_titles(titles: Mapping[str, str], numbered: bool = False) -> dict[str, str]:
     """Titles of keys; where several keys have one title, the key stands behind it, or its number."""
     same: dict[str, list[str]] = {}
     for key, title in titles.items():
@@ -318,7 +318,7 @@ DAMAGED = "damaged"
 
 def load(store: Store, manifest: Mapping[str, Any], torn: Mapping[str, str] | None = None) -> Results:
     """Read the finished cells of a sweep. Cells that are damaged have no rows: those that are seen to be so, and those
-    in `torn` (cell -> reason). Raises `reports.damage.Torn` later on for what shows only when it is read."""
+    in `torn` (cell -> reason). Raises `reports.damage.DamagedFile` later on for what shows only when it is read."""
     import pandas as pd
 
     ids = [cell["id"] for cell in manifest["cells"]]
@@ -331,7 +331,7 @@ def load(store: Store, manifest: Mapping[str, Any], torn: Mapping[str, str] | No
         if whole and set(rows["cell_id"].unique()) != set(whole):
             raise ValueError("rows of other cells")
     except Exception:  # a damaged file may raise anything: the cells are read one by one
-        broken |= torn_rows(store, whole)
+        broken |= unreadable_rows(store, whole)
         whole = [i for i in whole if i not in broken]
         rows = store.rows(whole, unread, categories=True)
     failures = {i: store.failure(i) for i in ids if i in failed and i not in broken}

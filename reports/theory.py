@@ -18,8 +18,8 @@ from bench.columns import COSTS, LATENTS, Metric
 from reports.drawing import (
     LABEL,
     PALETTE,
-    Cast,
     End,
+    Looks,
     draw_line,
     ink,
     legend,
@@ -59,7 +59,7 @@ def exact(metric: Metric, summary: pd.DataFrame) -> set[str]:
 
 
 def round_trip(
-    metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, results: Results, cast: Cast, against: str
+    metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, results: Results, looks: Looks, against: str
 ) -> Figure:
     """Root mean squared error of the round trip, log-log, a panel a block, a line a method through its columns.
 
@@ -82,12 +82,12 @@ def round_trip(
         top = 3 * float(inexact.max()) if len(inexact) else floor * 10
         bottom = floor * (floor / top) ** (STRIP / (1 - STRIP))
         named, drawn, xs = [], [], []
-        for key in cast.looks:
+        for key in looks.by_line:
             points = part[part["line"] == key]
             if points.empty:
                 continue
             if (points["mean"] <= rounding**2).all():
-                named.append(cast.titles[key])
+                named.append(looks.titles[key])
                 continue
             # A gap in the line where a cell is missing; a column that is no number has no place on the axis.
             whole = points.set_index("column")["mean"].reindex(block.columns)
@@ -106,12 +106,12 @@ def round_trip(
         ends = []
         for key, x, y in drawn:
             low = np.where(y <= rounding, bottom * (floor / bottom) ** 0.12, y)
-            draw_line(panel, x, low, cast.looks[key], cast.titles[key])
+            draw_line(panel, x, low, looks.by_line[key], looks.titles[key])
             last = int(np.flatnonzero(np.isfinite(low))[-1])
             above = against == "steps" and y[last] > rounding
             order = observed(x, np.where(y <= rounding, math.nan, y)) if above else None
-            told = cast.titles[key] + ("" if order is None else f"  {round(order, 1) + 0.0:.1f}")
-            ends.append(End(float(x[last]), float(low[last]), told, ink(cast.looks[key])))
+            told = looks.titles[key] + ("" if order is None else f"  {round(order, 1) + 0.0:.1f}")
+            ends.append(End(float(x[last]), float(low[last]), told, ink(looks.by_line[key])))
         if against == "steps" and len(inexact) and max(xs) > min(xs):
             ends += _slopes(panel, min(xs), max(xs), 1.3 * float(inexact.max()))
         name_ends(panel, ends, TALL - 0.7)
@@ -158,7 +158,7 @@ def _strip(panel: Axes, floor: float, bottom: float, named: list[str], rounding:
 # --- latents -------------------------------------------------------------------------------------------------------
 
 
-def latent_scale(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure:
+def latent_scale(costs: pd.DataFrame, results: Results, looks: Looks) -> Figure:
     """The latent's standard deviation against the columns, log: 1 is the prior's, beyond 3 the latent has exploded."""
     figure, axes = panels(len(results.blocks), WIDE, 3.3, 2)
     for panel, block in zip(axes, results.blocks, strict=True):
@@ -182,16 +182,16 @@ def latent_scale(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure:
                 continue  # no room for the word
             panel.text(0.01, height, word, transform=panel.get_yaxis_transform(), va=va, fontsize=6.5, color="#666666")
         ends = []
-        for key in cast.looks:
+        for key in looks.by_line:
             points = part[part["line"] == key]
             if points.empty:
                 continue
             x = np.array([number(c) for c in block.columns])
             y = points.set_index("column")["latent_std"].reindex(block.columns).to_numpy(dtype=float)
-            look = cast.looks[key] if points["flag"].any() or key in cast.leads else None
-            draw_line(panel, x, y, look, cast.titles[key])
+            look = looks.by_line[key] if points["flag"].any() or key in looks.coloured else None
+            draw_line(panel, x, y, look, looks.titles[key])
             last = int(np.flatnonzero(np.isfinite(y))[-1])
-            ends.append(End(float(x[last]), float(y[last]), cast.titles[key], ink(look)))
+            ends.append(End(float(x[last]), float(y[last]), looks.titles[key], ink(look)))
         if high / low < 300:
             _plain_y_ticks(panel)
         name_ends(panel, ends, 2.6)
@@ -223,7 +223,7 @@ def growing(results: Results) -> dict[str, tuple[str, float]]:
     return found
 
 
-def growth(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure | None:
+def growth(costs: pd.DataFrame, results: Results, looks: Looks) -> Figure | None:
     """The latent's std against the steps, a panel a method whose parasitic part must grow, with the law in grey.
 
     None where no such method ran at three numbers of steps.
@@ -235,7 +235,7 @@ def growth(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure | None:
     figure, axes = panels(len(laws), 4.4, 3.4, 2, [block.title for block in results.blocks])
     for panel, (key, (law, factor)) in zip(axes, laws.items(), strict=True):
         part = costs[(costs["line"] == key) & np.isfinite(costs["latent_std"])]
-        panel.set_title(cast.titles[key])
+        panel.set_title(looks.titles[key])
         panel.set_xlabel("steps N")
         panel.set_yscale("log")
         panel.axhline(1, **DASHED)
