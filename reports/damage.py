@@ -1,6 +1,7 @@
-"""Damaged cells: what a crash of the machine, a full disk or a bad copy leaves under the name of a finished cell.
+"""Damaged cells: files that a crash of the machine, a full disk or a bad copy has left incomplete.
 
-A report shows them as damaged and goes on: each is named with the file at fault, and none of its numbers are used.
+A report shows these cells as damaged and continues. It names each cell with the damaged file, and uses none of its
+numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DamagedFile(Exception):
-    """A file of a cell that turns out to be damaged while it is read."""
+    """Raised when a file of a cell cannot be read."""
 
     def __init__(self, cell: str, reason: str) -> None:
         super().__init__(f"{cell}: {reason}")
@@ -26,7 +27,7 @@ class DamagedFile(Exception):
 
 
 def manifest_of(store: Store, sweep: str) -> dict[str, Any]:
-    """A sweep's manifest. Raises UserError where it is torn: the next run of the sweep writes it anew."""
+    """Return a sweep's manifest. Raises UserError if it is damaged; the next run of the sweep writes it again."""
     try:
         found = store.manifest(sweep)
         whole = all(isinstance(cell["id"], str) and "method" in cell["axes"] for cell in found["cells"])
@@ -34,13 +35,15 @@ def manifest_of(store: Store, sweep: str) -> dict[str, Any]:
         whole = False
     if not whole:
         file = store.root / "sweeps" / f"{sweep}.json"
-        raise UserError(f"{file} cannot be read: it is damaged; run the sweep again (bench.run) to write it anew")
+        raise UserError(f"{file} cannot be read: it is damaged; run the sweep again (bench.run) to write it again")
     return found
 
 
 def damaged(store: Store, cells: Iterable[str]) -> dict[str, str]:
-    """The cells among these whose result, or failure where they have no result, is there but cannot be used: cell ->
-    why. Archives are judged by their lists of contents and rows by their footer: what is torn has lost them."""
+    """Return the cells whose result (or failure, if there is no result) exists but cannot be used: cell -> reason.
+
+    Only the list of contents of archives and the footer of rows are read. An incomplete file has lost them.
+    """
     done, failed = store.done(), store.failed()
     found = {}
     for i in cells:
@@ -52,7 +55,7 @@ def damaged(store: Store, cells: Iterable[str]) -> dict[str, str]:
 
 
 def _fault(store: Store, cell: str) -> str:
-    """The first file of a result that is missing or torn, in words; empty if there is none."""
+    """Return the fault of the first missing or damaged file of a result, or "" if there is none."""
     folder = store.root / "cells" / cell
     for name in ("rows.parquet", "cell.json"):
         if not (folder / name).is_file():
@@ -84,12 +87,12 @@ def _parquet(file: Path) -> bool:
 
 
 def unreadable_rows(store: Store, cells: Iterable[str]) -> dict[str, str]:
-    """Cells whose rows cannot be read, though their footer can."""
+    """Return the cells whose rows cannot be read, although their footer can: cell -> reason."""
     found = {}
     for i in cells:
         try:
             rows = store.rows([i])
-        except Exception as error:  # garbage may raise anything
+        except Exception as error:  # reading garbage may raise anything
             found[i] = f"rows.parquet cannot be read ({type(error).__name__})"
         else:
             if set(rows["cell_id"]) != {i}:
@@ -101,10 +104,10 @@ NEEDED = {"samples": {"truth", "output"}, "features": set[str]()}
 
 
 def arrays(store: Store, kind: str, cell: str) -> Mapping[str, np.ndarray]:
-    """A cell's samples or features, empty where it has none. Raises DamagedFile if they cannot be read."""
+    """Return a cell's samples or features; empty if it has none. Raises DamagedFile if they cannot be read."""
     try:
         found = store.samples(cell) if kind == "samples" else store.features(cell)
-    except Exception as error:  # garbage may raise anything
+    except Exception as error:  # reading garbage may raise anything
         raise DamagedFile(cell, f"{kind}.npz cannot be read ({type(error).__name__})") from error
     if found and ("ids" not in found or (len(found["ids"]) and not NEEDED[kind] <= found.keys())):
         raise DamagedFile(cell, f"{kind}.npz lacks arrays")

@@ -1,6 +1,6 @@
-"""Figures of a restoration or an edit: curves, quality against cost, performance profiles, image by image.
+"""Figures of a restoration or an edit: curves, quality against cost, performance profiles, single images.
 
-Whom a figure colours, and how files come out the same twice, is `reports.drawing`'s.
+`reports.drawing` decides which lines are coloured, and writes files that are the same in every build.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Images = npt.NDArray[np.float64]  # a value an image, nan where there is none
-WIDE, TALL = 4.9, 3.6  # inches, of a panel with many lines
-NAMED = 24  # points of a cloud that have room for their names; of more, only those in colour are named
-DRAWS = 1000  # resamples of a profile's band
+Images = npt.NDArray[np.float64]  # one value per image, nan if there is none
+WIDE, TALL = 4.9, 3.6  # inches of a panel with many lines
+NAMED = 24  # with more points than this, only those in colour have names
+DRAWS = 1000  # bootstrap samples of a profile's band
 
 
 def curves(metric: Metric, summary: pd.DataFrame, results: Results, looks: Looks) -> Figure:
-    """The metric against severity (or steps): a panel a block, a line a method with its 95 % band, the input dashed."""
+    """Draw the metric against severity (or steps): one panel per block, one line with 95 % band per method."""
     chosen = summary[(summary["metric"] == metric.name) & np.isfinite(summary["mean"])]
     crowded = looks.crowded
     given = next(iter(chosen.loc[chosen["line"] == INPUT, "title"]), "")
@@ -61,11 +61,11 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results, looks: Looks
         part = chosen[chosen["block"] == block.key]
         x = np.arange(len(block.columns))
         ends: list[End] = []
-        for key in reversed([*looks.by_line, INPUT]):  # the best on top
+        for key in reversed([*looks.by_line, INPUT]):  # the best is drawn last, on top
             points = part[part["line"] == key]
             if points.empty:
                 continue
-            # A gap in the line where a cell is missing, rather than a straight guess across it.
+            # A missing cell leaves a gap in the line.
             whole = points.set_index("column").reindex(block.columns)
             look = looks.by_line[key] if key in looks.coloured else None
             if key == INPUT:
@@ -95,7 +95,7 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results, looks: Looks
 
 
 def intervals(metric: Metric, summary: pd.DataFrame, results: Results, looks: Looks) -> Figure:
-    """Where every block has one column: a panel a block, a row a method with its 95 % interval, the input dashed."""
+    """Draw blocks of one column each: one panel per block, one row with 95 % interval per method, the input dashed."""
     chosen = summary[(summary["metric"] == metric.name) & np.isfinite(summary["mean"])]
     order = ranked_lines(metric, summary)
     names = [fill(looks.titles[key], 44) for key in order]
@@ -133,10 +133,10 @@ def intervals(metric: Metric, summary: pd.DataFrame, results: Results, looks: Lo
 
 
 def shared_columns(metric: Metric, summary: pd.DataFrame) -> tuple[pd.DataFrame, int, int]:
-    """The methods' entries at the columns where all of them have one: (entries, shared columns, all columns).
+    """Return (entries, shared columns, all columns): the entries at columns where every method has a whole entry.
 
-    Means over different columns, or over the images that a method survived, would compare different problems. Methods
-    without any entry do not count.
+    Means over different columns, or over only the images that a method solved, would compare different problems.
+    Methods without any entry do not count.
     """
     chosen = summary[(summary["metric"] == metric.name) & (summary["line"] != INPUT)]
     places = chosen.groupby(["block", "column"], sort=False).ngroups
@@ -147,7 +147,7 @@ def shared_columns(metric: Metric, summary: pd.DataFrame) -> tuple[pd.DataFrame,
 
 
 def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, looks: Looks) -> Figure:
-    """Mean metric against network evaluations and against seconds; the staircase joins what nothing beats in both."""
+    """Draw the mean metric against NFE and against seconds; a staircase joins the methods that none beats in both."""
     shared, columns, places = shared_columns(metric, summary)
     means = shared.groupby("line", sort=False)["mean"].mean()
     table = costs.set_index("line")
@@ -180,7 +180,7 @@ def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, looks: Lo
 
 
 def _staircase(panel: Axes, points: Sequence[tuple[float, float]], higher: bool) -> list[tuple[float, float]]:
-    """Draws it; returns its corners."""
+    """Draw the staircase of the best points and return its corners."""
     sign = 1 if higher else -1
     front: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda p: (p[0], -sign * p[1])):
@@ -196,16 +196,16 @@ def _name_points(
     panel: Axes, points: dict[str, tuple[float, float]], front: Sequence[tuple[float, float]], looks: Looks,
     inches: tuple[float, float],
 ) -> None:  # fmt: skip
-    """Each point's name at the nearest of a ring of places where it covers no point, no other name and no step."""
+    """Write each point's name at the nearest place that covers no point, no other name and no step of the staircase."""
     panel.set_xlim(panel.get_xlim())
     panel.set_ylim(panel.get_ylim())
     to_axes = panel.transData + panel.transAxes.inverted()
-    size = np.array(inches) * 72  # the panel in points of type, roughly
+    size = np.array(inches) * 72  # size of the panel in points (1/72 inch), roughly
     dots = {key: np.asarray(to_axes.transform(point)) * size for key, point in points.items()}
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots.values()]
     corners = [np.asarray(to_axes.transform(corner)) * size for corner in front]
     taken += [(*(np.minimum(a, b) - 1), *(np.maximum(a, b) + 1)) for a, b in pairwise(corners)]
-    for key in looks.by_line if len(dots) <= NAMED else looks.coloured:  # the best choose first
+    for key in looks.by_line if len(dots) <= NAMED else looks.coloured:  # the best methods get the best places
         if key not in dots:
             continue
         is_coloured = key in looks.coloured
@@ -235,7 +235,7 @@ def _free_place(
     dot: npt.NDArray[np.float64], box: tuple[float, float], taken: Sequence[tuple[float, float, float, float]],
     size: tuple[float, float],
 ) -> tuple[npt.NDArray[np.float64], float]:  # fmt: skip
-    """(lower left corner of a name, its distance from the dot), all in points of type."""
+    """Return (lower left corner of a name, its distance from the dot), both in points (1/72 inch)."""
     width, height = box
     best: tuple[float, npt.NDArray[np.float64], float] | None = None
     for reach in (6, 12, 20, 30, 42, 56, 72):
@@ -262,9 +262,9 @@ def _free_place(
 
 
 def by_image(metric: Metric, results: Results) -> pd.DataFrame:
-    """The metric of every image, its seeds averaged: columns line, block, column, image_id and value.
+    """Return the metric of every image, averaged over seeds: columns line, block, column, image_id and value.
 
-    An image whose output was not finite has the worst of values, an infinite one: it was tried, and not solved.
+    An image whose output was not finite has the worst value, an infinite one: the method tried and failed.
     """
     import pandas as pd
 
@@ -280,9 +280,10 @@ def by_image(metric: Metric, results: Results) -> pd.DataFrame:
 
 
 def profiles(metric: Metric, scores: pd.DataFrame, results: Results, looks: Looks) -> Figure:
-    """Share of images solved at least so well, over all columns of a block (Agarwal et al. 2021, score distributions).
+    """Draw the share of images that reach each value, over all columns of a block (score distributions, Agarwal et al.
+    2021).
 
-    `scores` as `by_image` gives them. Bands: 95 % bootstrap over images, an image with all its columns.
+    `scores` comes from `by_image`. Bands: 95 % bootstrap that draws images, each with all its columns.
     """
     labels = [looks.titles[key] for key in looks.coloured]
     figure, axes = panels(len(results.blocks), 4.2, 3.1, 2, [*labels, "other methods"])
@@ -293,7 +294,7 @@ def profiles(metric: Metric, scores: pd.DataFrame, results: Results, looks: Look
         if not np.isfinite(part["value"]).any():
             continue
         table = part.pivot(index=["image_id", "column"], columns="line", values="value")
-        table = table.dropna() if len(table.dropna()) else table  # the same problems for every method
+        table = table.dropna() if len(table.dropna()) else table  # so all methods have the same problems
         low, high = np.nanquantile(table.where(np.isfinite(table)).to_numpy(), [0.002, 0.998])
         levels = np.linspace(low, high, 120)
         images = table.index.get_level_values("image_id").astype(str).to_numpy()
@@ -322,12 +323,12 @@ def profiles(metric: Metric, scores: pd.DataFrame, results: Results, looks: Look
 
 
 def _solved(values: Images, levels: Images, higher: bool) -> npt.NDArray[np.bool_]:
-    """[images, levels]"""
+    """Return whether each value reaches each level: [images, levels]."""
     return values[:, None] >= levels if higher else values[:, None] <= levels
 
 
 def _profile_band(solved: npt.NDArray[np.bool_], images: npt.NDArray[Any]) -> tuple[Images, Images]:
-    """[levels] each: the ends of the 95 % interval; images are drawn with replacement, a few draws at a time."""
+    """Return both ends of the 95 % interval, [levels] each. Images are drawn with replacement, in chunks of draws."""
     names, index = np.unique(images, return_inverse=True)
     first = np.searchsorted(np.sort(index), np.arange(len(names)))
     totals = np.add.reduceat(solved[np.argsort(index, kind="stable")].astype(float), first)
@@ -341,7 +342,7 @@ def _profile_band(solved: npt.NDArray[np.bool_], images: npt.NDArray[Any]) -> tu
 
 
 def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results: Results, looks: Looks) -> Figure:
-    """Every image as a point: the leading method against its best rival in that block, columns by shade and marker."""
+    """Draw each image as a point: the leading method against its best rival per block; shade and marker: column."""
     leader = looks.coloured[0]
     figure, axes = panels(len(results.blocks), 3.1, 3.2, 4)
     for panel, block in zip(axes, results.blocks, strict=True):
@@ -375,7 +376,9 @@ def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results
         ahead = table[leader] > table[rival] if metric.higher_is_better else table[leader] < table[rival]
         words = f"{fill(looks.titles[leader], 24)}\nbetter in {int(ahead.sum())} of {len(table)}"
         shares = (table[[rival, leader]].to_numpy() - ends[0]) / (ends[1] - ends[0])
-        below = _crowd(shares, 0.55, 0) < _crowd(shares, 0, 0.8)  # where fewer points are: right below or left above
+        below = _crowd(shares, 0.55, 0) < _crowd(
+            shares, 0, 0.8
+        )  # the text goes to the emptier corner: lower right or upper left
         x, y, ha, va = (0.97, 0.03, "right", "bottom") if below else (0.03, 0.97, "left", "top")
         panel.text(x, y, words, transform=panel.transAxes, fontsize=7, ha=ha, va=va, color="#555555")
     handles = {text: h for panel in axes for h, text in zip(*panel.get_legend_handles_labels(), strict=True)}
@@ -386,12 +389,12 @@ def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results
 
 
 def _crowd(points: np.ndarray, x: float, y: float) -> int:
-    """How many of the points [n, 2] lie in the corner, .45 x .2 of the panel, that begins at (x, y)."""
+    """Return how many of the points [n, 2] lie in the corner at (x, y), .45 x .2 of the panel."""
     return int(((points >= (x, y)) & (points <= (x + 0.45, y + 0.2))).all(axis=1).sum())
 
 
 def _rival(metric: Metric, summary: pd.DataFrame, block: str, leader: str) -> str | None:
-    """The best other method of a block by its mean over the columns; one that never differs is no rival."""
+    """Return the best other method of a block by its mean over columns, without methods that never differ."""
     shared, _, _ = shared_columns(metric, summary[summary["block"] == block])
     table = shared.pivot(index="column", columns="line", values="mean")
     if leader not in table:
@@ -405,7 +408,7 @@ def _rival(metric: Metric, summary: pd.DataFrame, block: str, leader: str) -> st
 
 
 def _shade(i: int, n: int) -> Any:
-    """From light to dark blue: in order, and in every colour vision."""
+    """Return shade i of n from light to dark blue. The order is visible in every kind of colour vision."""
     from matplotlib.colors import to_rgb
 
     dark = np.array(to_rgb(PALETTE[0]))
