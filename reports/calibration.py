@@ -35,7 +35,7 @@ GROUPS: dict[str, tuple[Draw, float]] = {
     f"{100 * share:.0f} % of the images 10 standard deviations apart": (_two_groups(share), 10 * share)
     for share in (0.4, 0.2)
 }
-"""The same for images that form two groups. Few images say too little about them."""
+"""Name -> (function, mean) for images that form two groups. Few images say too little about them."""
 
 SHARES = (0.02, 0.1, 0.5)
 """True shares of images with the value 1, such as images that a method edits correctly."""

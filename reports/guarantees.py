@@ -153,8 +153,8 @@ def guarantee_tables(results: Results) -> tuple[Table, ...]:
             _groups(results, found, STABILITY, _stability),
             (
                 "Amplified: |R(y + n) − R(y)| / |n| for the restoration R and noise n on measured values; mean "
-                "over draws and images. At most: the largest value of any draw. The conditioner is not certified, so these "
-                "values have no bound.",
+                "over draws and images. At most: the largest value of any draw. The conditioner is not certified, "
+                "so these values have no bound.",
                 "Latent std and max: standard deviation and largest value of the clean image's latent u, under the "
                 "condition that restores the image; mean and largest over images. Noise has 1 and about 3.",
                 "Error: |u − u'|; mean over images. A solve with half steps starts at u. The way back by rk4, with few "

@@ -112,7 +112,7 @@ def ranked(
 
 
 def scores_of(results: Results, metric: Metric | None) -> Scores:
-    """Return a function: cell -> image -> (metric, metric of the input). It looks up the rows of a cell on each call."""
+    """Return a function: cell -> image -> (metric, metric of the input). It looks up rows of a cell on each call."""
     rows = results.rows
     if metric is None or metric.name not in rows:
         return lambda _: {}

@@ -32,7 +32,7 @@ _FIT = (
 
 
 def escape(text: str, mark: str = "") -> str:
-    """Escape text for LaTeX, bold or underlined by its mark. A hyphen before a digit is a minus, unless it follows a word."""
+    """Escape text for LaTeX, bold or underlined by `mark`. A hyphen before a digit is a minus, except after a word."""
     escaped = re.sub(
         r"([-'])(?=\1)", r"\1{}", "".join(map(_sign, plain(text)))
     )  # "--" must not be a dash, nor "''" a quote
