@@ -1,4 +1,4 @@
-"""Rebuild a sweep's tables, figures and page from the store.
+"""Build a sweep's tables, figures and page from the store.
 
     python -m reports.build sweep=corruptions [store=results] [out=DIR] [metric=psnr] [quiet=true] [style=paper]
                             [source=wandb]
@@ -6,15 +6,15 @@
 sweep   a sweep that has run into the store
 store   the results folder (default: results)
 out     where to write (default: STORE/reports/SWEEP)
-metric  the metric of the printed table, the cost figure and the image captions (default: psnr, and all tables printed)
-quiet   true prints the path of the page alone
-style   full (default): every column; paper: Markdown, LaTeX and the terminal show one column a block, severity 3 say
+metric  the metric of the printed table, the cost figure and the image captions (default: psnr, and print all tables)
+quiet   true: print only the path of the page
+style   full (default): every column; paper: Markdown, LaTeX and the terminal show one column per block (severity 3)
 source  store (default) | wandb: the mirror on a W&B server | files: the offline run folders in STORE/wandb
-project, entity  of source=wandb (default: inversion-bench, and the entity of your login)
+project, entity  used with source=wandb (default: inversion-bench, and the entity of your login)
 
-Exit code 0; 1 if cells that would be compared measured different inputs, or if cells are damaged (the page names
-them); 2 for a mistake in the arguments or a damaged manifest. Nothing is redrawn while the store and this code are what
-they were at the last build. A build that fails leaves the last report as it was.
+Exit codes: 0; 1 if compared cells have different measurements, or if cells are damaged (the page names them); 2 for a
+mistake in the arguments or a damaged manifest. If the store and this code have not changed since the last build,
+nothing is drawn again. A build that fails does not change the last report.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bench.errors import StoreError, UserError, nearest, run_command
 from bench.files import PROJECT, ROOT, sha256
 from bench.mirror.records import CELL_FILES
 from bench.store import Store
-from reports.damage import Torn
+from reports.damage import DamagedFile
 from reports.folder import Built, replacing
 from reports.results import DAMAGED, MixedMeasurements, Results, check_measurements, load, title_of
 from reports.tables import (
@@ -57,7 +57,7 @@ DEFAULTS = {
     "sweep": "", "store": "results", "out": "", "metric": "", "quiet": "false", "style": "full", "source": "store",
     "project": PROJECT, "entity": "",
 }  # fmt: skip
-NAMED = 5  # damaged cells that the message names
+NAMED = 5  # number of damaged cells that the message names
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Options:
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """key=value arguments, checked against the store. Raises UserError."""
+    """Parse key=value arguments and check them against the store. Raises UserError."""
     given = only_arguments(arguments, DEFAULTS)
     quiet, style = truth(given, "quiet"), one_of(given, "style", ("full", "paper"))
     root = Path(given["store"]).expanduser()
@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str]) -> Options:
     stores = _stores_beside(root)
     if not (root / "sweeps").is_dir():
         raise UserError(
-            f"store={root} holds no sweeps; results folders beside it: {', '.join(stores) or 'none'}"
+            f"store={root} has no sweeps; results folders beside it: {', '.join(stores) or 'none'}"
             + nearest(str(root), stores)
         )
     sweeps = Store(root).manifests()
@@ -97,7 +97,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def _mirrored(given: Mapping[str, str], root: Path) -> Path:
-    """The store itself, or the one put together from its mirror."""
+    """Return the root of the store, or of a store that is restored from its mirror."""
     source = one_of(given, "source", ("store", "wandb", "files"))
     if source == "store":
         return root
@@ -122,7 +122,7 @@ def _stores_beside(root: Path) -> list[str]:
 
 
 def digest(store: Store, manifest: Mapping[str, Any], metric: str | None, style: str = "full") -> str:
-    """The sha256 of everything that a report depends on: every file that it reads, and the code that makes it."""
+    """Return the sha256 of everything that a report depends on: all files that it reads, and its code."""
     ids = {cell["id"] for cell in manifest["cells"]}
     cells, own = store.root / "cells", ROOT / "reports"
     code = [file for file in own.rglob("*") if file.suffix in (".py", ".j2", ".css", ".js", ".mplstyle", ".csv")]
@@ -131,7 +131,7 @@ def digest(store: Store, manifest: Mapping[str, Any], metric: str | None, style:
         "manifest": manifest,
         "metric": metric,
         "style": style,
-        # Not the ids alone: a cell that is computed again keeps its id and may have other rows.
+        # Ids are not enough: a cell that is computed again keeps its id but may have other rows.
         "done": {i: [_content(cells / i / name) for name in CELL_FILES] for i in ids & store.done()},
         "failures": {i: _content(store.root / "failures" / f"{i}.json") for i in ids & store.failed()},
     }
@@ -144,8 +144,7 @@ def _columns() -> dict[str, str]:
 
 
 def _content(file: Path) -> Any:
-    """What tells a file from another: of an archive the checksums that it lists itself, else the sha256; null where it
-    cannot be read."""
+    """Return what identifies a file's content: an archive's own checksums, else the sha256; None if unreadable."""
     try:
         if file.suffix == ".npz" and zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
@@ -158,26 +157,26 @@ def _content(file: Path) -> Any:
 # --- building ------------------------------------------------------------------------------------------------------
 
 
-def headline(results: Results, asked: str | None) -> Metric | None:
-    """The metric asked for, else the first there is. Raises UserError if no row has the one asked for."""
+def headline(results: Results, requested: str | None) -> Metric | None:
+    """Return the requested metric, else the first metric. Raises UserError if no row has the requested one."""
     names = [metric.name for metric in results.metrics]
-    if asked is None:
+    if requested is None:
         return results.metrics[0] if names else None
-    if asked not in names:
-        reason = (results.manifest.get("unavailable") or {}).get(asked)
+    if requested not in names:
+        reason = (results.manifest.get("unavailable") or {}).get(requested)
         why = f" ({reason})" if reason else ""
-        raise UserError(f"metric {asked!r} has no values in this sweep{why}; it has {', '.join(names) or 'none'}")
-    return results.declared[asked]
+        raise UserError(f"metric {requested!r} has no values in this sweep{why}; it has {', '.join(names) or 'none'}")
+    return results.declared[requested]
 
 
 def build(
     store: Store, manifest: Mapping[str, Any], out: Path, metric: str | None, inputs: str, style: str = "full"
 ) -> Built:
-    """Write the whole report and return what it left. The last one stays where this one fails."""
-    torn: dict[str, str] = {}
+    """Write the whole report and return its record. If this fails, the last report stays."""
+    unreadable: dict[str, str] = {}
     while True:
         try:
-            results = load(store, manifest, torn)
+            results = load(store, manifest, unreadable)
             lead = headline(results, metric)
             with replacing(out) as draft:
                 try:
@@ -187,10 +186,10 @@ def build(
                     built = _refuse(results, draft, inputs, error)
                 built.write(draft)
             return built
-        except Torn as found:  # then the same without that cell
-            torn[found.cell] = found.reason
+        except DamagedFile as found:  # try again without this cell
+            unreadable[found.cell] = found.reason
         except OSError as error:
-            raise StoreError(f"the report in {out} cannot be written: {error}; the last one is as it was") from error
+            raise StoreError(f"the report in {out} cannot be written: {error}; the last report is unchanged") from error
 
 
 def _refuse(results: Results, out: Path, inputs: str, error: MixedMeasurements) -> Built:
@@ -203,13 +202,13 @@ def _refuse(results: Results, out: Path, inputs: str, error: MixedMeasurements) 
 
 
 def _damage(results: Results) -> str:
-    """The damaged cells in words; empty where there are none."""
+    """Return a message that names the damaged cells; empty if there are none."""
     found = [f"{i} ({f['message']})" for i, f in results.failures.items() if f["class"] == DAMAGED]
     if not found:
         return ""
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     listed = ", ".join(found[:NAMED])
-    return f"{len(found)} damaged cell(s), left out: {listed}{more}; the same bench.run command computes them again"
+    return f"{len(found)} damaged cell(s) are left out: {listed}{more}; the same bench.run command computes them again"
 
 
 def _write(path: Path, text: str) -> None:
@@ -227,7 +226,7 @@ def _build(results: Results, lead: Metric | None, out: Path, inputs: str, style:
     summary = summarise(results)
     spent = entry_costs(results) if results.reconstructs else costs(results)
     flags: dict[tuple[str, str, str], str] = {}
-    same: tuple[Table, ...] = ()  # the part of the costs that no run changes
+    same: tuple[Table, ...] = ()  # the costs that are the same in every run
     if results.reconstructs:
         flags = dict(zip(zip(spent["line"], spent["block"], spent["column"], strict=True), spent["flag"], strict=True))
         same = (latent_table(spent, results, timed=False),)
@@ -250,14 +249,14 @@ def _build(results: Results, lead: Metric | None, out: Path, inputs: str, style:
         tables += (strictness_table(lead, strict, summary, results),)
     tables += (latent_table(spent, results, timed=True) if results.reconstructs else cost_table(spent, results),)
     title = title_of(results.manifest)
-    if all(len(block.columns) == 1 for block in results.blocks):  # then the short form leaves nothing out
+    if all(len(block.columns) == 1 for block in results.blocks):  # then the short form shows everything
         tables = (*map(paper, tables[:-1]), tables[-1])
     styled = tuple(paper(table) if style == "paper" else table for table in tables[:-1])
     texts = {
         "table.md": markdown((*styled, *same), title),
         "table.tex": document([f"tables/{table.key}" for table in (*styled, *same)], title),
         **{f"tables/{table.key}.tex": latex(table) for table in (*styled, *same)},
-        "costs.md": markdown(tables[-1:], f"{title}: costs"),  # measured, so never the same twice
+        "costs.md": markdown(tables[-1:], f"{title}: costs"),  # measured times differ in every run
         "table.csv": csv(placed(summary, results)),
         "costs.csv": csv(placed(spent, results)),
         **own,

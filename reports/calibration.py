@@ -1,8 +1,8 @@
-"""How far the statistics of the tables can be trusted, by simulation: `python -m reports.calibration > STATISTICS.md`.
+"""Simulations of the statistics of the tables: `python -m reports.calibration > reports/STATISTICS.md`.
 
-Two questions, asked of the very functions that the tables call. How often does the 95 % interval hold the true mean,
-for images whose scores are normal, skewed, heavy-tailed or bounded, with seeds nested in them? And how often are
-methods called different that are the same?
+They answer two questions with the functions that the tables call. First, how often does the 95 % interval hold the
+true mean, if the scores of images are normal, skewed, heavy-tailed or bounded, and seeds are nested in images? Second,
+how often are equal methods called different?
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ POPULATIONS: dict[str, tuple[Draw, float]] = {
     "skewed (gamma 2)": (lambda rng, n: rng.gamma(2, 1, size=n), 2.0),
     "very skewed (exponential)": (lambda rng, n: rng.exponential(size=n), 1.0),
 }
-"""Name -> scores of n images, and their true mean."""
+"""Name -> (function that draws the scores of n images, their true mean)."""
 
 
 def _two_groups(share: float) -> Draw:
@@ -35,20 +35,20 @@ GROUPS: dict[str, tuple[Draw, float]] = {
     f"{100 * share:.0f} % of the images 10 standard deviations apart": (_two_groups(share), 10 * share)
     for share in (0.4, 0.2)
 }
-"""The same for images of two groups, of which few images show too little."""
+"""Name -> (function, mean) for images that form two groups. Few images say too little about them."""
 
 SHARES = (0.02, 0.1, 0.5)
-"""Of images that a method edits as asked, say: 0 or 1 an image."""
+"""True shares of images with the value 1, such as images that a method edits correctly."""
 
 SIZES = (8, 12, 30, 100, 300)
 FAMILIES = ((2, 12), (5, 12), (17, 12), (5, 50), (17, 50))
-"""(methods, images)"""
+"""(number of methods, number of images)."""
 SWEEPS = 10_000
-"""Simulated for each share of coverage; a quarter of them for each share of false calls."""
+"""Number of simulated sweeps for each share of coverage; a quarter of them for each share of false calls."""
 
 
 def coverage(draw: Draw, mean: float, images: int, sweeps: int, seed: int = 0) -> float:
-    """Share of simulated sweeps whose 95 % interval holds the true mean."""
+    """Return the share of simulated sweeps whose 95 % interval holds the true mean."""
     rng = np.random.default_rng(seed)
     hits = 0
     for _ in range(sweeps):
@@ -58,7 +58,7 @@ def coverage(draw: Draw, mean: float, images: int, sweeps: int, seed: int = 0) -
 
 
 def share_coverage(share: float, images: int, sweeps: int, seed: int = 0) -> float:
-    """The same for images of which a share has the value 1 and the others 0."""
+    """Return the coverage for images of which a share has the value 1 and the others 0."""
     hits = np.random.default_rng(seed).binomial(images, share, size=sweeps)
     found = [interval([1.0] * k + [0.0] * (images - k), share=True) for k in range(images + 1)]
     held = np.array([one.low <= share <= one.high for one in found])
@@ -66,7 +66,7 @@ def share_coverage(share: float, images: int, sweeps: int, seed: int = 0) -> flo
 
 
 def nested_coverage(images: int, seeds: int, sweeps: int, seed: int = 0) -> float:
-    """The same for scores of an image's own level and a seed's deviation from it, as the tables pool them."""
+    """Return the coverage for scores that are the sum of an image's level and a seed's deviation from it."""
     rng = np.random.default_rng(seed)
     clusters = np.repeat(np.arange(images), seeds)
     hits = 0
@@ -77,9 +77,9 @@ def nested_coverage(images: int, seeds: int, sweeps: int, seed: int = 0) -> floa
 
 
 def false_calls(methods: int, images: int, sweeps: int, seed: int = 0) -> tuple[float, float]:
-    """Shares of simulated sweeps of identical methods with a mark, and with any difference to the best below .05.
+    """Return shares of simulated sweeps of equal methods: with a mark, and with a p-value against the best below .05.
 
-    Images differ far more than methods do on one image, as they do in restoration.
+    Images differ far more than methods do on one image, as in restoration.
     """
     rng = np.random.default_rng(seed)
     marked = called = 0
@@ -96,7 +96,7 @@ def _shares(name: str, shares: Iterable[float]) -> str:
 
 
 def page(sweeps: int = SWEEPS) -> str:
-    """The tables as Markdown."""
+    """Return the page with all tables as Markdown."""
     head = [f"| scores of the images | {' | '.join(f'n = {n}' for n in SIZES)} |", f"|---|{'---:|' * len(SIZES)}"]
     lines = [
         "# Statistics, checked by simulation",

@@ -1,10 +1,11 @@
-"""Distances between two sets of images, from the features of each image. numpy alone: a report knows no torch.
+"""Distances between two sets of images, from the features of each image. They need only numpy, not torch.
 
-Fréchet: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of the Gaussians fitted to both sets (Heusel et al. 2017), which
-is FID over Inception's features and FD-<name> over others. Kernel: the unbiased squared MMD with the kernel
-(x.y / d + 1)^3 (Binkowski et al. 2018), KID or KD-<name>. torch-fidelity gives the same numbers for the same images.
+Fréchet: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of the Gaussians fitted to both sets (Heusel et al. 2017). It is
+FID with Inception's features and FD-<name> with others. Kernel: the unbiased squared MMD with the kernel
+(x.y / d + 1)^3 (Binkowski et al. 2018), named KID or KD-<name>. torch-fidelity gives the same numbers for the same
+images.
 
-The Fréchet distance of few images is biased upwards; the kernel distance is not, and may be negative.
+With few images the Fréchet distance is biased upwards. The kernel distance is not, and may be negative.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
-SUBSETS, SUBSET_SIZE = 100, 1000  # of sets too large for one kernel matrix, as torch-fidelity draws them
+SUBSETS, SUBSET_SIZE = 100, 1000  # for sets too large for one kernel matrix, as in torch-fidelity
 
 
 def frechet(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
-    """Fréchet distance between features [n, d] and [m, d]; nan where either has fewer than two images.
+    """Return the Fréchet distance between features [n, d] and [m, d]; nan if either has fewer than two images.
 
     tr (S1 S2)^(1/2) is the nuclear norm of A B^T for any A, B with S1 = A^T A and S2 = B^T B: the centred features
     themselves or, for many images, the triangular factor of their QR decomposition.
@@ -32,13 +33,13 @@ def frechet(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
 
 
 def _factor(x: Array) -> Array:
-    """A [min(n, d), d] with A^T A the covariance of x [n, d]."""
+    """Return A [min(n, d), d] such that A^T A is the covariance of x [n, d]."""
     centred = (x - x.mean(0)) / np.sqrt(len(x) - 1)
     return np.asarray(np.linalg.qr(centred, mode="r")) if len(x) > x.shape[1] else centred
 
 
 def kernel(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
-    """Kernel distance between features [n, d] and [m, d]; nan where either has fewer than two images.
+    """Return the kernel distance between features [n, d] and [m, d]; nan if either has fewer than two images.
 
     Sets of more than 1000 are compared by the mean over 100 pairs of subsets of 1000, drawn with a fixed seed.
     """

@@ -1,10 +1,10 @@
-"""What all figures share: who is drawn how, panels, legends, labels at the end of a line, and files without dates.
+"""Parts of all figures: looks of lines, panels, legends, labels at the end of a line, and files without dates.
 
-Colours are Okabe & Ito's (2008), told apart by every kind of colour vision, and every colour has a marker and a dash
-of its own, so that print without colour still tells lines apart. A method looks the same in every figure of a report.
-Where more than `MANY` methods would make a thicket, the best few and the highlighted ones are drawn in colour and the
-others in grey, each with its name at its end. Files carry no dates and no version strings: the same numbers give the
-same bytes.
+The colours are those of Okabe & Ito (2008), which people with every kind of colour vision can distinguish. Each colour
+has its own marker and dash, so lines stay distinct in print without colour. A method looks the same in every figure of
+a report. With more than `MANY` methods, only the best few and the highlighted ones are drawn in colour and the others
+in grey, each with its name at the end of its line. Files have no dates and no version strings: the same numbers give
+the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.columns import Metric
-from reports.results import Results, apart, plain
+from reports.results import Results, distinct_titles, plain
 from reports.summary import INPUT
 
 if TYPE_CHECKING:
@@ -35,18 +35,18 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vph<"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)))
 GREY, GREY_INK, INPUT_COLOUR = "#C4C8CC", "#80868C", "#808080"
-MANY = 8  # lines, from which on only some are coloured
-BEST = 5  # of many lines are coloured for their rank
-TWINS = 0.02  # of the spread of all means: two lines that never differ by more count as one when colours are given
-LABEL = 6.5  # points, of a name at the end of a line
-LONGEST = 60  # characters of a name in a figure
-HEAD = 34  # characters of a line over a panel
-TICK = 16  # characters of a tick
+MANY = 8  # with more lines, only some are coloured
+BEST = 5  # number of lines that are coloured for their rank
+ALIKE = 0.02  # share of the range of all means: lines that never differ by more count as one in the choice of colours
+LABEL = 6.5  # font size in points of a name at the end of a line
+LONGEST = 60  # most characters of a name in a figure
+HEAD = 34  # most characters of a title line over a panel
+TICK = 16  # most characters of a tick label
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a line of the tables is drawn."""
+    """The look of a line of the tables in figures."""
 
     color: str
     marker: str
@@ -54,72 +54,75 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Everyone's look, from the best to the worst, and whom a crowded figure draws in colour."""
+class Looks:
+    """The looks of all lines, from the best to the worst, and the lines that a crowded figure draws in colour."""
 
-    looks: dict[str, Look]
-    leads: tuple[str, ...]
-    highlighted: tuple[str, ...]  # those that the sweep itself names
+    by_line: dict[str, Look]
+    coloured: tuple[str, ...]
+    highlighted: tuple[str, ...]  # lines of the methods that the sweep highlights
     titles: Mapping[str, str]
 
     @property
     def crowded(self) -> bool:
-        return len(self.looks) > MANY
+        return len(self.by_line) > MANY
 
     @property
     def rule(self) -> str:
-        """Whom the figures colour, in words; empty where it is everyone."""
+        """A sentence on the lines in colour; empty if all are in colour."""
         if not self.crowded:
             return ""
         own = " and the sweep's highlighted methods" if self.highlighted else ""
-        return f"in colour the best {len(self.leads) - len(self.highlighted)} by mean rank{own}, in grey the others"
+        return (
+            f"In colour: the best {len(self.coloured) - len(self.highlighted)} by mean rank{own}; in grey: the others"
+        )
 
 
-def standing(metric: Metric, summary: pd.DataFrame) -> list[str]:
-    """The lines from the best to the worst by their mean rank over all columns, where all of their images count."""
+def ranked_lines(metric: Metric, summary: pd.DataFrame) -> list[str]:
+    """Return the lines from the best to the worst by mean rank over all columns, without partial entries."""
     known = summary[(summary["metric"] == metric.name) & (summary["line"] != INPUT) & summary["mean"].notna()]
     known = known[~known["partial"].astype(bool)]
     ranks = known.groupby(["block", "column"], sort=False)["mean"].rank(ascending=not metric.higher_is_better)
     return ranks.groupby(known["line"], sort=False).mean().sort_values(kind="stable").index.astype(str).tolist()
 
 
-def cast(results: Results, metric: Metric | None, summary: pd.DataFrame, last: Collection[str] = ()) -> Cast:
-    """Looks by standing in `metric`: the sweep's highlighted methods first, then the best, twins after their first.
+def choose_looks(results: Results, metric: Metric | None, summary: pd.DataFrame, last: Collection[str] = ()) -> Looks:
+    """Choose looks by rank in `metric`: first the sweep's highlighted methods, then the best, then the others.
 
-    Lines in `last` (those a figure does not draw) come after all others.
+    Lines that are like a better one come last among the others. Lines in `last` (which a figure does not draw) come
+    after all others.
     """
-    order = standing(metric, summary) if metric is not None else []
+    order = ranked_lines(metric, summary) if metric is not None else []
     titles = {line.key: line.title for line in results.lines}
     order += [key for key in titles if key not in order]
     order.sort(key=lambda key: key in last)
     named = set(results.manifest.get("highlight") or ())
     highlighted = [line.key for line in results.lines if line.method in named]
     rest = [key for key in order if key not in highlighted]
-    twins = _twins(metric, summary, [*highlighted, *rest])
-    leaders = [key for key in rest if key not in twins][:BEST]
-    follow = sorted((key for key in rest if key not in leaders), key=lambda key: (key in last, key in twins))
+    alike = _alike(metric, summary, [*highlighted, *rest])
+    leaders = [key for key in rest if key not in alike][:BEST]
+    follow = sorted((key for key in rest if key not in leaders), key=lambda key: (key in last, key in alike))
     order = [*highlighted, *leaders, *follow]
     size = len(PALETTE)
-    looks = {
+    by_line = {
         key: Look(PALETTE[i % size], MARKERS[(i + i // size) % len(MARKERS)], DASHES[i // size % len(DASHES)])
         for i, key in enumerate(order)
     }
-    leads = order if len(titles) <= MANY else [*highlighted, *leaders]
-    return Cast(looks, tuple(leads), tuple(highlighted), titles)
+    coloured = order if len(titles) <= MANY else [*highlighted, *leaders]
+    return Looks(by_line, tuple(coloured), tuple(highlighted), titles)
 
 
-def _twins(metric: Metric | None, summary: pd.DataFrame, order: Sequence[str]) -> set[str]:
-    """Lines that follow an earlier one of `order` everywhere."""
+def _alike(metric: Metric | None, summary: pd.DataFrame, order: Sequence[str]) -> set[str]:
+    """Return lines that are as good as an earlier one of `order` at every column."""
     if metric is None:
         return set()
     chosen = summary[(summary["metric"] == metric.name) & summary["line"].isin(order) & np.isfinite(summary["mean"])]
     means = chosen.pivot(index=["block", "column"], columns="line", values="mean")
     if metric.digits.endswith("e"):  # an error over many powers of ten
         means = np.log10(means.clip(lower=metric.floor or 1e-30))
-    spread = float(np.nanmax(means.to_numpy()) - np.nanmin(means.to_numpy())) if means.size else 0.0
+    extent = float(np.nanmax(means.to_numpy()) - np.nanmin(means.to_numpy())) if means.size else 0.0
     kept: list[str] = []
     for key in (key for key in order if key in means):
-        if not any(bool(((means[key] - means[other]).abs() <= TWINS * spread).all()) for other in kept):
+        if not any(bool(((means[key] - means[other]).abs() <= ALIKE * extent).all()) for other in kept):
             kept.append(key)
     return {key for key in order if key in means and key not in kept}
 
@@ -135,14 +138,14 @@ def styled() -> Iterator[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(matplotlib.rc_params_from_file(STYLE, use_default_template=False))
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # it stands as a box; tables have it
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # it is drawn as a box; tables show it
         yield
 
 
 def literal(text: str, most: int = LONGEST) -> str:
-    """Text as a figure shows it: on one line, cut where it is long, and not hidden from legends by a leading "_".
+    """Return text for a figure: on one line, cut if it is long, and visible in legends despite a leading "_".
 
-    Nothing in it is mathematics: `text.parse_math` is off in the style.
+    None of it is read as mathematics: `text.parse_math` is off in the style.
     """
     line = plain(text)
     line = line if len(line) <= most else f"{line[: most - 1]}…"
@@ -150,8 +153,8 @@ def literal(text: str, most: int = LONGEST) -> str:
 
 
 def drawable(results: Results) -> Results:
-    """The results with titles as figures show them, each still of its own."""
-    lines = apart({line.key: literal(line.title) for line in results.lines}, numbered=True)
+    """Return the results with titles for figures. Titles that were distinct stay distinct."""
+    lines = distinct_titles({line.key: literal(line.title) for line in results.lines}, numbered=True)
     return replace(
         results,
         lines=tuple(replace(line, title=lines[line.key]) for line in results.lines),
@@ -160,7 +163,7 @@ def drawable(results: Results) -> Results:
 
 
 def power(value: float) -> str:
-    """A tick of a logarithmic axis as plain text: 10⁻³, 2×10⁻³, or 20 where that is as short."""
+    """Return a tick of a logarithmic axis as plain text: 10⁻³, 2×10⁻³, or 20 if that is as short."""
     from matplotlib.ticker import LogFormatterSciNotation
 
     return _unmathed(LogFormatterSciNotation()(value))
@@ -175,7 +178,7 @@ RAISED = str.maketrans("0123456789-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻")
 
 
 def _powers(figure: Figure) -> None:
-    """Logarithmic axes write mathematics, which is off: their ticks as plain text."""
+    """Write the ticks of logarithmic axes as plain text, since mathematics is off."""
     from matplotlib.ticker import LogFormatterSciNotation
 
     class Powers(LogFormatterSciNotation):
@@ -191,19 +194,19 @@ def _powers(figure: Figure) -> None:
 
 
 def save(figure: Figure, stem: Path, vector: bool = True) -> list[Path]:
-    """stem.png and, unless the figure is a bitmap itself, stem.pdf; without dates."""
+    """Write stem.png and, with `vector`, stem.pdf, both without dates. Return their paths."""
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in (("png", "pdf") if vector else ("png",))]
     _powers(figure)
     figure.savefig(paths[0], metadata={"Software": None})
     if not vector:
         return paths
-    figure.set_layout_engine("none")  # keep what was laid out: the PDF need not lay it out again
+    figure.set_layout_engine("none")  # keep the layout, so that the PDF needs no new one
     figure.savefig(paths[1], metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return paths
 
 
 def panels(count: int, width: float, height: float, most: int = 4, legend: Sequence[str] = ()) -> tuple[Figure, Any]:
-    """`count` axes of width x height inches, at most `most` a row, with room below for a legend of these labels."""
+    """Return a figure and `count` axes of width x height inches, at most `most` per row, with room for a legend."""
     from matplotlib.figure import Figure
 
     columns = min(count, most)
@@ -218,12 +221,12 @@ def panels(count: int, width: float, height: float, most: int = 4, legend: Seque
 
 
 def _legend_columns(width: float, labels: Sequence[str]) -> int:
-    """How many entries stand side by side in `width` inches: a handle, a gap and the longest label."""
+    """Return the number of legend entries that fit side by side in `width` inches."""
     return max(1, int(width / (0.62 + 0.078 * max(map(len, labels), default=1))))
 
 
 def legend(figure: Figure, axes: Sequence[Axes], backwards: bool = False) -> None:
-    """One legend below all panels, in the order of drawing or `backwards`."""
+    """Add one legend below all panels, in drawing order or `backwards`."""
     handles: dict[str, Any] = {}
     for panel in axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -239,7 +242,7 @@ def legend(figure: Figure, axes: Sequence[Axes], backwards: bool = False) -> Non
 
 
 def draw_line(panel: Axes, x: Any, y: Any, look: Look | None, title: str, **changes: Any) -> None:
-    """A line in its look, or thin and grey without one."""
+    """Draw a line in its look, or thin and grey if it has none."""
     if look is None:
         panel.plot(x, y, **{"color": GREY, "linewidth": 1.0, "marker": ".", "markersize": 3, "zorder": 1.6, **changes})
         return
@@ -249,11 +252,11 @@ def draw_line(panel: Axes, x: Any, y: Any, look: Look | None, title: str, **chan
     )  # fmt: skip
 
 
-def spread(wanted: Sequence[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:
-    """Positions in order of `wanted`, at least `gap` apart where there is room, moved as little as it takes."""
+def spaced(wanted: Sequence[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:
+    """Return positions in the order of `wanted`, at least `gap` apart if there is room, moved as little as possible."""
     order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
     gap = min(gap, (high - low) / max(1, len(wanted) - 1))
-    blocks: list[tuple[list[int], float]] = []  # members that touch, and the position of their first
+    blocks: list[tuple[list[int], float]] = []  # members that touch, and the position of the first one
     for i in order:
         members, start = [i], wanted[i]
         while True:
@@ -269,7 +272,7 @@ def spread(wanted: Sequence[float], gap: float, low: float = 0.0, high: float = 
 
 @dataclass(frozen=True)
 class End:
-    """The end of a line, in data coordinates, and what is written beside it."""
+    """The end of a line in data coordinates, and the text beside it."""
 
     x: float
     y: float
@@ -278,15 +281,15 @@ class End:
 
 
 def name_ends(panel: Axes, ends: Sequence[End], height: float) -> None:
-    """Names right of the panel, each joined to the end of its line. `height`: of the panel in inches, roughly.
+    """Write names to the right of the panel and join each to the end of its line. `height`: panel height in inches.
 
-    The panel's limits must be final: the names stand where its transform puts the ends.
+    The limits of the panel must be final, since its transform gives the places of the names.
     """
     if not ends:
         return
     to_axes: Callable[[Any], Any] = (panel.transData + panel.transAxes.inverted()).transform
     places = [to_axes((end.x, end.y)) for end in ends]
-    rows = spread([float(y) for _, y in places], LABEL * 1.22 / 72 / height, -0.03, 1.03)
+    rows = spaced([float(y) for _, y in places], LABEL * 1.22 / 72 / height, -0.03, 1.03)
     for end, (x, y), row in zip(ends, places, rows, strict=True):
         panel.annotate(
             end.text, (1.055, row), xycoords="axes fraction", fontsize=LABEL, color=end.color, va="center",
@@ -303,7 +306,7 @@ def ink(look: Look | None) -> str:
 
 
 def number(text: str) -> float:
-    """A column's name as a place on an axis; nan where it is no number."""
+    """Return a column's name as a number for an axis, or nan if it is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -311,7 +314,7 @@ def number(text: str) -> float:
 
 
 def plain_ticks(panel: Axes, x: Sequence[float]) -> None:
-    """20, 50, 100 rather than powers of ten, of which a narrow range would show one or none."""
+    """Write ticks as 20, 50, 100. A narrow range would have only one power of ten, or none."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     panel.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if max(x) / min(x) < 300 else (1,)))

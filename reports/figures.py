@@ -1,6 +1,6 @@
-"""Figures of a restoration or an edit: curves, quality against cost, performance profiles, image by image.
+"""Figures of a restoration or an edit: curves, quality against cost, performance profiles, single images.
 
-Whom a figure colours, and how files come out the same twice, is `reports.drawing`'s.
+`reports.drawing` decides which lines are coloured, and writes files that are the same in every build.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy.typing as npt
 
 from bench.columns import COSTS, Metric
 from reports.drawing import (
+    ALIKE,
     GREY,
     INPUT_COLOUR,
     LABEL,
     PALETTE,
     TICK,
-    TWINS,
-    Cast,
     End,
+    Looks,
     draw_line,
     ink,
     legend,
@@ -31,7 +31,7 @@ from reports.drawing import (
     name_ends,
     panels,
     plain_ticks,
-    standing,
+    ranked_lines,
 )
 from reports.results import Results
 from reports.statistics import performance_profile
@@ -42,40 +42,40 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Images = npt.NDArray[np.float64]  # a value an image, nan where there is none
-WIDE, TALL = 4.9, 3.6  # inches, of a panel with many lines
-NAMED = 24  # points of a cloud that have room for their names; of more, only those in colour are named
-DRAWS = 1000  # resamples of a profile's band
+Images = npt.NDArray[np.float64]  # one value per image, nan if there is none
+WIDE, TALL = 4.9, 3.6  # inches of a panel with many lines
+NAMED = 24  # with more points than this, only those in colour have names
+DRAWS = 1000  # bootstrap samples of a profile's band
 
 
-def curves(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cast) -> Figure:
-    """The metric against severity (or steps): a panel a block, a line a method with its 95 % band, the input dashed."""
+def curves(metric: Metric, summary: pd.DataFrame, results: Results, looks: Looks) -> Figure:
+    """Draw the metric against severity (or steps): one panel per block, one line with 95 % band per method."""
     chosen = summary[(summary["metric"] == metric.name) & np.isfinite(summary["mean"])]
-    crowded = cast.crowded
+    crowded = looks.crowded
     given = next(iter(chosen.loc[chosen["line"] == INPUT, "title"]), "")
-    titles = [*cast.titles.values(), given]
+    titles = [*looks.titles.values(), given]
     width, height, most = (WIDE, TALL, 2) if crowded else (3.0, 2.7, 4)
     figure, axes = panels(len(results.blocks), width, height, most, () if crowded else titles)
-    band = 0.15 if len(cast.titles) <= 5 else 0.1
+    band = 0.15 if len(looks.titles) <= 5 else 0.1
     for panel, block in zip(axes, results.blocks, strict=True):
         part = chosen[chosen["block"] == block.key]
         x = np.arange(len(block.columns))
         ends: list[End] = []
-        for key in reversed([*cast.looks, INPUT]):  # the best on top
+        for key in reversed([*looks.by_line, INPUT]):  # the best is drawn last, on top
             points = part[part["line"] == key]
             if points.empty:
                 continue
-            # A gap in the line where a cell is missing, rather than a straight guess across it.
+            # A missing cell leaves a gap in the line.
             whole = points.set_index("column").reindex(block.columns)
-            look = cast.looks[key] if key in cast.leads else None
+            look = looks.by_line[key] if key in looks.coloured else None
             if key == INPUT:
                 panel.plot(x, whole["mean"], color=INPUT_COLOUR, linestyle="--", linewidth=1.3, label=given)
             else:
-                draw_line(panel, x, whole["mean"], look, cast.titles[key])
+                draw_line(panel, x, whole["mean"], look, looks.titles[key])
             if look is not None:
                 panel.fill_between(x, whole["low"], whole["high"], color=look.color, alpha=band, linewidth=0, zorder=1)
             last = int(np.flatnonzero(whole["mean"].notna().to_numpy())[-1])
-            name = given.split(" (")[0] if key == INPUT else cast.titles[key]
+            name = given.split(" (")[0] if key == INPUT else looks.titles[key]
             ends.append(End(float(x[last]), float(whole["mean"].iloc[last]), name, ink(look)))
         panel.set_title(block.title)
         panel.locator_params(axis="y", nbins=6)
@@ -94,11 +94,11 @@ def curves(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cast) 
     return figure
 
 
-def intervals(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cast) -> Figure:
-    """Where every block has one column: a panel a block, a row a method with its 95 % interval, the input dashed."""
+def intervals(metric: Metric, summary: pd.DataFrame, results: Results, looks: Looks) -> Figure:
+    """Draw blocks of one column each: one panel per block, one row with 95 % interval per method, the input dashed."""
     chosen = summary[(summary["metric"] == metric.name) & np.isfinite(summary["mean"])]
-    order = standing(metric, summary)
-    names = [fill(cast.titles[key], 44) for key in order]
+    order = ranked_lines(metric, summary)
+    names = [fill(looks.titles[key], 44) for key in order]
     row_height = 0.06 + 0.14 * max((name.count("\n") + 1 for name in names), default=1)
     figure, axes = panels(len(results.blocks), 2.9, 0.9 + row_height * len(order), 4)
     for i, (panel, block) in enumerate(zip(axes, results.blocks, strict=True)):
@@ -106,7 +106,7 @@ def intervals(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cas
         for row, key in enumerate(order):
             if key not in part.index:
                 continue
-            entry, look = part.loc[key], cast.looks[key] if key in cast.leads else None
+            entry, look = part.loc[key], looks.by_line[key] if key in looks.coloured else None
             panel.plot([entry["low"], entry["high"]], [row, row], color=ink(look), linewidth=1.6, alpha=0.55)
             panel.plot(
                 entry["mean"], row, color=ink(look), marker=look.marker if look else "o", markersize=6 if look else 4,
@@ -133,10 +133,10 @@ def intervals(metric: Metric, summary: pd.DataFrame, results: Results, cast: Cas
 
 
 def shared_columns(metric: Metric, summary: pd.DataFrame) -> tuple[pd.DataFrame, int, int]:
-    """The methods' entries at the columns where all of them have one: (entries, shared columns, all columns).
+    """Return (entries, shared columns, all columns): the entries at columns where every method has a whole entry.
 
-    Means over different columns, or over the images that a method survived, would compare different problems. Methods
-    without any entry do not count.
+    Means over different columns, or over only the images that a method solved, would compare different problems.
+    Methods without any entry do not count.
     """
     chosen = summary[(summary["metric"] == metric.name) & (summary["line"] != INPUT)]
     places = chosen.groupby(["block", "column"], sort=False).ngroups
@@ -146,39 +146,41 @@ def shared_columns(metric: Metric, summary: pd.DataFrame) -> tuple[pd.DataFrame,
     return shared, shared.groupby(["block", "column"], sort=False).ngroups, places
 
 
-def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, cast: Cast) -> Figure:
-    """Mean metric against network evaluations and against seconds; the staircase joins what nothing beats in both."""
+def pareto(metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, looks: Looks) -> Figure:
+    """Draw the mean metric against NFE and against seconds; a staircase joins the methods that none beats in both."""
     shared, columns, places = shared_columns(metric, summary)
     means = shared.groupby("line", sort=False)["mean"].mean()
     table = costs.set_index("line")
     figure, axes = panels(2, 4.9, 4.2, 2)
     for panel, cost in zip(axes, (COSTS["nfe"], COSTS["seconds"]), strict=True):
         points: dict[str, tuple[float, float]] = {}
-        for key in reversed(cast.looks):
+        for key in reversed(looks.by_line):
             x, y = float(table.at[key, cost.name]), float(means.get(key, math.nan))
             if not (math.isfinite(x) and math.isfinite(y) and x > 0):
                 continue
             points[key] = (x, y)
-            look = cast.looks[key] if key in cast.leads else None
+            look = looks.by_line[key] if key in looks.coloured else None
             panel.plot(
                 x, y, linestyle="none", markeredgecolor="white", zorder=3 if look else 2,
                 **({"color": look.color, "marker": look.marker, "markersize": 8} if look
                    else {"color": GREY, "marker": "o", "markersize": 5.5}),
             )  # fmt: skip
         front = _staircase(panel, list(points.values()), metric.higher_is_better)
-        free = [cast.titles[key] for key in cast.looks if float(table.at[key, cost.name]) == 0 and key in means.index]
+        free = [
+            looks.titles[key] for key in looks.by_line if float(table.at[key, cost.name]) == 0 and key in means.index
+        ]
         panel.set_xlabel("\n".join([cost.axis, *(fill(f"0, not shown: {name}", 60) for name in free)]))
         panel.margins(0.12)
         if points:
             panel.set_xscale("log")
             plain_ticks(panel, [x for x, _ in points.values()])
-            _name_points(panel, points, front, cast, (4.1, 3.5))
+            _name_points(panel, points, front, looks, (4.1, 3.5))
     axes[0].set_ylabel(fill(f"{metric.axis}, mean over {columns} of {places} columns", 52))
     return figure
 
 
 def _staircase(panel: Axes, points: Sequence[tuple[float, float]], higher: bool) -> list[tuple[float, float]]:
-    """Draws it; returns its corners."""
+    """Draw the staircase of the best points and return its corners."""
     sign = 1 if higher else -1
     front: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda p: (p[0], -sign * p[1])):
@@ -191,31 +193,31 @@ def _staircase(panel: Axes, points: Sequence[tuple[float, float]], higher: bool)
 
 
 def _name_points(
-    panel: Axes, points: dict[str, tuple[float, float]], front: Sequence[tuple[float, float]], cast: Cast,
+    panel: Axes, points: dict[str, tuple[float, float]], front: Sequence[tuple[float, float]], looks: Looks,
     inches: tuple[float, float],
 ) -> None:  # fmt: skip
-    """Each point's name at the nearest of a ring of places where it covers no point, no other name and no step."""
+    """Write each point's name at the nearest place that covers no point, no other name and no step of the staircase."""
     panel.set_xlim(panel.get_xlim())
     panel.set_ylim(panel.get_ylim())
     to_axes = panel.transData + panel.transAxes.inverted()
-    size = np.array(inches) * 72  # the panel in points of type, roughly
+    size = np.array(inches) * 72  # size of the panel in points (1/72 inch), roughly
     dots = {key: np.asarray(to_axes.transform(point)) * size for key, point in points.items()}
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots.values()]
     corners = [np.asarray(to_axes.transform(corner)) * size for corner in front]
     taken += [(*(np.minimum(a, b) - 1), *(np.maximum(a, b) + 1)) for a, b in pairwise(corners)]
-    for key in cast.looks if len(dots) <= NAMED else cast.leads:  # the best choose first
+    for key in looks.by_line if len(dots) <= NAMED else looks.coloured:  # the best methods get the best places
         if key not in dots:
             continue
-        lead = key in cast.leads
-        font = LABEL + 0.7 * lead
-        width, height = 0.56 * font * len(cast.titles[key]) + 2, 1.2 * font
+        is_coloured = key in looks.coloured
+        font = LABEL + 0.7 * is_coloured
+        width, height = 0.56 * font * len(looks.titles[key]) + 2, 1.2 * font
         dot = dots[key]
         corner, reach = _free_place(dot, (width, height), taken, (float(size[0]), float(size[1])))
         taken.append((corner[0], corner[1], corner[0] + width, corner[1] + height))
-        color = cast.looks[key].color if lead else "#6B7177"
+        color = looks.by_line[key].color if is_coloured else "#6B7177"
         middle = (corner + np.array([width / 2, height / 2])) / size
         panel.text(
-            middle[0], middle[1], cast.titles[key], transform=panel.transAxes, fontsize=font, color=color, ha="center",
+            middle[0], middle[1], looks.titles[key], transform=panel.transAxes, fontsize=font, color=color, ha="center",
             va="center", zorder=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
         if reach > 8:
@@ -233,7 +235,7 @@ def _free_place(
     dot: npt.NDArray[np.float64], box: tuple[float, float], taken: Sequence[tuple[float, float, float, float]],
     size: tuple[float, float],
 ) -> tuple[npt.NDArray[np.float64], float]:  # fmt: skip
-    """(lower left corner of a name, its distance from the dot), all in points of type."""
+    """Return (lower left corner of a name, its distance from the dot), both in points (1/72 inch)."""
     width, height = box
     best: tuple[float, npt.NDArray[np.float64], float] | None = None
     for reach in (6, 12, 20, 30, 42, 56, 72):
@@ -260,9 +262,9 @@ def _free_place(
 
 
 def by_image(metric: Metric, results: Results) -> pd.DataFrame:
-    """The metric of every image, its seeds averaged: columns line, block, column, image_id and value.
+    """Return the metric of every image, averaged over seeds: columns line, block, column, image_id and value.
 
-    An image whose output was not finite has the worst of values, an infinite one: it was tried, and not solved.
+    An image whose output was not finite has the worst value, an infinite one: the method tried and failed.
     """
     import pandas as pd
 
@@ -277,13 +279,14 @@ def by_image(metric: Metric, results: Results) -> pd.DataFrame:
     return means.rename("value").reset_index()
 
 
-def profiles(metric: Metric, scores: pd.DataFrame, results: Results, cast: Cast) -> Figure:
-    """Share of images solved at least so well, over all columns of a block (Agarwal et al. 2021, score distributions).
+def profiles(metric: Metric, scores: pd.DataFrame, results: Results, looks: Looks) -> Figure:
+    """Draw the share of images that reach each value, over all columns of a block (score distributions, Agarwal et al.
+    2021).
 
-    `scores` as `by_image` gives them. Bands: 95 % bootstrap over images, an image with all its columns.
+    `scores` comes from `by_image`. Bands: 95 % bootstrap that draws images, each with all its columns.
     """
-    leads = [cast.titles[key] for key in cast.leads]
-    figure, axes = panels(len(results.blocks), 4.2, 3.1, 2, [*leads, "other methods"])
+    labels = [looks.titles[key] for key in looks.coloured]
+    figure, axes = panels(len(results.blocks), 4.2, 3.1, 2, [*labels, "other methods"])
     for panel, block in zip(axes, results.blocks, strict=True):
         part = scores[scores["block"] == block.key]
         panel.set_title(block.title)
@@ -291,25 +294,25 @@ def profiles(metric: Metric, scores: pd.DataFrame, results: Results, cast: Cast)
         if not np.isfinite(part["value"]).any():
             continue
         table = part.pivot(index=["image_id", "column"], columns="line", values="value")
-        table = table.dropna() if len(table.dropna()) else table  # the same problems for every method
+        table = table.dropna() if len(table.dropna()) else table  # so all methods have the same problems
         low, high = np.nanquantile(table.where(np.isfinite(table)).to_numpy(), [0.002, 0.998])
         levels = np.linspace(low, high, 120)
         images = table.index.get_level_values("image_id").astype(str).to_numpy()
-        for key in reversed(cast.looks):
+        for key in reversed(looks.by_line):
             if key not in table:
                 continue
             values = table[key].to_numpy(dtype=float)
             known = ~np.isnan(values)
             (share,) = performance_profile([values[known]], levels, metric.higher_is_better)
-            if key not in cast.leads:
+            if key not in looks.coloured:
                 panel.plot(levels, share, color=GREY, linewidth=1.0, label="other methods", zorder=1.6)
                 continue
-            look = cast.looks[key]
+            look = looks.by_line[key]
             lower, upper = _profile_band(_solved(values[known], levels, metric.higher_is_better), images[known])
             panel.fill_between(levels, lower, upper, color=look.color, alpha=0.1, linewidth=0, zorder=1)
             panel.plot(
                 levels, share, color=look.color, linestyle=look.linestyle, marker=look.marker,
-                markevery=(4, 17), markeredgecolor="white", markeredgewidth=0.6, label=cast.titles[key],
+                markevery=(4, 17), markeredgecolor="white", markeredgewidth=0.6, label=looks.titles[key],
             )  # fmt: skip
         panel.set_ylim(-0.02, 1.02)
         panel.set_xlim(low, high)
@@ -320,12 +323,12 @@ def profiles(metric: Metric, scores: pd.DataFrame, results: Results, cast: Cast)
 
 
 def _solved(values: Images, levels: Images, higher: bool) -> npt.NDArray[np.bool_]:
-    """[images, levels]"""
+    """Return whether each value reaches each level: [images, levels]."""
     return values[:, None] >= levels if higher else values[:, None] <= levels
 
 
 def _profile_band(solved: npt.NDArray[np.bool_], images: npt.NDArray[Any]) -> tuple[Images, Images]:
-    """[levels] each: the ends of the 95 % interval; images are drawn with replacement, a few draws at a time."""
+    """Return both ends of the 95 % interval, [levels] each. Images are drawn with replacement, in chunks of draws."""
     names, index = np.unique(images, return_inverse=True)
     first = np.searchsorted(np.sort(index), np.arange(len(names)))
     totals = np.add.reduceat(solved[np.argsort(index, kind="stable")].astype(float), first)
@@ -338,9 +341,9 @@ def _profile_band(solved: npt.NDArray[np.bool_], images: npt.NDArray[Any]) -> tu
     return low, high
 
 
-def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results: Results, cast: Cast) -> Figure:
-    """Every image as a point: the leading method against its best rival in that block, columns by shade and marker."""
-    leader = cast.leads[0]
+def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results: Results, looks: Looks) -> Figure:
+    """Draw each image as a point: the leading method against its best rival per block; shade and marker: column."""
+    leader = looks.coloured[0]
     figure, axes = panels(len(results.blocks), 3.1, 3.2, 4)
     for panel, block in zip(axes, results.blocks, strict=True):
         panel.set_title(block.title)
@@ -368,12 +371,14 @@ def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results
         panel.set_ylim(ends)
         panel.set_aspect("equal")
         panel.locator_params(nbins=5)
-        panel.set_xlabel(fill(cast.titles[rival], 38), color=cast.looks[rival].color)
-        panel.set_ylabel(fill(cast.titles[leader], 38), color=cast.looks[leader].color)
+        panel.set_xlabel(fill(looks.titles[rival], 38), color=looks.by_line[rival].color)
+        panel.set_ylabel(fill(looks.titles[leader], 38), color=looks.by_line[leader].color)
         ahead = table[leader] > table[rival] if metric.higher_is_better else table[leader] < table[rival]
-        words = f"{fill(cast.titles[leader], 24)}\nbetter in {int(ahead.sum())} of {len(table)}"
+        words = f"{fill(looks.titles[leader], 24)}\nbetter in {int(ahead.sum())} of {len(table)}"
         shares = (table[[rival, leader]].to_numpy() - ends[0]) / (ends[1] - ends[0])
-        below = _crowd(shares, 0.55, 0) < _crowd(shares, 0, 0.8)  # where fewer points are: right below or left above
+        below = _crowd(shares, 0.55, 0) < _crowd(
+            shares, 0, 0.8
+        )  # the text goes to the emptier corner: lower right or upper left
         x, y, ha, va = (0.97, 0.03, "right", "bottom") if below else (0.03, 0.97, "left", "top")
         panel.text(x, y, words, transform=panel.transAxes, fontsize=7, ha=ha, va=va, color="#555555")
     handles = {text: h for panel in axes for h, text in zip(*panel.get_legend_handles_labels(), strict=True)}
@@ -384,18 +389,18 @@ def scatter(metric: Metric, scores: pd.DataFrame, summary: pd.DataFrame, results
 
 
 def _crowd(points: np.ndarray, x: float, y: float) -> int:
-    """How many of the points [n, 2] lie in the corner, .45 x .2 of the panel, that begins at (x, y)."""
+    """Return how many of the points [n, 2] lie in the corner at (x, y), .45 x .2 of the panel."""
     return int(((points >= (x, y)) & (points <= (x + 0.45, y + 0.2))).all(axis=1).sum())
 
 
 def _rival(metric: Metric, summary: pd.DataFrame, block: str, leader: str) -> str | None:
-    """The best other method of a block by its mean over the columns; one that never differs is no rival."""
+    """Return the best other method of a block by its mean over columns, without methods that never differ."""
     shared, _, _ = shared_columns(metric, summary[summary["block"] == block])
     table = shared.pivot(index="column", columns="line", values="mean")
     if leader not in table:
         return None
-    spread = float(table.max().max() - table.min().min())
-    differs = (table.sub(table[leader], axis=0).abs() > TWINS * spread).any()
+    extent = float(table.max().max() - table.min().min())
+    differs = (table.sub(table[leader], axis=0).abs() > ALIKE * extent).any()
     means = table.loc[:, differs].mean()
     if means.empty:
         return None
@@ -403,7 +408,7 @@ def _rival(metric: Metric, summary: pd.DataFrame, block: str, leader: str) -> st
 
 
 def _shade(i: int, n: int) -> Any:
-    """From light to dark blue: in order, and in every colour vision."""
+    """Return shade i of n from light to dark blue. The order is visible in every kind of colour vision."""
     from matplotlib.colors import to_rgb
 
     dark = np.array(to_rgb(PALETTE[0]))

@@ -1,8 +1,8 @@
-"""A report's folder: what the last build left in it, and how the next one takes its place.
+"""The folder of a report: the record of the last build, and the replacement of its files by the next build.
 
-A build is made in a hidden draft folder inside it. Only once the draft is whole and on the disk do its files replace
-the old ones, each in one step, so an exception, a kill or a full disk never costs the last report. The folder may be
-the user's own: files that no build has made are never touched.
+A build writes into a hidden draft folder inside the report's folder. When the draft is complete and on the disk, its
+files replace the old ones, each in one step. So an exception, a kill or a full disk never destroys the last report. The
+folder may also hold the user's own files: files that no build has written are never changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STALE_SECONDS = 3600
 
 @dataclass(frozen=True)
 class Built:
-    """What a build left: its inputs, its files (relative to the folder), the tables to print, and an error if any."""
+    """The record of a build: digest of its inputs, files (relative to the folder), tables to print, and any error."""
 
     digest: str
     files: tuple[str, ...]
@@ -39,7 +39,7 @@ class Built:
 
     @classmethod
     def read(cls, out: Path) -> Built | None:
-        """None if there was no build, or one of its files has gone."""
+        """Return the record of the last build, or None if there is none or one of its files is missing."""
         try:
             content = json.loads((out / INPUTS).read_text())
             tables = tuple(Table.from_dict(table) for table in content["tables"])
@@ -51,10 +51,12 @@ class Built:
 
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """A draft folder, whose files take the place of the last build's when the block ends; after an exception that one
-    stays. The block leaves a record (`Built.write`) in the draft."""
+    """Yield a draft folder whose files replace those of the last build when the block ends.
+
+    After an exception the last build stays. The block must write a record (`Built.write`) into the draft.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(".draft.*"):  # of a build that was killed
+    for left in out.glob(".draft.*"):  # the draft of a killed build
         if time.time() - left.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
     draft = draft_of(out / "draft")
@@ -76,8 +78,8 @@ def _swap(draft: Path, out: Path) -> None:
             raise IsADirectoryError(f"{out / name} is a folder")
     for path in paths:
         flush(path)
-    # From here to the end the record names the files of both builds and has no digest: after a kill the next one starts
-    # again and tidies up.
+    # From here to the end, the record names the files of both builds and has no digest. After a kill, the next build
+    # starts again and removes what is not needed.
     write_json(out / INPUTS, {"digest": "", "files": sorted({*old, *new})})
     for name in new:
         os.replace(draft / name, out / name)
@@ -88,7 +90,7 @@ def _swap(draft: Path, out: Path) -> None:
 
 
 def _files(out: Path) -> list[str]:
-    """The files of the last build."""
+    """Return the names of the files of the last build."""
     try:
         return [str(name) for name in json.loads((out / INPUTS).read_text())["files"]]
     except (OSError, ValueError, KeyError, TypeError):

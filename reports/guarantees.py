@@ -1,7 +1,7 @@
-"""A flow beside its certificate: tables and figures of task=guarantee.
+"""Tables and figures of task=guarantee: measurements of a flow compared with its certificate.
 
-A bound holds for every image, so what is measured against one is shown by its extremes over the images, and one image
-outside of it counts. Errors, costs and amplifications are means over images.
+A bound holds for every image. So values with a bound are shown by their extremes over the images, and a single image
+outside the bound counts. Errors, costs and amplifications are means over images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.columns import GUARANTEES, TRIP, TRIPS
-from reports.drawing import TICK, Cast, draw_line, legend, literal, panels, plain_ticks
+from reports.drawing import TICK, Looks, draw_line, legend, literal, panels, plain_ticks
 from reports.results import Block, Line, Results
 from reports.tables import MISSING, Entry, Group, Row, Table, absent, csv
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NFE = "_nfe"
 DOPRI5 = "dopri5_"
-INVARIANT = "Lengths are in the coordinate that the method's solver walks in, where its certificate is stated."
+INVARIANT = "Lengths are in the coordinate in which the method's solver works. The certificate holds in it."
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Place:
     rows: pd.DataFrame
 
     def values(self, name: str) -> np.ndarray:
-        """float64, without those that are missing."""
+        """Return the values of a column as float64, without missing ones."""
         if name not in self.rows:
             return np.zeros(0)
         found = self.rows[name].astype(float).to_numpy()
@@ -50,25 +50,25 @@ class Place:
         return float(values.mean()) if len(values) else math.nan
 
     def span(self, kind: str) -> tuple[float, float] | None:
-        """The least of KIND_min and the most of KIND_max over the images."""
+        """Return the smallest KIND_min and the largest KIND_max over the images."""
         low, high = self.values(f"{kind}_min"), self.values(f"{kind}_max")
         return (float(low.min()), float(high.max())) if len(low) and len(high) else None
 
     @property
     def band(self) -> tuple[float, float] | None:
-        """The certificate's constants: of all images the tightest."""
+        """The certificate's constants: the tightest over all images."""
         low, high = self.values("certified_min"), self.values("certified_max")
         return (float(low.max()), float(high.min())) if len(low) and len(high) else None
 
     @property
     def certified(self) -> bool:
-        """False where the constants are nominal, or there are none."""
+        """False if the constants are nominal or there are none."""
         values = self.values("certified")
         return bool(len(values) and values.all())
 
 
 def places(results: Results) -> Iterator[Place]:
-    """In the order of the tables; only those with rows."""
+    """Yield the places that have rows, in the order of the tables."""
     groups = dict(iter(results.rows.groupby(["line", "block", "column"], sort=False)))
     for block in results.blocks:
         for line in results.lines:
@@ -79,14 +79,14 @@ def places(results: Results) -> Iterator[Place]:
 
 
 def round_trips(results: Results) -> list[str]:
-    """The solvers that made round trips: dopri5 from the widest tolerance to the tightest, then the others."""
+    """Return the solvers that made round trips: dopri5 from the largest tolerance to the smallest, then the others."""
     names = [str(c).removeprefix(TRIP) for c in results.rows.columns if str(c).startswith(TRIP)]
     solvers = [name for name in names if not name.endswith(tuple(filter(None, TRIPS)))]
     return sorted(solvers, key=lambda name: (not name.startswith(DOPRI5), -_tolerance(name), name))
 
 
 def _named(solver: str) -> str:
-    """As it is written in the tables."""
+    """Return the solver's name in the tables."""
     words = solver.replace("_bits", ", integers").replace("_", " ")
     return words.replace("mccallum foster", "McCallum-Foster").replace("heun", "Heun")
 
@@ -119,17 +119,20 @@ def guarantee_tables(results: Results) -> tuple[Table, ...]:
     return (
         Table(
             "guarantees",
-            "Distances of the flow, measured against the certificate",
+            "Distances under the flow, compared with the certificate",
             _groups(results, found, DISTANCES, _distances),
             (
-                "The least and the most over images of: singular values of the flow's Jacobian (Lanczos, the least "
-                "from the inverse flow), |Φ(a) − Φ(b)| / |a − b| of pairs sought by gradient steps, and of pairs in "
-                "random directions. All are attained, so one outside of the certified constants would disprove them. "
-                + INVARIANT,
-                "Used: the widest measured over the certified one, at the end where it is nearer; at most 1 inside. "
-                "In brackets: nominal constants, of the certified form, that nothing enforces on this field. "
-                "Outside: images with any value, the volume included, beyond the constants at doubled steps of the "
-                "solver too, and by more than the doubling moved it.",
+                "Ranges go from the smallest to the largest value over images.",
+                "σ of J: singular values of the flow's Jacobian (Lanczos; the smallest ones from the inverse flow).",
+                "Sought pairs: |Φ(a) − Φ(b)| / |a − b| for pairs that gradient steps find. Random pairs: the same "
+                "ratio for pairs in random directions.",
+                "The flow attains all measured values. One value outside the certified constants would disprove them.",
+                INVARIANT,
+                "Used: the measured extreme divided by the certified one, at the end where they are closer; at most 1 "
+                "inside the constants.",
+                "In brackets: nominal constants. They have the certified form, but nothing enforces them here.",
+                "Outside: images with any value, the volume included, outside the constants. A value counts only if it "
+                "is also outside with twice the solver steps, and by more than the doubling changed it.",
                 *notes,
             ),
         ),
@@ -138,23 +141,27 @@ def guarantee_tables(results: Results) -> tuple[Table, ...]:
             "Volume and condition",
             _groups(results, found, VOLUMES, _volumes),
             (
-                "Log det: log |det J| by Hutchinson's estimator, mean over images ± its standard error. Log "
-                "condition: the most of log(σ max / σ min).",
+                "Log det: log |det J| by Hutchinson's estimator; mean over images ± its standard error.",
+                "Log condition: the largest log(σ max / σ min) over images.",
+                "At most: the certified bound of the column before it; in brackets: nominal.",
                 *notes,
             ),
         ),
         Table(
             "stability",
-            "Stability: noise in the measurement, the latent, a reverse solve",
+            "Stability: noise in the measurement, the latent, and a reverse solve",
             _groups(results, found, STABILITY, _stability),
             (
-                "Amplified: |R(y + n) − R(y)| / |n| of the restoration R for noise n on what was measured, mean over "
-                "draws and images; at most: of a draw. The conditioner is not certified, so nothing bounds it.",
-                "Latent std and max: of the clean image's latent u under the condition that restores it, mean and "
-                "most over images; noise has 1 and about 3.",
-                "Error: |u − u'| after rk4's way back, on few steps, from where steps half as long led; local: its "
-                "local errors there and back, estimated by step doubling; bound: e^K times these (Gronwall), a bound "
-                "as far as the estimate holds. Means over images; in brackets: of a nominal K.",
+                "Amplified: |R(y + n) − R(y)| / |n| for the restoration R and noise n on measured values; mean "
+                "over draws and images. At most: the largest value of any draw. The conditioner is not certified, "
+                "so these values have no bound.",
+                "Latent std and max: standard deviation and largest value of the clean image's latent u, under the "
+                "condition that restores the image; mean and largest over images. Noise has 1 and about 3.",
+                "Error: |u − u'|; mean over images. A solve with half steps starts at u. The way back by rk4, with few "
+                "full steps, ends at u'.",
+                "Local: local errors of rk4 in both directions, estimated by step doubling; mean over images.",
+                "Bound: e^K times the local errors (Gronwall); mean over images. It holds if the estimate of the local "
+                "errors holds. In brackets: K is nominal.",
                 *notes,
             ),
         ),
@@ -186,7 +193,7 @@ def _distances(place: Place) -> list[Entry]:
 
 
 def _constant(place: Place, entry: Entry) -> Entry:
-    """In brackets where it is nominal."""
+    """Put an entry in brackets if its constants are nominal."""
     nominal = entry.value is not None and not place.certified
     return replace(entry, text=f"({entry.text})", hint="nominal") if nominal else entry
 
@@ -226,7 +233,7 @@ def _stability(place: Place) -> list[Entry]:
 
 
 def _edit_tables(results: Results, found: Sequence[Place], notes: tuple[str, ...]) -> tuple[Table, ...]:
-    """One table, of the flows whose latents can be edited under a bound; none where there are none."""
+    """Return one table of the flows whose latents can be edited under a bound, or none if there are no such flows."""
     edited = [place for place in found if len(place.values("edit_bound"))]
     if not edited:
         return ()
@@ -236,9 +243,9 @@ def _edit_tables(results: Results, found: Sequence[Place], notes: tuple[str, ...
             "Local edits of the latent",
             tuple(group for group in _groups(results, edited, EDITS, _edits) if group.rows),
             (
-                "The latent u changed by noise of std 1 in the square of half the side in the middle: L2 change of the "
-                "image inside it and outside of it, range [-1, 1], mean over images, and the most that the certificate "
-                "allows outside; in brackets: nominal.",
+                "Noise of std 1 changes the latent u in the central square of half the image's side.",
+                "Inside, outside: L2 change of the image in and outside the square, range [-1, 1]; mean over images.",
+                "At most: the largest change outside that the certificate allows; in brackets: nominal.",
                 *notes,
             ),
         ),
@@ -251,7 +258,7 @@ def _edits(place: Place) -> list[Entry]:
 
 
 def _trip_table(results: Results, notes: tuple[str, ...]) -> Table:
-    """A group a method, a row a solver: means over all of its images."""
+    """Return the table of round trips: one group per method, one row per solver, means over all images."""
     groups = []
     for line in results.lines:
         rows = results.rows[results.rows["line"] == line.key]
@@ -262,11 +269,14 @@ def _trip_table(results: Results, notes: tuple[str, ...]) -> Table:
         "Round trips of the image",
         tuple(groups),
         (
-            "rms error of the image, range [-1, 1], encoded and decoded in float64 under one condition, mean over "
-            "images, corruptions and severities. dopri5 by rtol = atol. NFE: evaluations there and back. Unequal: "
-            "of an image's numbers, as the solver holds them, how many do not come back the same; 0: bit for bit. "
-            "x_T alone: decoded without the rest of the solver's state. float32: the method's own solver in float32. "
-            f"{MISSING} for a whole row: not walked, or the solver gave up (its integers or its steps ended).",
+            "Images are encoded and decoded in float64 under one condition. Entries are means over images, corruptions "
+            "and severities.",
+            "rms error: error of the image, range [-1, 1]. The number after dopri5 is its tolerance (rtol = atol).",
+            "NFE: network evaluations of both directions.",
+            "Unequal: how many numbers of an image, as the solver holds them, change in a round trip; 0: none.",
+            "x_T alone: error if decoding starts without the rest of the solver's state.",
+            "float32: error of the method's own solver in float32.",
+            f"{MISSING} in a whole row: not computed, or the solver gave up (it had no more integers or steps).",
             *notes,
         ),
     )
@@ -277,7 +287,7 @@ def _trip_entries(rows: pd.DataFrame, solver: str) -> tuple[Entry, ...]:
 
 
 def guarantee_csv(results: Results) -> str:
-    """One line per image, with everything that was measured and all constants, at full precision."""
+    """Return CSV with one line per image: all measurements and all constants, at full precision."""
     rows = results.rows
     names = {"line": "line", "block": "corruption", "column": "severity"}
     trips = [str(column) for column in rows.columns if str(column).startswith(TRIP)]
@@ -292,17 +302,17 @@ def _span(span: tuple[float, float] | None) -> Entry:
 
 
 def _mean_of(place: Place, name: str) -> Entry:
-    """The mean of a column over images."""
+    """Return the mean of a column over images."""
     return _number(place.mean(name), GUARANTEES[name].digits)
 
 
 def _most_of(place: Place, name: str) -> Entry:
-    """The most of a column over images."""
+    """Return the largest value of a column over images."""
     return _number(place.values(name).max(initial=-math.inf), GUARANTEES[name].digits)
 
 
 def _number(value: float, style: str) -> Entry:
-    """An exact 0 is told from what rounds to it."""
+    """Return a number as an entry. Only an exact 0 is written as 0."""
     text = format(value, style) if value else "0"
     return Entry(text, float(value)) if math.isfinite(value) else Entry(MISSING, mark="missing")
 
@@ -310,29 +320,32 @@ def _number(value: float, style: str) -> Entry:
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def trip_figure(results: Results, cast: Cast) -> Figure:
-    """Round-trip error of the image against evaluations and against dopri5's tolerance, log-log: a line a method, the
-    mean over images, corruptions and severities; solvers with steps of their own stand alone, a marker each."""
+def trip_figure(results: Results, looks: Looks) -> Figure:
+    """Draw the round-trip error of the image against evaluations and against dopri5's tolerance, log-log.
+
+    Each method has one line, its mean over images, corruptions and severities. Solvers with fixed steps have one
+    marker each.
+    """
     from matplotlib.lines import Line2D
 
     solvers = round_trips(results)
-    walked = [name for name in solvers if name.startswith(DOPRI5)]
-    markers = dict(zip((name for name in solvers if name not in walked), itertools.cycle(MARKS), strict=False))
-    labels = [*cast.titles.values(), *map(_named, markers)]
+    adaptive = [name for name in solvers if name.startswith(DOPRI5)]
+    markers = dict(zip((name for name in solvers if name not in adaptive), itertools.cycle(MARKS), strict=False))
+    labels = [*looks.titles.values(), *map(_named, markers)]
     figure, (work, tolerance) = panels(2, 4.2, 3.2, legend=labels)
     for line in results.lines:
         rows = results.rows[results.rows["line"] == line.key]
         means = {name: (_mean(rows, f"{TRIP}{name}{NFE}"), _mean(rows, f"{TRIP}{name}")) for name in solvers}
-        look, errors = cast.looks[line.key], [max(means[name][1], EXACT) for name in walked]
-        draw_line(work, [means[name][0] for name in walked], errors, look, line.title)
-        draw_line(tolerance, [_tolerance(name) for name in walked], errors, look, line.title)
+        look, errors = looks.by_line[line.key], [max(means[name][1], EXACT) for name in adaptive]
+        draw_line(work, [means[name][0] for name in adaptive], errors, look, line.title)
+        draw_line(tolerance, [_tolerance(name) for name in adaptive], errors, look, line.title)
         for name, marker in markers.items():
             if math.isfinite(means[name][1]):
                 work.scatter(means[name][0], max(means[name][1], EXACT), 34, look.color, marker, linewidths=1.2)
-    ends = [_tolerance(name) for name in walked]
+    ends = [_tolerance(name) for name in adaptive]
     if ends:
         tolerance.plot(ends, ends, color="#9A9A9A", linestyle=(0, (4, 2)), linewidth=1.1, label="error = tolerance")
-    for panel, label in ((work, "NFE, there and back"), (tolerance, "rtol = atol of dopri5")):
+    for panel, label in ((work, "NFE of both directions"), (tolerance, "rtol = atol of dopri5")):
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_xlabel(label)
@@ -350,7 +363,7 @@ def trip_figure(results: Results, cast: Cast) -> Figure:
 
 
 EXACT = 1e-18
-"""Where an error of 0 is drawn."""
+"""Height at which an error of 0 is drawn."""
 MARKS = ("*", "P", "X", "v", "d", "h")
 
 
@@ -358,16 +371,19 @@ def _mean(rows: pd.DataFrame, name: str) -> float:
     return float(rows[name].astype(float).mean()) if name in rows and len(rows) else math.nan
 
 
-def band_figure(results: Results, cast: Cast) -> Figure:
-    """A column of panels a corruption. Above: measured singular values (thick) and sought pairs (thin), least to most
-    over images, in the certified band (shaded; nominal: hatched), log, a bar a method and severity. Below: how much
-    the restoration amplifies noise in its measurement, a line a method, the mean over images up to the largest."""
+def band_figure(results: Results, looks: Looks) -> Figure:
+    """Draw two panels per corruption.
+
+    Above: measured singular values (thick) and sought pairs (thin), from the smallest to the largest over images, in
+    the certified band (shaded; hatched if nominal), log scale, one bar per method and severity. Below: amplification of
+    noise in the measurement by the restoration, one line per method, from the mean over images up to the largest.
+    """
     count = len(results.blocks)
-    figure, axes = panels(2 * count, 3.2, 2.6, most=count, legend=list(cast.titles.values()))
+    figure, axes = panels(2 * count, 3.2, 2.6, most=count, legend=list(looks.titles.values()))
     for above, below, block in zip(axes[:count], axes[count:], results.blocks, strict=True):
         shown = [place for place in places(results) if place.block == block]
-        _draw_bands(above, shown, block, results.lines, cast)
-        _draw_amplification(below, shown, block, results.lines, cast)
+        _draw_bands(above, shown, block, results.lines, looks)
+        _draw_amplification(below, shown, block, results.lines, looks)
         for panel in (above, below):
             panel.set_xlim(-0.5, len(block.columns) - 0.5)
             panel.set_xlabel(block.axis)
@@ -379,11 +395,11 @@ def band_figure(results: Results, cast: Cast) -> Figure:
     return figure
 
 
-def _draw_bands(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequence[Line], cast: Cast) -> None:
+def _draw_bands(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequence[Line], looks: Looks) -> None:
     step = 0.8 / max(1, len(lines))
     for place in shown:
         centre = block.columns.index(place.column) + step * (lines.index(place.line) - (len(lines) - 1) / 2)
-        look = cast.looks[place.line.key]
+        look = looks.by_line[place.line.key]
         if band := place.band:
             how: dict[str, Any] = (
                 {"color": look.color, "alpha": 0.16} if place.certified else {"fill": False, "hatch": "////"}
@@ -401,17 +417,17 @@ def _draw_bands(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequen
                     label=title,
                 )
     panel.axhline(1, color="#9A9A9A", linewidth=0.8, zorder=1)
-    panel.use_sticky_edges = False  # a bar would end the axis at its own foot
+    panel.use_sticky_edges = False  # else the axis would end at the bottom of a bar
     panel.set_yscale("log")
 
 
-def _draw_amplification(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequence[Line], cast: Cast) -> None:
+def _draw_amplification(panel: Axes, shown: Sequence[Place], block: Block, lines: Sequence[Line], looks: Looks) -> None:
     top = 0.0
     for line in lines:
         own = [place for place in shown if place.line == line]
         x, y = [block.columns.index(place.column) for place in own], [place.mean("amplification") for place in own]
-        draw_line(panel, x, y, cast.looks[line.key], line.title)
+        draw_line(panel, x, y, looks.by_line[line.key], line.title)
         most = [place.values("amplification_max").max(initial=-math.inf) for place in own]
-        panel.vlines(x, y, most, color=cast.looks[line.key].color, linewidth=1.0)
+        panel.vlines(x, y, most, color=looks.by_line[line.key].color, linewidth=1.0)
         top = max(top, *most, 0.0)
     panel.set_ylim(0, 1.08 * top or 1.0)

@@ -1,4 +1,4 @@
-"""One self-contained page: styles, script and images are inside the file, so that it can be mailed or archived."""
+"""The HTML page in one file, with styles, script and images inside, so that it can be mailed or archived."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from reports.tables import Table
 if TYPE_CHECKING:
     import numpy as np
 
-LIMIT = 9_500_000  # bytes of the page, of which the sample images take what the rest leaves
-LEAST = 1_000_000  # bytes for the sample images, however large the rest
-JPEG_BYTES = 0.7  # a pixel, at quality 85 and at its worst; for photographs too large to be embedded as they are
-LISTED = 500  # cells named under one heading
-DATA = "@gallery-data@"  # stands in the page until its size without the images is known
+LIMIT = 9_500_000  # bytes of the page; the sample images may use what the rest leaves
+LEAST = 1_000_000  # bytes that the sample images may always use
+JPEG_BYTES = 0.7  # most bytes per pixel at quality 85, for photographs that are too large as PNG
+LISTED = 500  # most cells named under one heading
+DATA = "@gallery-data@"  # placeholder until the size of the page without images is known
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the page: the PNG file's bytes and words for those who do not see it."""
+    """A figure of the page: the bytes of its PNG file, a title and an alternative text."""
 
     id: str
     title: str
@@ -36,7 +36,7 @@ class Figure:
 
     @property
     def width(self) -> int:
-        """CSS pixels: the size in inches at 96 an inch, from the file's own header (drawn at 160)."""
+        """Width in CSS pixels: 96 per inch. The file, drawn at 160 per inch, has its size in its header."""
         return int.from_bytes(self.png[16:20], "big") * 96 // 160
 
     @property
@@ -45,7 +45,7 @@ class Figure:
 
     @property
     def uri(self) -> str:
-        """With 256 colours: a drawing has few, and the page stays a third of the size."""
+        """Data URI of the image with 256 colours. A drawing has few colours, and this cuts the page to a third."""
         from PIL import Image
 
         buffer = io.BytesIO()
@@ -67,7 +67,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def encoder(galleries: Iterable[Gallery], budget: int) -> Callable[[np.ndarray], str]:
-    """array -> data URI: the image as it is (PNG) while all of them fit `budget` bytes, else smaller (JPEG)."""
+    """Return a function array -> data URI: lossless PNG if all images fit `budget` bytes, else smaller JPEG."""
     from PIL import Image
 
     images = {p.image.tobytes(): p.image for g in galleries for row in g.pictures for p in row if p.image is not None}
@@ -91,7 +91,7 @@ def encoder(galleries: Iterable[Gallery], budget: int) -> Callable[[np.ndarray],
 
 
 def gallery_data(galleries: Sequence[Gallery], budget: int) -> str:
-    """JSON of all galleries for the page's script: every distinct image once, cells as [image or null, caption]."""
+    """Return JSON of all galleries for the page's script: each image once, cells as [image or null, caption]."""
     encode = encoder(galleries, budget)
     images: dict[bytes, int] = {}
     uris: list[str] = []
@@ -113,11 +113,11 @@ def gallery_data(galleries: Sequence[Gallery], budget: int) -> str:
         entry["panels"].append({"column": shown.column, **names, "cells": cells})
         entry["open"] = middle(shown.block.axis, [panel["column"] for panel in entry["panels"]])
     text = json.dumps({"images": uris, "blocks": list(blocks.values())}, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")  # no end of the script element inside it
+    return text.replace("<", "\\u003c")  # so that no text can end the script element
 
 
 def filters(results: Results, tables: Sequence[Table]) -> list[tuple[str, str, list[str]]]:
-    """What the page can be narrowed to: (what elements carry it, its heading, its values), where there is a choice."""
+    """Return the filters of the page that have a choice: (kind of the page's elements, heading, values)."""
     blocks = results.blocks
     inputs = dict.fromkeys(r.title for table in tables for group in table.groups for r in group.rows if r.reference)
     columns = dict.fromkeys(column for block in blocks for column in block.columns)
@@ -132,7 +132,7 @@ def filters(results: Results, tables: Sequence[Table]) -> list[tuple[str, str, l
 
 
 def failures(results: Results) -> list[dict[str, Any]]:
-    """Failures by what went wrong: class, message, traceback, and the cells (id, place) that ended so."""
+    """Group failures by class, message and traceback, each with its cells (id, place)."""
     places = {cell.id: describe(cell.axes) for cell in results.cells}
     groups: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
     for i, failure in results.failures.items():
@@ -146,7 +146,7 @@ def failures(results: Results) -> list[dict[str, Any]]:
 
 
 def by_reason(skipped: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """What the plan skipped: (reason, the places it holds for), reasons in the plan's order."""
+    """Return what the plan skipped as (reason, places), in the order of the plan."""
     reasons: dict[str, list[str]] = {}
     for skip in skipped:
         reasons.setdefault(skip.get("reason", ""), []).append(describe(skip.get("axes") or {}))
@@ -154,7 +154,7 @@ def by_reason(skipped: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]
 
 
 def provenance(results: Results) -> list[tuple[str, list[str]]]:
-    """What made the numbers, each distinct value once: (heading, values)."""
+    """Return the provenance of the numbers as (heading, distinct values)."""
     records = [record.get("provenance", {}) for record in results.records.values()]
 
     def distinct(values: Iterable[Any]) -> list[str]:
@@ -184,7 +184,7 @@ def _changes(dirty: Any) -> str:
 
 
 def describe(axes: Mapping[str, Any]) -> str:
-    """A cell's place in words, empty axes left out."""
+    """Describe a cell's place, such as "method ddim, steps 20", without empty axes."""
     named = {name: value for name, value in axes.items() if value is not None}
     return ", ".join(f"{name} {words(value)}" for name, value in named.items())
 
@@ -197,7 +197,7 @@ def page(
     error: str = "",
     remedy: str = "",
 ) -> str:
-    """The whole report; `error` and `remedy` where its cells do not compare."""
+    """Return the whole page. `error` and `remedy` are given if its cells cannot be compared."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -236,5 +236,5 @@ def page(
     )
     if not galleries:
         return html
-    before, _, after = html.rpartition(DATA)  # the last: a title may hold the same word
+    before, _, after = html.rpartition(DATA)  # the last one, since a title may contain the same text
     return before + gallery_data(galleries, max(LEAST, LIMIT - len(html.encode(errors="replace")))) + after

@@ -1,4 +1,4 @@
-"""Which figures and images a report shows, and the words under them."""
+"""The choice of figures and images of a report, and their captions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.columns import Metric
 from reports import drawing, guarantees, strictness, theory
 from reports import figures as draw
-from reports.drawing import Cast
+from reports.drawing import Looks
 from reports.html import Figure
 from reports.images import Gallery, gallery, image_grid, scores_of
 from reports.results import Results, middle
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def illustrate(
     results: Results, lead: Metric | None, summary: pd.DataFrame, spent: pd.DataFrame, out: Path
 ) -> tuple[list[Figure], list[Gallery], list[str]]:
-    """The figures as files; those of the page, its sample images, and the names written."""
+    """Write the figures as files. Return the figures of the page, its sample images, and the names of the files."""
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     names: list[str] = []
@@ -34,15 +34,15 @@ def illustrate(
     with drawing.styled():
         galleries = _galleries(results, lead)
         results = drawing.drawable(results)
-        # An error on a logarithmic scale says more of a round trip than its PSNR does.
+        # An error on a logarithmic scale shows more about a round trip than its PSNR.
         if results.reconstructs and results.error is not None:
             return _round_trips(results, summary, spent, keep), galleries, names
-        cast = drawing.cast(results, lead, summary)
-        shown = _guarantees(results, cast, keep) if results.guarantees else []
-        shown += _comparisons(results, lead, summary, spent, cast, keep)
+        looks = drawing.choose_looks(results, lead, summary)
+        shown = _guarantees(results, looks, keep) if results.guarantees else []
+        shown += _comparisons(results, lead, summary, spent, looks, keep)
         if lead is not None and (strict := strictness.strict_lines(results)):
             title = (
-                f"{lead.title} against the strictness of the constraint; open markers: models that are not certified"
+                f"{lead.title} against the strictness of the constraint. Open markers: models that are not certified"
             )
             png = keep(f"strictness_{lead.name}", strictness.strictness_figure(lead, strict, summary, results))
             shown.append(_figure("strictness", title, png, results))
@@ -50,62 +50,62 @@ def illustrate(
             own = {shown.column: shown for shown in galleries if shown.block.key == block.key}
             if own:
                 stem = f"grid_{number + 1}_{_file_name(block.key)}"
-                keep(stem, image_grid(own[middle(block.axis, list(own))], cast), vector=False)
+                keep(stem, image_grid(own[middle(block.axis, list(own))], looks), vector=False)
     return shown, galleries, names
 
 
 def _figure(name: str, title: str, png: bytes, results: Results, panels: bool = True) -> Figure:
-    """A figure of the page; its words for those who do not see it name its panels."""
-    named = f"; a panel for each of {', '.join(block.title for block in results.blocks)}" if panels else ""
+    """Return a figure of the page, with an alternative text that names its panels."""
+    named = f". Panels: {', '.join(block.title for block in results.blocks)}" if panels else ""
     return Figure(name.replace("_", "-"), title, f"{title}{named}. The numbers are in the tables.", png)
 
 
 def _comparisons(
-    results: Results, lead: Metric | None, summary: pd.DataFrame, spent: pd.DataFrame, cast: Cast,
+    results: Results, lead: Metric | None, summary: pd.DataFrame, spent: pd.DataFrame, looks: Looks,
     keep: Callable[[str, Any], bytes],
 ) -> list[Figure]:  # fmt: skip
-    """Curves or intervals of every printed metric; of the first also quality against cost, profiles, image by image."""
-    rule = f" ({cast.rule})" if cast.rule else ""
+    """Return curves or intervals of every printed metric; for `lead` also cost, profiles and single images."""
+    rule = f". {looks.rule}" if looks.rule else ""
     shown = []
     for metric in results.metrics:
         if not (metric.printed or metric is lead):
             continue
         if any(len(block.columns) > 1 for block in results.blocks):
             name, title = f"curves_{metric.name}", f"{metric.title} against {results.blocks[0].axis}: mean"
-            title, figure = f"{title} and 95 % bootstrap band{rule}", draw.curves(metric, summary, results, cast)
+            title, figure = f"{title} and 95 % bootstrap band{rule}", draw.curves(metric, summary, results, looks)
         else:
             name, title = f"intervals_{metric.name}", f"{metric.title}: mean and 95 % bootstrap interval{rule}"
-            title, figure = f"{title}; dashed: the input", draw.intervals(metric, summary, results, cast)
+            title, figure = f"{title}. Dashed: the input", draw.intervals(metric, summary, results, looks)
         shown.append(_figure(name, title, keep(name, figure), results))
     if lead is None or results.reconstructs:
         return shown
-    title = f"{lead.title} against cost{rule}; the grey staircase joins the methods that no other beats in both"
-    pareto = keep(f"pareto_{lead.name}", draw.pareto(lead, summary, spent, cast))
+    title = f"{lead.title} against cost{rule}. The grey line joins the methods that no other method beats in both"
+    pareto = keep(f"pareto_{lead.name}", draw.pareto(lead, summary, spent, looks))
     shown.append(_figure("pareto", title, pareto, results, panels=False))
     scores = draw.by_image(lead, results)
     if scores.empty:
         return shown
     more = "at least" if lead.higher_is_better else "at most"
-    title = f"Performance profiles: share of images with {more} this {lead.title}, all columns together{rule}"
-    profiles = keep(f"profiles_{lead.name}", draw.profiles(lead, scores, results, cast))
+    title = f"Performance profiles: share of images with {more} this {lead.title}, over all columns{rule}"
+    profiles = keep(f"profiles_{lead.name}", draw.profiles(lead, scores, results, looks))
     shown.append(_figure("profiles", title, profiles, results))
-    if len(cast.titles) > 1:
-        leader = cast.titles[cast.leads[0]]
-        title = f"Image by image: {lead.title} of {leader} against its best rival; a point an image and column"
-        png = keep(f"scatter_{lead.name}", draw.scatter(lead, scores, summary, results, cast))
+    if len(looks.titles) > 1:
+        leader = looks.titles[looks.coloured[0]]
+        title = f"{lead.title} of single images: {leader} against its best rival. One point per image and column"
+        png = keep(f"scatter_{lead.name}", draw.scatter(lead, scores, summary, results, looks))
         shown.append(_figure("scatter", title, png, results))
     return shown
 
 
-def _guarantees(results: Results, cast: Cast, keep: Callable[[str, Any], bytes]) -> list[Figure]:
-    """What was measured in the band that is certified, and round trips."""
+def _guarantees(results: Results, looks: Looks, keep: Callable[[str, Any], bytes]) -> list[Figure]:
+    """Return the figures of a guarantee: measured values in the certified band, and round trips."""
     bands = (
-        "Singular values of the flow's Jacobian (thick) and ratios of sought pairs (thin), least to most over images, "
-        "in the certified band (shaded; hatched where it is nominal); below, how much noise in what was measured is "
-        "amplified by the restoration"
+        "Above: singular values of the flow's Jacobian (thick) and ratios of sought pairs (thin), from the smallest to "
+        "the largest over images, in the certified band (shaded; hatched if it is nominal). Below: how much the "
+        "restoration amplifies noise in its measurement"
     )
-    trips = "Round-trip error of the image against evaluations and against dopri5's tolerance"
-    band, trip = guarantees.band_figure(results, cast), guarantees.trip_figure(results, cast)
+    trips = "Round-trip error of the image against network evaluations and against dopri5's tolerance"
+    band, trip = guarantees.band_figure(results, looks), guarantees.trip_figure(results, looks)
     return [
         _figure("singular_values", bands, keep("singular_values", band), results),
         _figure("round_trips", trips, keep("round_trips", trip), results, panels=False),
@@ -115,43 +115,42 @@ def _guarantees(results: Results, cast: Cast, keep: Callable[[str, Any], bytes])
 def _round_trips(
     results: Results, summary: pd.DataFrame, spent: pd.DataFrame, keep: Callable[[str, Any], bytes]
 ) -> list[Figure]:
-    """Error against steps and against evaluations, the scale of the latents, and what theory says of them."""
+    """Return the figures of round trips: error against steps and NFE, scale of the latents, and checks of theory."""
     error, axis = results.error, results.blocks[0].axis
     assert error is not None
-    cast = drawing.cast(results, error, summary, theory.exact(error, summary))
+    looks = drawing.choose_looks(results, error, summary, theory.exact(error, summary))
     drawn = []
     if any(len(block.columns) > 1 for block in results.blocks):
         drawn = [
             (
                 f"curves_{error.name}",
-                f"Round-trip error against {axis}; in grey the slopes of a first (1/N) and of a second order method "
-                "(1/N²), beside each method the order seen between its last two points",
-                theory.round_trip(error, summary, spent, results, cast, "steps"),
+                f"Round-trip error against {axis}. Grey: slopes of first order (1/N) and of second order (1/N²). "
+                "The number after a method is its order, measured between its last two points",
+                theory.round_trip(error, summary, spent, results, looks, "steps"),
             ),
             (
                 f"work_{error.name}",
-                f"Round-trip error against network evaluations, a line through a method's {axis}",
-                theory.round_trip(error, summary, spent, results, cast, "nfe"),
+                f"Round-trip error against network evaluations. Each line joins the {axis} of one method",
+                theory.round_trip(error, summary, spent, results, looks, "nfe"),
             ),
             (
                 "latent_std",
-                f"Scale of the latent against {axis}; 1 is the prior's",
-                theory.latent_scale(spent, results, cast),
+                f"Scale of the latent against {axis}. The prior has 1",
+                theory.latent_scale(spent, results, looks),
             ),
         ]
     shown = [_figure(name, title, keep(name, figure), results) for name, title, figure in drawn]
     for name, title, extra in (
         (
             "growth",
-            "Parasitic growth of the latent behind a perfect round trip: EDICT's p⁻²ᴺ and BDIA's γ⁻ᴺ, in grey through "
-            "the last point. What grows starts smaller where steps are finer, so the growth seen from one number of "
-            "steps to the next stays a little below the law's",
-            theory.growth(spent, results, cast),
+            "Parasitic growth of the latent behind a perfect round trip. Grey: the laws p⁻²ᴺ (EDICT) and γ⁻ᴺ (BDIA) "
+            "through the last point. With finer steps the growing part starts smaller. So the measured growth between "
+            "two numbers of steps stays a little below the law",
+            theory.growth(spent, results, looks),
         ),
         (
             "marginals",
-            "Marginals of RF-Inversion by its ODEs and its SDEs: one and the same at 0 and at 1 alone "
-            "(Theorems 3.4 and 3.5)",
+            "Marginals of RF-Inversion's ODEs and SDEs. They agree only at 0 and at 1 (Theorems 3.4 and 3.5)",
             theory.marginals(results),
         ),
     ):

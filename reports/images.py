@@ -1,4 +1,4 @@
-"""The sample images that cells keep: a gallery a column for the page, and a grid of a few of them as a figure."""
+"""The sample images of cells: one gallery per column for the page, and a grid of a few images as a figure."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.columns import Metric
-from reports.drawing import TICK, Cast, literal
+from reports.drawing import TICK, Looks, literal
 from reports.results import Block, Line, Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
-MOST = 8  # images of a gallery
-TILE = 96  # pixels of a tile of the grid, at least
-ZOOM = 3  # the inset shows a window of this part of the side
-FRAME = (214, 40, 40)  # of the window, in the tile and around the inset
+MOST = 8  # most images of a gallery
+TILE = 96  # fewest pixels of a side of a tile of the grid
+ZOOM = 3  # the inset shows a window of 1/ZOOM of the side
+FRAME = (214, 40, 40)  # colour of the frame of the window and of the inset
 TRUTH, MEASURED, UNEDITED, NO_IMAGE = "truth", "input y", "input", "no image"
 UNKNOWN = (math.nan, math.nan)
 Scores = Callable[[str], Mapping[str, tuple[float, float]]]
-RULE = "by the mean of all methods' {metric} on the {n} images kept"
+RULE = "by the mean {metric} of all methods, among the {n} images that were kept"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image [H, W, 3] uint8 with what is printed below it; None where the cell has not finished."""
+    """An image [H, W, 3] uint8 (None if the cell has not finished) and its caption."""
 
     image: Pixels | None
     caption: str
@@ -39,7 +39,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The sample images of one column, the worst first; truth, input and every method side by side."""
+    """The sample images of one column, from the worst to the best: truth, input and every method side by side."""
 
     block: Block
     column: str
@@ -47,12 +47,12 @@ class Gallery:
     ids: tuple[str, ...]
     ranks: tuple[str, ...]  # worst, median, best or nothing
     pictures: tuple[tuple[Picture, ...], ...]
-    rule: str  # what worst and best mean
-    keys: tuple[str, ...] = ()  # of the heads: a line's key, or "" for the truth and the input
+    rule: str  # meaning of worst and best
+    keys: tuple[str, ...] = ()  # for each head, the key of its line, or "" for the truth and the input
 
 
 def gallery(results: Results, block: Block, column: str, metric: Metric | None, scores: Scores) -> Gallery | None:
-    """The images that every finished method of this column kept. None where there are none."""
+    """Return the images that all finished methods of this column have kept, or None if there are none."""
     kept: list[tuple[Line, str | None, Mapping[str, np.ndarray]]] = []
     for line in results.lines:
         cells = results.by_key.get((line.key, block.key, column))
@@ -95,7 +95,7 @@ def gallery(results: Results, block: Block, column: str, metric: Metric | None, 
 def ranked(
     ids: Sequence[str], scores: Sequence[Mapping[str, tuple[float, float]]], metric: Metric | None
 ) -> tuple[list[str], list[str]]:
-    """The images from the worst to the best by their mean over the methods' scores, and what the three are called."""
+    """Return the images from the worst to the best by mean score over methods, and which is worst, median and best."""
     if metric is None:
         return list(ids), [""] * len(ids)
     sign = 1 if metric.higher_is_better else -1
@@ -112,7 +112,7 @@ def ranked(
 
 
 def scores_of(results: Results, metric: Metric | None) -> Scores:
-    """A function: cell -> image -> (metric, metric of the input). Rows of one cell are looked up when it is asked."""
+    """Return a function: cell -> image -> (metric, metric of the input). It looks up rows of a cell on each call."""
     rows = results.rows
     if metric is None or metric.name not in rows:
         return lambda _: {}
@@ -141,7 +141,7 @@ def _rgb(image: np.ndarray) -> Pixels:
 
 
 def enlarge(image: Pixels, side: int) -> Pixels:
-    """Nearest neighbour to a square of `side` pixels: every source pixel stays visible."""
+    """Enlarge to a square of `side` pixels by nearest neighbour, so that every source pixel stays visible."""
     rows = np.arange(side) * image.shape[0] // side
     columns = np.arange(side) * image.shape[1] // side
     return image[rows][:, columns]
@@ -151,7 +151,7 @@ def enlarge(image: Pixels, side: int) -> Pixels:
 
 
 def window(images: Sequence[Pixels]) -> tuple[slice, slice]:
-    """The square window, 1/ZOOM of the side, where the images differ most from one another (summed variance)."""
+    """Return the square window, 1/ZOOM of the side, where the images differ most (largest summed variance)."""
     stack = np.stack(images).astype(np.float64)
     variance = stack.var(axis=0).mean(axis=-1)
     height, width = variance.shape
@@ -163,7 +163,7 @@ def window(images: Sequence[Pixels]) -> tuple[slice, slice]:
 
 
 def _tile(image: Pixels, side: int, part: tuple[slice, slice]) -> Pixels:
-    """The whole image over its enlarged window [2 side + gap, side, 3], the window framed in both."""
+    """Return the whole image above its enlarged window [2 side + gap, side, 3], with a frame in both."""
     whole, inset = enlarge(image, side).copy(), enlarge(image[part], side).copy()
     scale_y, scale_x = side / image.shape[0], side / image.shape[1]
     y0, y1 = (int(v * scale_y) for v in (part[0].start, part[0].stop))
@@ -183,21 +183,21 @@ def _wrapped(head: str) -> list[str]:
     return textwrap.wrap(head, 16, max_lines=4, placeholder="…")
 
 
-def image_grid(shown: Gallery, cast: Cast) -> Figure:
-    """The worst, the median and the best image with a zoom inset below each, for the methods that are in colour.
+def image_grid(shown: Gallery, looks: Looks) -> Figure:
+    """Draw the worst, the median and the best image, each with an inset below, for the methods in colour.
 
-    One bitmap holds all tiles: an axis a tile would take seconds to draw.
+    All tiles are in one bitmap: one axis per tile would take seconds to draw.
     """
     from matplotlib.figure import Figure
 
-    columns = [i for i, key in enumerate(shown.keys) if not key or key in cast.leads]
+    columns = [i for i, key in enumerate(shown.keys) if not key or key in looks.coloured]
     rows = [i for i, rank in enumerate(shown.ranks) if rank] or list(range(min(3, len(shown.ids))))
     images = [p.image for row in shown.pictures for p in row if p.image is not None]
     largest = max(image.shape[0] for image in images)
     side = largest * max(1, math.ceil(TILE / largest)) if largest < 256 else 256
     gap, foot, margin = side // 16, side // 4, side // 5
-    inch = 0.95 / side  # a tile is .95 inch wide on paper, whatever its pixels
-    heads = [_wrapped(cast.titles.get(shown.keys[column], shown.heads[column])) for column in columns]
+    inch = 0.95 / side  # a tile is .95 inch wide on paper, for any number of pixels
+    heads = [_wrapped(looks.titles.get(shown.keys[column], shown.heads[column])) for column in columns]
     lines = max(map(len, heads))
     tall = 2 * side + side // 24 + foot
     canvas = np.full((len(rows) * tall, margin + len(columns) * (side + gap) - gap, 3), 255, dtype=np.uint8)
@@ -228,6 +228,6 @@ def image_grid(shown: Gallery, cast: Cast) -> Figure:
         axes.text(x, -side / 14, "\n".join(head_lines), ha="center", va="bottom", fontsize=7.5)
     title = f"{literal(shown.block.title)}, {shown.block.axis} {literal(shown.column, TICK)}"
     figure.text(border / width, 1 - 0.06 / height, title, fontsize=9.5, va="top")
-    note = f"worst, median, best: {shown.rule}; inset: where these outputs differ most" if shown.rule else ""
+    note = f"Worst, median, best: {shown.rule}. Inset: where the outputs differ most." if shown.rule else ""
     figure.text(border / width, 1 - 0.26 / height, textwrap.shorten(note, 130), fontsize=6.5, va="top", color="#666666")
     return figure

@@ -1,4 +1,4 @@
-r"""Tables as LaTeX: a file a table for `\input`, with booktabs rules, and a document of all that compiles as it is."""
+r"""Tables as LaTeX: one file per table for `\input`, with booktabs rules, and a document of all tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from reports.results import plain
 from reports.tables import DAGGER, EXPLODED_SIGN, Group, Table
 
-ROWS_A_PAGE = 45
+ROWS_PER_PAGE = 45
 MINUS = "\u2212"
 _SIGNS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -19,7 +19,7 @@ _SIGNS = {
     "≥": r"$\ge$", "→": r"$\to$", "…": r"\dots{}", MINUS: "$-$", DAGGER: r"$^\dagger$", EXPLODED_SIGN: r"$^\ddagger$",
 }  # fmt: skip
 ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327"
-"""Over or under a Latin letter: those that LaTeX's own font encoding has."""
+"""Accents over or under a Latin letter that LaTeX's own font encoding has."""
 _RAISED = {"<super>": "^", "<sub>": "_"}
 _GREEK = re.compile(
     r"alpha|beta|[gG]amma|[dD]elta|epsilon|zeta|eta|[tT]heta|iota|kappa|[lL]ambda|mu|nu|[xX]i|[pP]i|rho|[sS]igma|tau|"
@@ -32,14 +32,16 @@ _FIT = (
 
 
 def escape(text: str, mark: str = "") -> str:
-    """Text for LaTeX, bold or underlined by its mark; a hyphen before a digit is a minus sign where no word ends."""
-    escaped = re.sub(r"([-'])(?=\1)", r"\1{}", "".join(map(_sign, plain(text))))  # "--" is no dash, "''" no quote
+    """Escape text for LaTeX, bold or underlined by `mark`. A hyphen before a digit is a minus, except after a word."""
+    escaped = re.sub(
+        r"([-'])(?=\1)", r"\1{}", "".join(map(_sign, plain(text)))
+    )  # "--" must not be a dash, nor "''" a quote
     escaped = re.sub(r"(?<![\w.}])-(?=\d)", "$-$", escaped)
     return rf"\textbf{{{escaped}}}" if mark == "best" else rf"\underline{{{escaped}}}" if mark == "second" else escaped
 
 
 def _sign(character: str) -> str:
-    """What sets a character; one that pdfLaTeX has no way to set is given by its number."""
+    """Return LaTeX code for a character. If pdfLaTeX cannot set it, the code shows its number."""
     letter, accent = unicodedata.normalize("NFD", character)[0], unicodedata.normalize("NFD", character)[1:]
     if character in _SIGNS or character.isascii() or (letter.isascii() and accent and accent in ACCENTS):
         return _SIGNS.get(character, character)
@@ -56,11 +58,11 @@ def _sign(character: str) -> str:
 
 
 def latex(table: Table) -> str:
-    r"""A table for `\input`, no wider than the line. Needs the packages booktabs and graphicx.
+    r"""Return a table for `\input`, not wider than the line. It needs the packages booktabs and graphicx.
 
-    Groups of the same columns share a tabular; a long table is a float a group, since a float never breaks.
+    Groups with the same columns share a tabular. A long table has one float per group, since a float cannot break.
     """
-    long = sum(len(group.rows) for group in table.groups) > ROWS_A_PAGE
+    long = sum(len(group.rows) for group in table.groups) > ROWS_PER_PAGE
     parts = [[group] for group in table.groups] if long else [list(table.groups)]
     floats = []
     for number, groups in enumerate(parts, start=1):
@@ -100,7 +102,7 @@ _END = (r"\bottomrule", r"\end{tabular}}")
 
 
 def document(names: Sequence[str], title: str) -> str:
-    """A document that inputs tables by their file names; `pdflatex` in its folder compiles it."""
+    """Return a document that inputs tables by their file names. `pdflatex` compiles it in its folder."""
     return "\n".join(
         [
             r"\documentclass{article}",

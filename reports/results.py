@@ -1,9 +1,9 @@
-"""A sweep as the reports see it: which entries its tables have, and the rows that fill them.
+"""The results of a sweep for its report: the entries of its tables, and the rows that fill them.
 
-A table's lines are methods (times whatever else varies within a method), its columns are severities, and it has one
-block of columns a corruption; a sweep without corruptions has steps for columns and one block a model and guidance
-scale, and a sweep of edits has strengths for columns and one block a kind of edit. A manifest may say otherwise with
-`"layout": {"block": AXIS, "column": AXIS}`.
+The lines of a table are methods (one line per value if something else varies within a method). The columns are
+severities, with one block of columns per corruption. A sweep without corruptions has steps as columns and one block
+per model and guidance scale. A sweep of edits has strengths as columns and one block per kind of edit. A manifest can
+change this with `"layout": {"block": AXIS, "column": AXIS}`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.columns import AXES, MEASUREMENT, METRICS, Metric, declared
 from bench.store import Store
-from reports.damage import arrays, torn_rows
+from reports.damage import arrays, unreadable_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,11 +28,11 @@ Axes = Mapping[str, Any]
 Key = tuple[str, str, str]  # line, block, column
 
 
-NAMED = 5  # differing measurements that an error names
+NAMED = 5  # most differing measurements that an error names
 
 
 class MixedMeasurements(ValueError):
-    """Rows that a table would compare start from different measurements y; `remedy` is what to do, in one line."""
+    """Raised if rows that a table would compare start from different measurements y. `remedy`: one line to fix it."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class Line:
 
 
 def middle(axis: str, columns: Sequence[str]) -> str:
-    """The column to show first: severity 3, the common published setting, or the nearest; else the central one."""
+    """Return the column to show first: severity 3 (the usual one in papers) or the nearest; else the central one."""
     if axis == "severity":
         numbers = [column for column in columns if column.replace(".", "", 1).isdigit()]
         if numbers:
@@ -60,24 +60,24 @@ def middle(axis: str, columns: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Block:
-    """Columns under one heading: the values of `axis` at one value of `over`, or at one of each of `places`."""
+    """Columns under one heading: the values of `axis` at one value of `over`, or at one value of each of `places`."""
 
     key: str
     title: str
     over: str
     axis: str
     columns: tuple[str, ...]
-    places: tuple[tuple[str, str], ...] = ()  # (axis, value), where a block is more than one value of `over`
+    places: tuple[tuple[str, str], ...] = ()  # (axis, value), if a block has more axes than `over`
 
     @property
     def shown(self) -> str:
-        """The column that stands for the block."""
+        """The column that represents the block."""
         return middle(self.axis, self.columns)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the manifest: its place in the tables, and done, failed, damaged or missing."""
+    """One cell of the manifest: its place in the tables, and its status (done, failed, damaged or missing)."""
 
     id: str
     key: Key
@@ -87,17 +87,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything a report is made of, read once."""
+    """The content of a report, read once from the store."""
 
     manifest: Mapping[str, Any]
     cells: tuple[Cell, ...]
     lines: tuple[Line, ...]
     blocks: tuple[Block, ...]
-    rows: pd.DataFrame  # the store's rows and `line`, `block`, `column`
-    failures: Mapping[str, Mapping[str, Any]]  # of failed cells; of damaged ones with the class `DAMAGED`
+    rows: pd.DataFrame  # the store's rows, with `line`, `block` and `column` added
+    failures: Mapping[str, Mapping[str, Any]]  # of failed cells, and of damaged cells with the class `DAMAGED`
     records: Mapping[str, Mapping[str, Any]]
-    samples: Callable[[str], Mapping[str, np.ndarray]] = field(default=lambda _: {})  # images that a cell kept
-    features: Callable[[str], Mapping[str, np.ndarray]] = field(default=lambda _: {})  # of all images of a cell
+    samples: Callable[[str], Mapping[str, np.ndarray]] = field(default=lambda _: {})  # cell -> sample images
+    features: Callable[[str], Mapping[str, np.ndarray]] = field(
+        default=lambda _: {}
+    )  # cell -> features of all its images
 
     @property
     def edits(self) -> bool:
@@ -105,26 +107,26 @@ class Results:
 
     @property
     def reconstructs(self) -> bool:
-        """Whether the sweep inverts and decodes clean images, where latents matter as much as errors."""
+        """True if the sweep inverts and decodes clean images, where latents matter as much as errors."""
         return self.manifest.get("task") == "reconstruct"
 
     @property
     def guarantees(self) -> bool:
-        """Whether flows were measured against their certificates."""
+        """True if the sweep compares flows with their certificates."""
         return self.manifest.get("task") == "guarantee"
 
     @cached_property
     def declared(self) -> dict[str, Metric]:
-        """Every metric that there may be: ours, and those that the manifest declares."""
+        """All known metrics: ours, and those that the manifest declares."""
         return declared(self.manifest)
 
     def title(self, axis: str, name: str) -> str:
-        """The title of a name on an axis, such as a method's."""
+        """Return the title of a name on an axis, such as the title of a method."""
         return _title(self.manifest, axis, name)
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
-        """The metrics that any row has a value for. Of a round trip PSNR and `error` are printed."""
+        """The metrics for which any row has a value. For round trips, only PSNR and `error` are printed."""
         found = tuple(metric for metric in self.declared.values() if self.has(metric.name))
         if not self.reconstructs:
             return found
@@ -135,11 +137,11 @@ class Results:
 
     @property
     def error(self) -> Metric | None:
-        """The squared error of a round trip: between latents, unclipped, if the rows have it; else between images."""
+        """The squared error of a round trip: between latents (unclipped) if the rows have it, else between images."""
         return next((METRICS[name] for name in ("latent_mse", "mse") if self.has(name)), None)
 
     def has(self, name: str) -> bool:
-        """Whether any row has a value of a metric, or any cell the features of one of sets."""
+        """Return whether any row has a value of a metric, or any cell the features for a metric of sets."""
         if name in self.declared and self.declared[name].extractor:
             return any(name in record.get("config", {}).get("metrics", {}) for record in self.records.values())
         return name in self.rows and bool(self.rows[name].notna().any())
@@ -152,7 +154,7 @@ class Results:
         return places
 
     def axis(self, name: str) -> pd.Series:
-        """The value of an axis for each row, from the manifest."""
+        """Return the value of an axis for each row, from the manifest."""
         return self.rows["cell_id"].astype(object).map({cell.id: cell.axes.get(name) for cell in self.cells})
 
     def count(self, status: str) -> int:
@@ -160,7 +162,7 @@ class Results:
 
 
 def plain(text: object) -> str:
-    """Text on one line: white space and control characters become single spaces, halves of a character U+FFFD."""
+    """Return text on one line: white space and control characters become single spaces, surrogates U+FFFD."""
     kinds = {"Cc": " ", "Cs": "\ufffd"}
     return " ".join("".join(kinds.get(unicodedata.category(c), c) for c in str(text)).split())
 
@@ -170,7 +172,7 @@ def title_of(manifest: Mapping[str, Any]) -> str:
 
 
 def words(value: Any) -> str:
-    """An axis value as text: 20 and 20.0 are the same level."""
+    """Return an axis value as text. 20 and 20.0 give the same text."""
     if value is None:
         return "none"
     if isinstance(value, float):
@@ -179,7 +181,7 @@ def words(value: Any) -> str:
 
 
 def _title(manifest: Mapping[str, Any], axis: str, name: str, otherwise: str = "") -> str:
-    """As the manifest titles it, else `otherwise`, else the name: on one line."""
+    """Return the manifest's title of a name, else `otherwise`, else the name, on one line."""
     return plain((manifest.get("titles") or {}).get(axis, {}).get(name) or otherwise) or name
 
 
@@ -196,8 +198,11 @@ ABSENT = ""
 
 
 def _varying(cells: Sequence[Axes], placed: set[str]) -> dict[str, list[str]]:
-    """Method -> axes that tell its lines apart, in the order the manifest names them; the model's name stands in every
-    line where any method runs on several. An axis that only some cells of a method name tells these from the others."""
+    """Return method -> axes that distinguish its lines, in the order of the manifest.
+
+    If any method runs on several models, every line names its model. An axis that only some cells of a method have
+    also distinguishes lines.
+    """
     seen: dict[str, dict[str, set[str]]] = {}
     named: dict[tuple[str, str], int] = {}
     sizes: dict[str, int] = {}
@@ -219,8 +224,8 @@ def _varying(cells: Sequence[Axes], placed: set[str]) -> dict[str, list[str]]:
     }
 
 
-SPEAKING = ("model", "solver", "procedure")
-"""Axes whose values need no name beside them."""
+UNNAMED = ("model", "solver", "procedure")
+"""Axes whose values are shown without the name of the axis."""
 
 
 def _column_order(columns: set[str]) -> tuple[str, ...]:
@@ -236,12 +241,12 @@ def _column_order(columns: set[str]) -> tuple[str, ...]:
 def arrange(
     manifest: Mapping[str, Any], status: Mapping[str, str]
 ) -> tuple[tuple[Cell, ...], tuple[Line, ...], tuple[Block, ...]]:
-    """The tables' lines, blocks and columns. Methods and blocks keep the manifest's order."""
+    """Return the cells, lines and blocks of the tables. Methods and blocks keep the manifest's order."""
     listed: list[Axes] = [cell["axes"] for cell in manifest["cells"]]
     block_axis, column_axis = _layout(manifest, listed)
     datasets = {words(axes.get("dataset")) for axes in listed}
     placed = {"method", "corruption", "severity", "seed", "dataset", "task", block_axis, column_axis}
-    # A round trip's error is of one model: models stand in blocks of their own, where a restoration compares them.
+    # Round-trip errors of different models are not compared: each model has its own blocks. Restorations are compared.
     by_model = manifest.get("task") == "reconstruct" and len({words(axes.get("model")) for axes in listed}) > 1
     varying = _varying(listed, placed | ({"model"} if by_model else set()))
     cells: list[Cell] = []
@@ -252,8 +257,8 @@ def arrange(
     places: dict[str, tuple[tuple[str, str], ...]] = {}
     for entry, axes in zip(manifest["cells"], listed, strict=True):
         method = str(axes["method"])
-        told = [(name.removeprefix("method."), words(axes[name])) for name in varying[method] if name in axes]
-        tail = "".join(f" · {word}" if name in SPEAKING else f" · {name} {word}" for name, word in told)
+        shown = [(name.removeprefix("method."), words(axes[name])) for name in varying[method] if name in axes]
+        tail = "".join(f" · {word}" if name in UNNAMED else f" · {name} {word}" for name, word in shown)
         name = _title(manifest, "method", method)
         line = Line(method + tail, name, method, axes)
         tails[line.key] = plain(tail.replace("_", " "))
@@ -273,27 +278,29 @@ def arrange(
         cells.append(Cell(entry["id"], (line.key, block, column), axes, status.get(entry["id"], "missing")))
     blocks = [
         Block(key, title, block_axis, column_axis.removeprefix("method."), _column_order(columns[key]), places[key])
-        for key, title in apart(titles).items()
+        for key, title in distinct_titles(titles).items()
     ]
-    if by_model:  # a model's guidance scales stand together, models as the manifest first names them
+    if by_model:  # the blocks of a model are neighbours; models keep the manifest's order
         models = list(dict.fromkeys(dict(block.places).get("model") for block in blocks))
         blocks.sort(key=lambda block: models.index(dict(block.places).get("model")))
     return tuple(cells), tuple(sorted(_titled(lines, tails), key=_method_order(lines))), tuple(blocks)
 
 
 def _titled(lines: Mapping[str, Line], tails: Mapping[str, str]) -> list[Line]:
-    """Lines with their whole titles: the method's title and what varies within the method. Where all lines are of one
-    method and something varies in each, that alone."""
+    """Return lines with full titles: the method's title and the values that vary within the method.
+
+    If all lines are of one method and have varying values, the title has only these values.
+    """
     alone = len({line.method for line in lines.values()}) == 1 and all(tails.values())
     titles = {
         k: tails[k].removeprefix("· ") if alone else f"{line.title} {tails[k]}".strip() for k, line in lines.items()
     }
-    distinct = apart(titles)
+    distinct = distinct_titles(titles)
     return [replace(line, title=distinct[key]) for key, line in lines.items()]
 
 
-def apart(titles: Mapping[str, str], numbered: bool = False) -> dict[str, str]:
-    """Titles of keys; where several keys have one title, the key stands behind it, or its number."""
+def distinct_titles(titles: Mapping[str, str], numbered: bool = False) -> dict[str, str]:
+    """Return titles of keys. If several keys have the same title, the key or a number is added in brackets."""
     same: dict[str, list[str]] = {}
     for key, title in titles.items():
         same.setdefault(title, []).append(key)
@@ -302,7 +309,7 @@ def apart(titles: Mapping[str, str], numbered: bool = False) -> dict[str, str]:
 
 
 def _method_order(lines: Mapping[str, Line]) -> Any:
-    """Lines of one method stand together, methods as the manifest first names them."""
+    """Return a sort key: lines of one method are neighbours, and methods keep the manifest's order."""
     first: dict[str, int] = {}
     for line in lines.values():
         first.setdefault(line.method, len(first))
@@ -310,20 +317,23 @@ def _method_order(lines: Mapping[str, Line]) -> Any:
 
 
 UNREAD = (*AXES, *MEASUREMENT)
-"""Columns of the rows that no table or figure needs. The axes come from the manifest: one option may have two types."""
+"""Columns that no table or figure reads. Axes come from the manifest, since one option may have two types."""
 
 DAMAGED = "damaged"
-"""The status of a cell whose files cannot be read, and the class that stands for it among the failures."""
+"""The status of a cell whose files cannot be read, and its class among the failures."""
 
 
-def load(store: Store, manifest: Mapping[str, Any], torn: Mapping[str, str] | None = None) -> Results:
-    """Read the finished cells of a sweep. Cells that are damaged have no rows: those that are seen to be so, and those
-    in `torn` (cell -> reason). Raises `reports.damage.Torn` later on for what shows only when it is read."""
+def load(store: Store, manifest: Mapping[str, Any], unreadable: Mapping[str, str] | None = None) -> Results:
+    """Read the finished cells of a sweep. Damaged cells have no rows.
+
+    `unreadable` (cell -> reason) gives damaged cells that are already known. A damaged file may be found only when
+    `Results` reads it later; then `reports.damage.DamagedFile` is raised.
+    """
     import pandas as pd
 
     ids = [cell["id"] for cell in manifest["cells"]]
     done, failed = store.done(), store.failed()
-    broken = {**store.damaged(ids), **(torn or {})}
+    broken = {**store.damaged(ids), **(unreadable or {})}
     unread = {*UNREAD, *(name for cell in manifest["cells"] for name in cell["axes"])}
     whole = [i for i in ids if i in done and i not in broken]
     try:
@@ -331,7 +341,7 @@ def load(store: Store, manifest: Mapping[str, Any], torn: Mapping[str, str] | No
         if whole and set(rows["cell_id"].unique()) != set(whole):
             raise ValueError("rows of other cells")
     except Exception:  # a damaged file may raise anything: the cells are read one by one
-        broken |= torn_rows(store, whole)
+        broken |= unreadable_rows(store, whole)
         whole = [i for i in whole if i not in broken]
         rows = store.rows(whole, unread, categories=True)
     failures = {i: store.failure(i) for i in ids if i in failed and i not in broken}
@@ -355,10 +365,10 @@ def load(store: Store, manifest: Mapping[str, Any], torn: Mapping[str, str] | No
 
 
 def check_measurements(results: Results, cells: str = "results/cells") -> None:
-    """Raise MixedMeasurements if one image at one corruption (or edit), severity and seed was measured in two ways.
+    """Raise MixedMeasurements if an image has two measurements at one corruption (or edit), severity and seed.
 
-    `cells`: the store's folder of cells, for the remedy: without the cells that do not agree with the youngest one
-    beside them, the same run computes them again.
+    `cells`: the store's folder of cells, for the remedy. It removes the cells that do not agree with the youngest cell
+    of the same entry, so that the same run computes them again.
     """
     if not results.has("y_sha256"):
         return
@@ -387,7 +397,7 @@ def check_measurements(results: Results, cells: str = "results/cells") -> None:
     more = len(clashing) - len(found)
     folders = " ".join(shlex.quote(f"{cells}/{i}") for i in sorted(outdated))
     raise MixedMeasurements(
-        f"{len(clashing)} measurement(s) differ between cells that would be compared: {' | '.join(found)}"
+        f"{len(clashing)} measurement(s) differ between cells that a table would compare: {' | '.join(found)}"
         + (f" | and {more} more" if more else ""),
         f"rm -r {folders} (cells that do not agree with the youngest one), then the same bench.run command again",
     )

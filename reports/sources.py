@@ -1,7 +1,7 @@
-"""The store as a Weights & Biases mirror holds it: from a server (wandb.Api) or from offline run folders.
+"""A store restored from its Weights & Biases mirror: from a server (wandb.Api) or from offline run folders.
 
-A mirror's runs carry the store's own files, so a store is put together again beside what may be there already, and
-every table, figure and page is built from it as from the first. Finished cells are fetched once.
+The runs of a mirror contain the store's own files. From them the store is restored, and all tables, figures and pages
+are built from it as from the original. Each finished cell is fetched only once.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from bench.mirror.records import CELL_FILES, FAILURE_FILE, SWEEP_FILE, Mark, off
 from bench.store import Store
 
 Fetch = Callable[[str, Path], bool]
-"""Puts a run's file of that name into a folder; False if the run has none."""
+"""Function that copies a run's file of the given name into a folder. It returns False if the run has no such file."""
 CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
 class Source:
-    """One complete run and how to get its files."""
+    """One complete run and the function that fetches its files."""
 
     mark: Mark
     fetch: Fetch
 
 
 def from_files(folder: Path, sweep: str, root: Path) -> Store:
-    """The store of a sweep from the run folders in `folder`, put into `root`. Raises UserError."""
+    """Restore the store of a sweep from the run folders in `folder` into `root`. Raises UserError."""
 
     def fetch(files: Path) -> Fetch:
         return lambda name, to: (files / name).is_file() and bool(shutil.copyfile(files / name, to / name))
@@ -43,7 +43,7 @@ def from_files(folder: Path, sweep: str, root: Path) -> Store:
 
 
 def from_server(project: str, entity: str | None, sweep: str, root: Path) -> Store:
-    """The store of a sweep from a W&B server, put into `root`. Raises UserError, also without a server."""
+    """Restore the store of a sweep from a W&B server into `root`. Raises UserError, also if there is no server."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
@@ -67,7 +67,7 @@ def from_server(project: str, entity: str | None, sweep: str, root: Path) -> Sto
 
 
 def _assemble(found: Iterable[Source], sweep: str, root: Path, absent: str) -> Store:
-    """Later runs replace earlier ones of the same id; a finished cell's result outlives its failures."""
+    """Fetch the runs into `root`. A later run replaces an earlier one with the same id, and a result its failures."""
     latest = {source.mark.run_id: source for source in found}
     shutil.rmtree(root / "failures", ignore_errors=True)
     overview = [source for source in latest.values() if source.mark.kind == "sweep"]
@@ -78,12 +78,12 @@ def _assemble(found: Iterable[Source], sweep: str, root: Path, absent: str) -> S
     store = Store(root)
     held = {source.mark.record for source in latest.values() if source.mark.kind == "cell"}
     for cell_id in {cell["id"] for cell in store.manifest(sweep)["cells"]} & store.done() - held:
-        shutil.rmtree(root / "cells" / cell_id)  # of another mirror, fetched before
+        shutil.rmtree(root / "cells" / cell_id)  # it was fetched before, from another mirror
     return store
 
 
 def _place(source: Source, root: Path) -> None:
-    """Put one run's files where the store has them, whole or not at all."""
+    """Copy one run's files to their places in the store, completely or not at all."""
     mark = source.mark
     wanted = {"cell": CELL_FILES, "failure": (FAILURE_FILE,), "sweep": (SWEEP_FILE,)}[mark.kind]
     final = {

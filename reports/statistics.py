@@ -1,11 +1,11 @@
 """The statistics of the tables: the unit is the image, and seeds are nested in images.
 
-A mean carries a studentised bootstrap interval (Efron & Tibshirani 1993, section 12.5) that draws images, each with
-all its seeds, and is smoothed (Polansky 2000): a little noise on what is drawn keeps a few images, or tied ones, from
-samples of almost no spread, which would stretch an interval tenfold. Two methods are compared on the same images
-(Wilcoxon 1945, signed ranks), and the p-values of one family of comparisons are adjusted by Holm's step-down procedure
-(Holm 1979). How often the intervals hold the truth, and how often equal methods are called different, is simulated by
-`python -m reports.calibration` (STATISTICS.md).
+A mean has a studentised bootstrap interval (Efron & Tibshirani 1993, section 12.5). The bootstrap draws images, each
+with all its seeds, and is smoothed (Polansky 2000): it adds a little noise to the drawn values. Without noise, samples
+of a few images or of ties can have almost no variance, which would make an interval ten times too wide. Two methods are
+compared on the same images (Wilcoxon 1945, signed ranks), and the p-values of one family of comparisons are adjusted by
+Holm's step-down procedure (Holm 1979). `python -m reports.calibration` simulates how often the intervals hold the true
+mean and how often equal methods are called different (STATISTICS.md).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-EXACT = 50  # differences up to which the signed-rank distribution is enumerated
+EXACT = 50  # up to this number of differences the signed-rank distribution is exact
 DRAWS = 2000  # bootstrap samples of an interval
-FEW, LARGE = 5, 200  # images below and above which the bootstrap's closed form is taken
-SMOOTH = 0.3  # standard deviation of the noise, in those of the values
+FEW, LARGE = 5, 200  # with fewer or more images, a closed form replaces the bootstrap
+SMOOTH = 0.3  # standard deviation of the noise, in units of that of the values
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` images and the ends of its interval (nan where n < 2: one image shows no spread)."""
+    """A mean over `n` images and the ends of its interval (nan if n < 2)."""
 
     mean: float
     low: float
@@ -38,10 +38,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """The per-image differences a - b: mean, two-sided p-value of the signed-rank test, and how large it is.
+    """The per-image differences a - b: mean, two-sided p-value of the signed-rank test, and effect sizes.
 
-    `wins` is the probability of improvement, the share of images where a > b with ties as halves; `effect` is Hedges'
-    g of the differences, their mean in units of their own standard deviation.
+    `wins` is the probability of improvement: the share of images with a > b, where a tie counts one half. `effect` is
+    Hedges' g of the differences: their mean in units of their own standard deviation.
     """
 
     interval: Interval
@@ -51,7 +51,7 @@ class Difference:
 
 
 def cluster_means(values: npt.ArrayLike, clusters: npt.ArrayLike) -> Array:
-    """Mean of each cluster, in the order of the sorted cluster names; nan values are left out first."""
+    """Return the mean of each cluster without nan values, in the order of the sorted cluster names."""
     x = np.asarray(values, dtype=np.float64)
     names = np.asarray(clusters)
     if x.shape != names.shape or x.ndim != 1:
@@ -62,20 +62,20 @@ def cluster_means(values: npt.ArrayLike, clusters: npt.ArrayLike) -> Array:
 
 
 def bootstrap(values: npt.ArrayLike, clusters: npt.ArrayLike, level: float = 0.95, seed: int = 0) -> Interval:
-    """Mean over clusters with its interval.
+    """Return the mean over clusters with its interval.
 
     `values` [N] and `clusters` [N] (the image of each value). Values are averaged within their cluster, and clusters
-    are drawn with replacement, so a seed adds precision to its image but never counts as another image.
+    are drawn with replacement. So a seed adds precision to its image but does not count as another image.
     """
     return interval(cluster_means(values, clusters), level, seed)
 
 
 def interval(means: npt.ArrayLike, level: float = 0.95, seed: int = 0, share: bool = False) -> Interval:
-    """Mean of `means` [n], one value an image, with its studentised bootstrap interval.
+    """Return the mean of `means` [n], one value per image, with its studentised bootstrap interval.
 
-    Beside the bootstrap stand its closed forms. A `share`, of images that are all 0 or 1, has Wilson's interval (1927).
-    Student's stands for fewer than 5 images, of whose spread samples say too little, and for more than 200, where both
-    agree.
+    Closed forms replace the bootstrap in three cases. A `share`, whose values are all 0 or 1, has Wilson's interval
+    (1927). Student's interval is taken for fewer than 5 images, whose bootstrap samples say too little about the
+    variance, and for more than 200, where both agree.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
@@ -100,9 +100,9 @@ def interval(means: npt.ArrayLike, level: float = 0.95, seed: int = 0, share: bo
 
 
 def _studentised(z: Array, level: float, seed: int) -> tuple[float, float]:
-    """Quantiles of t = (mean* - mean) / error* over smoothed bootstrap samples of values z [n], of mean 0.
+    """Return quantiles of t = (mean* - mean) / error* over smoothed bootstrap samples of values z [n] with mean 0.
 
-    A sample's values are z_i + SMOOTH e_i: first and second are the means of them and of their squares.
+    A sample has the values z_i + SMOOTH e_i. `first` and `second` are their mean and the mean of their squares.
     """
     n = len(z)
     weights, noise, noise_first, noise_second = _samples(n, DRAWS, seed)
@@ -114,7 +114,7 @@ def _studentised(z: Array, level: float, seed: int) -> tuple[float, float]:
 
 
 def _quantile(ordered: Array, probability: float) -> float:
-    """Linear between order statistics, as numpy's, which takes ten times as long to find them."""
+    """Return a quantile, linear between order statistics like numpy's, which takes ten times as long."""
     place = probability * (len(ordered) - 1)
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
@@ -123,8 +123,11 @@ def _quantile(ordered: Array, probability: float) -> float:
 
 @lru_cache(maxsize=8)
 def _samples(n: int, draws: int, seed: int) -> tuple[Array, Array, Array, Array]:
-    """How often each of n images is in each bootstrap sample and the sum of the noise on it, both divided by n
-    [draws, n]; means of a sample's noise and of its square [draws]. The same for every entry."""
+    """Draw bootstrap samples of n images, the same for every entry.
+
+    Returns how often each image is in each sample and the sum of its noise, both divided by n [draws, n], and the means
+    of each sample's noise and of its square [draws].
+    """
     rng = np.random.default_rng(seed)
     chosen = (rng.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]).ravel()
     noise = rng.normal(size=(draws, n))
@@ -133,7 +136,7 @@ def _samples(n: int, draws: int, seed: int) -> tuple[Array, Array, Array, Array]
 
 
 def _student(freedom: int, probability: float) -> float:
-    from scipy.special import stdtrit  # scipy takes its time to import, and most tables do not need it
+    from scipy.special import stdtrit  # scipy is slow to import, and most tables do not need it
 
     return float(stdtrit(freedom, probability))
 
@@ -146,9 +149,10 @@ def _wilson(share: float, n: int, level: float) -> tuple[float, float]:
 
 
 def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95, seed: int = 0) -> Difference:
-    """a - b over the same images: `a` and `b` [n] hold one value an image, in one order; pairs with a nan are left out.
+    """Return the difference a - b over the same images, without pairs that have a nan.
 
-    Equal values differ by 0 even where both are infinite (the PSNR of two perfect reconstructions).
+    `a` and `b` [n] hold one value per image, in the same order. Equal values differ by 0 even if both are infinite (the
+    PSNR of two perfect reconstructions).
     """
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 1:
@@ -166,15 +170,15 @@ def _differences(x: Array, y: Array) -> Array:
 
 
 def probability_of_improvement(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Share of images where a > b, ties as halves; nan without images. `a` and `b` [n] over the same images."""
+    """Return the share of images with a > b (a tie counts one half), or nan without images. `a`, `b`: [n]."""
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     return float(((x > y) + 0.5 * (x == y)).mean()) if len(x) else math.nan
 
 
 def hedges_g(differences: npt.ArrayLike) -> float:
-    """Mean of paired differences [n] over their standard deviation, with Hedges' correction for small n (1981).
+    """Return the mean of paired differences [n] over their standard deviation, with Hedges' small-n correction (1981).
 
-    0 where all differences are 0, infinite where they are one other number, nan for n < 2.
+    It is 0 if all differences are 0, infinite if all are the same other number, and nan for n < 2.
     """
     x = np.asarray(differences, dtype=np.float64)
     if len(x) < 2 or not np.isfinite(x).all():
@@ -189,10 +193,10 @@ def hedges_g(differences: npt.ArrayLike) -> float:
 
 
 def performance_profile(values: npt.ArrayLike, thresholds: npt.ArrayLike, higher_is_better: bool = True) -> Array:
-    """Share of images that a method brings to at least each threshold (at most, where lower is better).
+    """Return the share of images for which a method reaches each threshold: at least, or at most if lower is better.
 
-    `values` [methods, n] over the same images, nan where a method has none, which counts as not reached; `thresholds`
-    [m]; returns [methods, m]. The score distributions of Agarwal et al. (2021), with images as their runs.
+    `values` [methods, n] over the same images; nan (no value) counts as not reached. `thresholds` [m]. Returns
+    [methods, m]. These are the score distributions of Agarwal et al. (2021), with images as their runs.
     """
     x, at = np.asarray(values, dtype=np.float64), np.asarray(thresholds, dtype=np.float64)
     sign = 1.0 if higher_is_better else -1.0
@@ -202,18 +206,18 @@ def performance_profile(values: npt.ArrayLike, thresholds: npt.ArrayLike, higher
 
 
 def _doubled_ranks(x: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Twice the mean ranks of |x| (integers, ties or not), and the sizes of the ties."""
+    """Return twice the mean ranks of |x| (always integers), and the sizes of the ties."""
     _, index, ties = np.unique(np.abs(x), return_inverse=True, return_counts=True)
     return (2 * np.cumsum(ties) - ties + 1)[index], ties
 
 
 def signed_rank(differences: npt.ArrayLike) -> float:
-    """Two-sided p-value of Wilcoxon's signed-rank test that the differences [n] are symmetric about 0.
+    """Return the two-sided p-value of Wilcoxon's signed-rank test that the differences [n] are symmetric about 0.
 
-    Zeros are left out (Wilcoxon's own treatment) and ties share their mean rank. Up to 50 differences the distribution
-    is exact, given the ties; beyond it is normal with the ties' correction. scipy.stats.wilcoxon gives the same
-    numbers where there are no ties or few images (a test holds it so). It has no exact distribution for 14 to 50
-    differences with ties, as shares have them, so this one stays.
+    Zeros are left out (Wilcoxon's own treatment), and ties share their mean rank. Up to 50 differences the distribution
+    is exact, given the ties. Beyond, it is normal with the correction for ties. scipy.stats.wilcoxon gives the same
+    numbers without ties or with few images (a test checks this). It has no exact distribution for 14 to 50 differences
+    with ties, which shares have. So this function is needed.
     """
     x = np.asarray(differences, dtype=np.float64)
     x = x[x != 0]
@@ -225,7 +229,7 @@ def signed_rank(differences: npt.ArrayLike) -> float:
     if n > EXACT:
         variance = n * (n + 1) * (2 * n + 1) / 24 - float((ties.astype(float) ** 3 - ties).sum()) / 48
         return math.erfc(abs(statistic - total / 2) / 2 / math.sqrt(2 * variance))
-    # Chance of each sum where every rank is in it or not with probability 1/2.
+    # Probability of each sum, if each rank is in the sum with probability 1/2.
     chance = np.zeros(total + 1)
     chance[0] = 1.0
     for rank in doubled.tolist():
@@ -235,7 +239,7 @@ def signed_rank(differences: npt.ArrayLike) -> float:
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """Adjusted p-values of one family, in the order given: reject at level q where the adjusted value is below q."""
+    """Return the adjusted p-values of one family in the given order. Reject at level q if the value is below q."""
     p = np.asarray(pvalues, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
@@ -245,22 +249,22 @@ def holm(pvalues: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Methods by their mean, and what the paired test says of it. Indices are those of the scores' rows."""
+    """Methods ordered by their mean, with the results of paired tests. Indices are those of the scores' rows."""
 
     order: tuple[int, ...]
     differences: tuple[Difference, ...]
-    """Every method behind the first, in order, less the first."""
+    """Differences of all other methods to the first, in order."""
     adjusted: tuple[float, ...]
     """Holm's p-values of `differences`."""
     marks: dict[int, str]
-    """Method -> best or second, where the test holds it against every method behind."""
+    """Method -> best or second, if the test separates it from every method behind it."""
 
 
 def rank(scores: npt.ArrayLike, higher_is_better: bool, level: float = 0.05) -> Ranking:
-    """Rank methods on shared images: `scores` [methods, images], nan where a method has no score.
+    """Rank methods on shared images. `scores`: [methods, images], nan if a method has no score.
 
-    The first is best if it differs from every other (Wilcoxon, Holm over the others), and then the second if it
-    differs from the rest. Where all methods are the same, a mark is rarer than `level`.
+    The first method is marked best if it differs from every other (Wilcoxon, Holm over the others). Then the next is
+    marked second if it differs from the rest. If all methods are equal, marks are rarer than `level`.
     """
     x = np.asarray(scores, dtype=np.float64)
     means = [float(row[~np.isnan(row)].mean()) if not np.isnan(row).all() else math.nan for row in x]

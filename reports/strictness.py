@@ -1,8 +1,8 @@
-"""Quality against the strictness of a certified field: what the certificate costs.
+"""Quality against the strictness of a certified field: the price of the certificate.
 
-A field certified with K = the integral of k(t) can stretch or squeeze distances in its gauge by at most e^K, so that 2K
-bounds the log of the flow's condition number. Where a sweep restores with three or more certified models, its metric
-is shown against 2K, and beside the curve stand the models that nothing constrains.
+A field certified with K, the integral of k(t), stretches or squeezes distances in its gauge by at most e^K. So 2K
+bounds the log of the flow's condition number. If a sweep restores with three or more certified models, the metric is
+shown against 2K. Models without a constraint are shown beside the curve.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEAST = 3
-"""Certified models that make a curve."""
+"""Number of certified models that a curve needs."""
 
 
 @dataclass(frozen=True)
 class Strict:
-    """A line of the tables on one model: `rest` is what it shares with the same line on other models."""
+    """A line of the tables on one model. `rest` is the part of its title without the model."""
 
     line: Line
     model: str
     rest: str
     bound: float
-    """2K, nominal where the model is not certified."""
+    """2K, nominal if the model is not certified."""
     certified: bool
 
 
 def strict_lines(results: Results) -> list[Strict]:
-    """Lines that were run on `LEAST` or more certified models of different K, by K; then the same on other models."""
+    """Return lines that ran on `LEAST` or more certified models of different K, by K; then those on other models."""
     if not {"K", "certified"} <= set(results.rows.columns) or results.guarantees:
         return []
     constants = results.rows.groupby("line", sort=False)[["K", "certified"]].first().dropna()
@@ -58,14 +58,14 @@ def strict_lines(results: Results) -> list[Strict]:
 
 
 def _names(lines: list[Strict]) -> dict[str, str]:
-    """Models without the name that variants add theirs to: `soft` of digits inode and digits inode soft."""
+    """Return short names of the models, without their common beginning: `soft` for `digits inode soft`."""
     models = {strict.model for strict in lines}
     shared = f"{min(models, key=len)} "
     return {model: model.removeprefix(shared) for model in models}
 
 
 def strictness_table(metric: Metric, lines: list[Strict], summary: pd.DataFrame, results: Results) -> Table:
-    """A group a way of restoring, a row a model: its bound, and the metric of every block."""
+    """Return a table with one group per way of restoring and one row per model: its bound, and the metric per block."""
     known = summary[summary["metric"] == metric.name].set_index(["line", "block", "column"])
     groups = []
     for rest in dict.fromkeys(strict.rest for strict in lines):
@@ -94,15 +94,17 @@ def strictness_table(metric: Metric, lines: list[Strict], summary: pd.DataFrame,
         f"Strictness of the constraint, and {metric.heading}",
         tuple(groups),
         (
-            "2K bounds the log of the flow's condition number in the gauge, at any input. In brackets: nominal, of a "
-            "field that nothing constrains.",
+            "2K bounds the log of the flow's condition number in the gauge, at any input.",
+            "In brackets: nominal 2K of a field without a constraint.",
         ),
     )
 
 
 def strictness_figure(metric: Metric, lines: list[Strict], summary: pd.DataFrame, results: Results) -> Figure:
-    """A panel a block: the metric with its 95 % interval against 2K, a line a way of restoring; right of the curve, in
-    open markers, the models that are not certified."""
+    """Draw one panel per block: the metric with its 95 % interval against 2K, one line per way of restoring.
+
+    Models that are not certified are open markers to the right of the curve.
+    """
     known = summary[summary["metric"] == metric.name].set_index(["line", "block", "column"])
     ways = list(dict.fromkeys(strict.rest for strict in lines))
     names = _names(lines)

@@ -1,4 +1,4 @@
-"""The numbers behind every table and curve: one line an entry, with its interval, its gaps and its rank."""
+"""The numbers of every table and curve: one line per entry, with interval, missing parts and rank."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ EXPLODED = 3.0
 
 
 def summarise(results: Results) -> pd.DataFrame:
-    """A line a (metric, line, block, column): mean, low, high, n and what is missing, in the order of the tables.
+    """Return one row per (metric, line, block, column): mean, low, high, n and counts of missing parts, in table order.
 
-    `mark` is best or second where the paired test holds it (`reports.statistics.rank`). Beside every other whole entry
-    stands its difference to the one that leads: `to_best*`, Holm's `p_holm`, the share of images on which it is the
-    better one (`wins`) and Hedges' g. A distance between sets is one number for all images: no interval, no rank.
+    `mark` is best or second if the paired test confirms it (`reports.statistics.rank`). Every other whole entry has its
+    difference to the leading one: `to_best*`, Holm's `p_holm`, the share of images on which it is better (`wins`) and
+    Hedges' g. A distance between sets is one number for all images, without interval and rank.
     """
     import pandas as pd
 
@@ -52,7 +52,7 @@ def summarise(results: Results) -> pd.DataFrame:
 
 
 class _Rows:
-    """The rows as arrays [N], images as numbers in the order of their names: pandas is slow at thousands of frames."""
+    """The rows as arrays [N], with images numbered in the order of their names. Thousands of pandas frames are slow."""
 
     def __init__(self, results: Results) -> None:
         import pandas as pd
@@ -74,14 +74,18 @@ class _Rows:
         return self.known[name]
 
     def expected(self, metric: Metric, here: npt.NDArray[np.int64]) -> int:
-        """How many images should have a value at a column: those that any method has or lost there. The others have
-        none by their nature, as an edit of the whole image has nothing outside it."""
+        """Return how many images should have a value at a column: those for which any method has one or failed.
+
+        Other images cannot have a value. For example, an edit of the whole image has no outside.
+        """
         due = self.numerical[here] | (bool(metric.extractor) or ~np.isnan(self.values(metric.name)[here]))
         return len(np.unique(self.images[here][due]))
 
     def distance(self, metric: Metric, cells: Sequence[Cell]) -> tuple[float, int, int]:
-        """A distance between sets over all finite outputs of cells; how many they are, and of how many images. Every
-        truth counts once."""
+        """Return (distance between sets, number of outputs, number of images) over all finite outputs of cells.
+
+        Every truth counts once.
+        """
         done = sorted(cell.id for cell in cells if cell.status == "done")
         outputs, truths, images = _pooled(self.results, metric.extractor, done)
         return DISTANCES[metric.distance](outputs, truths), len(outputs), images
@@ -92,8 +96,10 @@ def _positions(rows: pd.DataFrame, by: list[str]) -> dict[tuple[str, ...], npt.N
 
 
 def _pooled(results: Results, extractor: str, ids: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], int]:
-    """Features of the outputs of cells and of their truths, in the order of the images' names; and how many images the
-    outputs are of."""
+    """Return the features of the outputs of cells and of their truths, both in the order of the images' names.
+
+    The third value is the number of images that have outputs.
+    """
     outputs: list[npt.NDArray[Any]] = []
     names: list[str] = []
     truths: dict[str, npt.NDArray[Any]] = {}
@@ -145,7 +151,7 @@ def _above_floor(metric: Metric, value: Any) -> Any:
 
 
 def _input(metric: Metric, rows: _Rows, here: npt.NDArray[np.int64], block: Block, column: str) -> list[dict[str, Any]]:
-    """What a method was given as a solution; the methods share it, so each (image, seed) counts once."""
+    """Return the entry of the methods' input. All methods share it, so each (image, seed) counts once."""
     values = rows.values(f"{OF_INPUT}{metric.name}")
     known = here[~np.isnan(values[here])]
     if not len(known):
@@ -167,7 +173,7 @@ def _entry(
     place: npt.NDArray[np.int64] | None,
     expected: int,
 ) -> dict[str, Any]:
-    """One entry. `place`: its rows; `expected`: the images that any method has at this column, and it should have."""
+    """Return one entry. `place`: its rows; `expected`: how many images should have a value at this column."""
     failures = rows.results.failures
     failed = [cell.id for cell in cells if cell.status in ("failed", DAMAGED)]
     done = sum(cell.status == "done" for cell in cells)
@@ -198,20 +204,21 @@ def _entry(
 
 
 SAME = "same"
-"""As the value of an axis of a manifest's `reference`: every line is compared at its own value of that axis."""
+"""Value of an axis in a manifest's `reference`: each line is compared at its own value of that axis."""
 
 
 def effects(results: Results) -> pd.DataFrame:
-    """A line a (metric, line, block, column) beside the line that the manifest calls its reference: the mean difference
-    to it with its interval, n, Hedges' g and the Wilcoxon p of the pair, Holm over a column. Empty without a reference;
-    `comparison` counts them, from 0, where there are several.
+    """Return one row per (metric, line, block, column) that has a reference line in the manifest.
+
+    A row has the mean difference to the reference with its interval, n, Hedges' g and the p-value of Wilcoxon's test,
+    Holm over a column. The frame is empty without a reference. `comparison` is the number of the reference, from 0.
     """
     import pandas as pd
 
-    asked = results.manifest.get("reference") or ()
+    references = results.manifest.get("reference") or ()
     records: list[dict[str, Any]] = []
     rows = _Rows(results)
-    for number, axes in enumerate([asked] if isinstance(asked, Mapping) else asked):
+    for number, axes in enumerate([references] if isinstance(references, Mapping) else references):
         wanted = {axis: words(value) for axis, value in axes.items()}
         pairs = {line.key: found for line in results.lines if (found := _reference(line, wanted, results.lines))}
         for metric in results.metrics if pairs else ():
@@ -225,7 +232,7 @@ def effects(results: Results) -> pd.DataFrame:
 
 
 def _reference(line: Line, wanted: Mapping[str, str], lines: Sequence[Line]) -> Line | None:
-    """The line that another is compared with."""
+    """Return the reference of a line: the first line with the wanted axis values, or None."""
     own = {axis: words(line.axes.get(axis)) if value == SAME else value for axis, value in wanted.items()}
     found = (other for other in lines if own and all(words(other.axes.get(a)) == v for a, v in own.items()))
     return next(found, None)
@@ -238,7 +245,7 @@ EFFECTS = [
 
 
 def _against(metric: Metric, pairs: Mapping[str, Line], block: Block, column: str, rows: _Rows) -> list[dict[str, Any]]:
-    """The entries of one column against their references', image by image."""
+    """Return the differences of the entries of one column to their references, paired by image."""
     known: dict[str, dict[int, float]] = {}
 
     def means(key: str) -> dict[int, float]:
@@ -279,7 +286,7 @@ def _against(metric: Metric, pairs: Mapping[str, Line], block: Block, column: st
 
 
 def _rank(metric: Metric, entries: list[dict[str, Any]], rows: _Rows, block: Block, column: str) -> None:
-    """Rank whole entries: a method that failed on the hard images would look better than it is."""
+    """Rank entries that are whole. A method that failed on the hard images would look too good."""
     whole = [e for e in entries if e["line"] != INPUT and e["n"] and not e["partial"]]
     if len(whole) < 2:
         return
@@ -306,26 +313,30 @@ def _rank(metric: Metric, entries: list[dict[str, Any]], rows: _Rows, block: Blo
 
 
 MEASURED = (*COSTS, *LATENTS)
-"""What the tables of costs and latents are means of."""
+"""Columns whose means are in the tables of costs and latents."""
 
 
 def _of_the_prior(rows: pd.DataFrame) -> pd.DataFrame:
-    """Without the latents of inversions that stop on the way: they are still half an image, not noise. Rows from before
-    this was recorded count as whole."""
+    """Remove the latents of inversions that stop before the noise: they are still partly an image.
+
+    Rows without the column `walked` count as complete inversions.
+    """
     if "walked" not in rows:
         return rows
     return rows.assign(**{name: rows[name].where(rows["walked"].fillna(1) == 1) for name in LATENTS if name in rows})
 
 
 def _lost(rows: pd.DataFrame) -> int:
-    """How many latents should have been noise and are not finite."""
+    """Return how many latents of complete inversions are not finite."""
     reached = rows["walked"].fillna(1) == 1 if "walked" in rows else True
     return int((rows["latent_std"].isna() & reached).sum()) if "latent_std" in rows else 0
 
 
 def _seconds(rows: pd.DataFrame) -> tuple[float, float]:
-    """(the median cell's seconds an image; how many times longer an evaluation took in slow cells than in quick ones:
-    the 90 % quantile over the 10 % one). The median, since what else runs on a machine only ever adds."""
+    """Return (seconds per image of the median cell, time of an evaluation in slow cells divided by that in fast cells).
+
+    Slow and fast are the 90 % and the 10 % quantile. The median is taken since other work on a machine only adds time.
+    """
     known = rows[rows["seconds"].notna()] if "seconds" in rows else rows[:0]
     if known.empty:
         return math.nan, math.nan
@@ -336,7 +347,7 @@ def _seconds(rows: pd.DataFrame) -> tuple[float, float]:
 
 
 def costs(results: Results) -> pd.DataFrame:
-    """A line a method: what it costs, over all finished cells, and how wide its latents are."""
+    """Return one row per line of the tables: its costs over all finished cells, and the scale of its latents."""
     import pandas as pd
 
     records: list[dict[str, Any]] = []
@@ -357,15 +368,17 @@ def costs(results: Results) -> pd.DataFrame:
 
 
 def latent_flag(std: float, lost: int) -> str:
-    """exploded or collapsed where latents have left the scale of their prior: their mean std, and how many have none
-    because they were not finite."""
+    """Return "exploded" or "collapsed" if latents have left the scale of their prior, else "".
+
+    `std`: mean standard deviation; `lost`: number of latents that are not finite.
+    """
     if math.isnan(std):
         return ""
     return "exploded" if std > EXPLODED or lost else "collapsed" if std < 1 / EXPLODED else ""
 
 
 def entry_costs(results: Results) -> pd.DataFrame:
-    """A line a (line, block, column): the same means as `costs`, where they depend on the steps."""
+    """Return one row per (line, block, column) with the means of `costs`, for sweeps where they depend on the steps."""
     import pandas as pd
 
     table = _of_the_prior(results.rows)

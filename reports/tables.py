@@ -1,8 +1,8 @@
-"""Tables as plain data, and their renderings: terminal (rich), Markdown and CSV. HTML is the template's, LaTeX
-`reports.latex`'s.
+"""Tables as plain data, and how they are written: terminal (rich), Markdown and CSV.
 
-An entry is printed as `24.31 ±0.42`: the mean over images and half its 95 % bootstrap interval, whose exact ends are
-in the CSV. Bold is the best and underlined (in Markdown: italic) the second, only where the paired test holds it.
+The template writes HTML, and `reports.latex` writes LaTeX. An entry is printed as `24.31 ±0.42`: the mean over images
+and half the width of its 95 % bootstrap interval. The CSV has the exact ends of the interval. The best method is bold
+and the second underlined (in Markdown: italic), but only if the paired test confirms it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 MISSING = "–"
 DAGGER = "†"
 EXPLODED_SIGN = "‡"
-SECOND = "underlined: second"  # Markdown has no underline: there it is italic
+SECOND = "underlined: second"  # Markdown has no underline and uses italic
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Its text, the numbers behind it, and its mark: best, second, missing, failed, input, published or none."""
+    """One entry: text, numbers, and mark (best, second, missing, failed, input, published, or empty)."""
 
     text: str
     value: float | None = None
@@ -46,15 +46,15 @@ class Entry:
 class Row:
     title: str
     entries: tuple[Entry, ...]
-    reference: bool = False  # the input, or a published number: shown, never ranked
-    printed: bool = True  # in the terminal
+    reference: bool = False  # the input or a published number: shown but never ranked
+    printed: bool = True  # shown in the terminal
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows under one heading with one set of columns: a corruption with its severities.
+    """Rows under one heading with one set of columns, such as a corruption with its severities.
 
-    `shown` is the column that stands for the group in a short table; "" where none does.
+    `shown` is the column that represents the group in a short table, or "" if no column does.
     """
 
     title: str
@@ -66,7 +66,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table; `key` is what it shows (a metric's name, or costs)."""
+    """A table with a title. `key` names its content: a metric, or costs."""
 
     key: str
     title: str
@@ -106,9 +106,9 @@ class Table:
 def comparison(
     metric: Metric, summary: pd.DataFrame, results: Results, flags: Mapping[tuple[str, str, str], str] | None = None
 ) -> Table:
-    """The table of one metric: a group a block, methods as rows, severities (or steps) as columns.
+    """Return the table of one metric: one group per block, methods as rows, severities (or steps) as columns.
 
-    `flags`: (line, block, column) -> what is wrong with its latents; a perfect round trip would hide it.
+    `flags`: (line, block, column) -> the fault of its latents, which a perfect round trip would hide.
     """
     flags = flags or {}
     entries = {}
@@ -129,7 +129,7 @@ def comparison(
     groups += published(metric.name, str(results.manifest.get("task")))
     notes = _notes(metric, chosen, results)
     if any(flags.values()):
-        notes += (f"{EXPLODED_SIGN} the latent exploded or collapsed (see Latents), however exact its round trip.",)
+        notes += (f"{EXPLODED_SIGN}: The latent exploded or collapsed, even if the round trip is exact (see Latents).",)
     size = f", n = {_size(chosen)} images" if metric.extractor else ""
     return Table(metric.name, metric.heading + size, tuple(groups), notes, metric.printed)
 
@@ -156,7 +156,7 @@ def _entry(metric: Metric, record: Mapping[Any, Any]) -> Entry:
         if record["failure"]:
             return Entry(f"failed ({record['failure']})", mark="failed", hint="every run of this cell failed")
         if record["n_numerical"]:
-            return Entry("failed (numerical)", mark="failed", hint="no image came back finite")
+            return Entry("failed (numerical)", mark="failed", hint="no output image is finite")
         return Entry(MISSING, mark="missing", hint="not run yet")
     mean, low, high = record["mean"], record["low"], record["high"]
     text = ("0" if mean == 0 else format(mean, metric.digits)) if math.isfinite(mean) else "∞"
@@ -172,7 +172,7 @@ def _hint(metric: Metric, record: Mapping[Any, Any]) -> str:
     if math.isfinite(record["high"] - record["low"]):
         parts.append(f"95 % interval {record['low']:{metric.digits}} to {record['high']:{metric.digits}}")
     if not math.isnan(record["p_holm"]):
-        parts.append(f"to the best {record['to_best']:+{metric.digits}} (Holm p = {record['p_holm']:.2g})")
+        parts.append(f"difference to the best {record['to_best']:+{metric.digits}} (Holm p = {record['p_holm']:.2g})")
     if record["partial"]:
         parts.append(f"{record['cells_done']} of {record['cells']} cells")
     if record["n_numerical"]:
@@ -190,15 +190,17 @@ def _notes(metric: Metric, summary: pd.DataFrame, results: Results) -> tuple[str
         notes = [SETS[metric.distance], *absent(results)]
     else:
         notes = [
-            f"Mean over images; ± is half the 95 % bootstrap interval over n = {_size(summary)} images (seeds averaged "
-            "within an image).",
-            f"Bold: best, {SECOND}, only where the Wilcoxon signed-rank test paired by image (Holm over methods, "
-            "p < .05) holds it against every method ranked below.",
+            f"Entries are means over n = {_size(summary)} images. The seeds of an image are averaged first.",
+            "± is half the width of the 95 % bootstrap interval.",
+            f"Bold: best; {SECOND}. A method is marked only if it is significantly better than every method ranked "
+            "below it (Wilcoxon signed-rank test, paired by image, Holm over methods, p < .05).",
             *_undecided(metric, summary),
             *absent(results),
         ]
     if summary["partial"].any():
-        notes.append(f"{DAGGER} part of the cells, seeds or images is missing or not finite: shown, not ranked.")
+        notes.append(
+            f"{DAGGER}: Some cells, seeds or images are missing or not finite. The entry is shown but not ranked."
+        )
     notes += setting(results)
     if results.reconstructs and metric.note:
         notes.append(metric.note)
@@ -209,63 +211,74 @@ def _notes(metric: Metric, summary: pd.DataFrame, results: Results) -> tuple[str
 
 
 def setting(results: Results) -> list[str]:
-    """Steps and guidance where all cells share them, and what was set of the methods' options, in words."""
+    """Return notes on the steps and guidance that all cells share, and on the method options that were set."""
     shared = []
     for axis in ("steps", "guidance"):
         values = {words(cell.axes[axis]) for cell in results.cells if cell.axes.get(axis) is not None}
         shared += [f"{axis} {value}" for value in values if len(values) == 1]
     chosen = results.manifest.get("options") or {}
     titles = {line.method: results.title("method", line.method) for line in results.lines}
-    told = [
-        f"{title}: {', '.join(f'{name} {words(value)}' for name, value in chosen[method].items())}"
+    options = [
+        f"{title} ({', '.join(f'{name} {words(value)}' for name, value in chosen[method].items())})"
         for method, title in titles.items()
         if method in chosen
     ]
     notes = []
     if shared:
-        notes.append(f"{', '.join(shared).capitalize()}.")
-    if told:
-        notes.append(f"Set: {'; '.join(told)}.")
+        notes.append(f"All cells: {', '.join(shared)}.")
+    if options:
+        notes.append(f"Method options that were set: {'; '.join(options)}.")
     return notes
 
 
 def _undecided(metric: Metric, summary: pd.DataFrame) -> list[str]:
-    """In how many columns no method is bold, although several are compared."""
+    """Return a note on the number of columns that compare several methods but have none in bold."""
     compared = len(summary[summary["p_holm"].notna()].groupby(["block", "column"]))
     undecided = compared - int((summary["mark"] == "best").sum())
     if not undecided:
         return []
-    where = f"{metric.title}: in {undecided} of {compared} columns"
-    return [f"{where} the best is not significantly better than all others, so none is bold."]
+    where = f"{metric.title}: In {undecided} of {compared} columns,"
+    return [f"{where} the best method is not significantly better than all others, so no method is bold."]
 
 
 SETS = {
-    "frechet": "One distance between the features of all outputs and of their truths (Fréchet, Heusel et al. 2017): no "
-    "interval and no rank. It is biased upwards for few images, alike for all methods.",
-    "kernel": "One distance between the features of all outputs and of their truths (unbiased squared MMD, cubic "
-    "kernel, Binkowski et al. 2018): no interval and no rank. It may be negative.",
+    "frechet": "Each entry is one distance between the features of all outputs and the features of their truths "
+    "(Fréchet distance, Heusel et al. 2017). It has no interval and no rank. With few images it is biased upwards, for "
+    "all methods alike.",
+    "kernel": "Each entry is one distance between the features of all outputs and the features of their truths "
+    "(unbiased squared MMD with a cubic kernel, Binkowski et al. 2018). It has no interval and no rank. It may be "
+    "negative.",
 }
 
 
 def absent(results: Results) -> list[str]:
-    """`k of n cells missing`, in words, if any is."""
+    """Return notes on missing, failed and damaged cells and on unavailable metrics; empty if there are none."""
     failed, missing, total = results.count("failed"), results.count("missing"), len(results.cells)
     notes = []
     if missing:
-        notes.append(f"{missing} of {total} cells missing ({MISSING} where nothing has run).")
+        notes.append(f"{missing} of {total} cells are missing. {MISSING}: no cell of this entry has run.")
     if failed:
         notes.append(f"{failed} of {total} cells failed.")
     if damaged := results.count(DAMAGED):
-        notes.append(f"{damaged} of {total} cells are damaged in the store; the next run computes them again.")
+        notes.append(f"{damaged} of {total} cells are damaged in the store. The next run computes them again.")
     unavailable = (results.manifest.get("unavailable") or {}).values()
-    return notes + [f"unavailable: {reason}" for reason in dict.fromkeys(unavailable)]
+    return notes + [f"Unavailable metric: {reason}" for reason in dict.fromkeys(unavailable)]
 
 
-PRIOR = "Kurtosis: of the latent, 3 if Gaussian; W2: 2-Wasserstein distance of the latent's values from N(0, 1)."
+LATENT_NOTES = (
+    "Latent std: standard deviation of the latent; 1 for Gaussian noise.",
+    "Kurtosis: kurtosis of the latent; 3 for Gaussian noise.",
+    "W2: 2-Wasserstein distance between the latent's values and N(0, 1).",
+)
+COST_NOTES = (
+    "State: size of what decoding needs besides the model.",
+    "NFE: network evaluations per image; guidance counts two.",
+    "Grad: network evaluations with a backward pass.",
+)
 
 
 def effect_table(metric: Metric, effects: pd.DataFrame, results: Results, comparison: int = 0) -> Table:
-    """The differences of one metric to a reference line, and how large they are beside their spread over images."""
+    """Return the table of one metric's differences to a reference line, with Hedges' g as effect size."""
     wanted = (effects["metric"] == metric.name) & (effects["comparison"] == comparison)
     chosen = effects[wanted].to_dict("records")
     entries = {(r["line"], r["block"], r["column"]): _effect(metric, r) for r in chosen}
@@ -280,12 +293,15 @@ def effect_table(metric: Metric, effects: pd.DataFrame, results: Results, compar
         groups.append(Group(block.title, block.columns, tuple(rows), block.axis, block.shown))
     compared = " or ".join(dict.fromkeys(str(record["reference"]) for record in chosen))
     notes = (
-        f"Mean difference to {compared}, image by image; ± is half their 95 % bootstrap interval.",
-        "g: Hedges' g of the paired differences. *: Wilcoxon signed-rank, Holm over a column, p < .05.",
+        f"Entries are mean differences to {compared}, paired by image.",
+        "± is half the width of the 95 % bootstrap interval.",
+        "g: Hedges' g of the paired differences. *: p < .05 in the Wilcoxon signed-rank test, Holm over a column.",
         *absent(results),
     )
     if any(record["partial"] for record in chosen):
-        notes += (f"{DAGGER} over a part of the images: the others are missing or not finite in one of the two.",)
+        notes += (
+            f"{DAGGER}: Only some of the images are compared. The others are missing or not finite for one of the two.",
+        )
     key, effect = f"{metric.name}_effects", "Effect"
     if comparison:
         key, effect = f"{key}_{comparison + 1}", f"Effect {comparison + 1}"
@@ -305,7 +321,7 @@ def _effect(metric: Metric, record: Mapping[Any, Any]) -> Entry:
 
 
 def cost_table(costs: pd.DataFrame, results: Results) -> Table:
-    """What a method costs, mean over its finished cells, and whether its latents keep the scale of the prior."""
+    """Return each method's mean costs over its finished cells, and flags for latents off the prior's scale."""
     with_model = costs["model"].nunique() > 1
     measured = (*COSTS.values(), *LATENTS.values())
     shown = [column for column in measured if column.name != "latent_w2" or costs["latent_w2"].notna().any()]
@@ -317,11 +333,12 @@ def cost_table(costs: pd.DataFrame, results: Results) -> Table:
         rows.append(Row(record["title"], tuple(entries)))
     columns = ("model",) * with_model + tuple(column.head for column in shown) + ("flag",)
     notes = [
-        "Costs: means over the images of all finished cells, seconds of the median cell. NFE: network evaluations an "
-        "image, guidance counts two; grad: those with a backward pass; peak: memory allocated on a GPU, or by how much "
-        "the process grew on a CPU; state: what a decode needs besides the model. " + PRIOR,
-        "Flag: latent exploded where the latent's standard deviation is above 3, collapsed where it is below 1/3. An "
-        "inversion that stops on the way has no latent to compare with noise.",
+        "Costs are means over the images of all finished cells. Seconds are those of the median cell.",
+        "Peak: memory allocated on a GPU, or growth of the process's memory on a CPU.",
+        *COST_NOTES,
+        *LATENT_NOTES,
+        "Flag: The latent exploded if its standard deviation is above 3, and collapsed if it is below 1/3.",
+        "An inversion that stops before the noise level N has no latent to compare with noise.",
         *absent(results),
         *_machines(results),
         *_unsteady(costs),
@@ -330,14 +347,14 @@ def cost_table(costs: pd.DataFrame, results: Results) -> Table:
 
 
 def latent_table(costs: pd.DataFrame, results: Results, timed: bool) -> Table:
-    """A group a block, a row a method and column: its latents' scale and shape and what they cost.
+    """Return the scale, shape and costs of the latents: one group per block, one row per method and column.
 
-    `costs` as `entry_costs` gives them. Without `timed` it holds only what is the same in every run. The terminal
-    shows a method's last column and whatever is flagged.
+    `costs` comes from `entry_costs`. Without `timed`, the table holds only numbers that are the same in every run. The
+    terminal shows the last column of each method and every flagged one.
     """
-    seldom = {"nfe_grad": costs["nfe_grad"].gt(0).any(), "latent_w2": costs["latent_w2"].notna().any()}
+    optional = {"nfe_grad": costs["nfe_grad"].gt(0).any(), "latent_w2": costs["latent_w2"].notna().any()}
     spent = [COSTS[name] for name in ("state_bytes", "nfe", "nfe_grad", "seconds", "peak_mib")]
-    shown = [column for column in (*LATENTS.values(), *spent) if seldom.get(column.name, True)]
+    shown = [column for column in (*LATENTS.values(), *spent) if optional.get(column.name, True)]
     shown = [column for column in shown if timed or not column.timed]
     groups = []
     for block in results.blocks:
@@ -348,14 +365,16 @@ def latent_table(costs: pd.DataFrame, results: Results, timed: bool) -> Table:
             entries = [Entry(record["column"], _number(record["column"]))]
             entries += [_cost(column, record[column.name]) for column in shown]
             entries.append(Entry(record["flag"], mark="failed" if record["flag"] else ""))
-            brief = bool(record["flag"]) or last.get(record["line"], block.columns[-1]) == record["column"]
-            rows.append(Row(record["title"], tuple(entries), printed=brief))
+            printed = bool(record["flag"]) or last.get(record["line"], block.columns[-1]) == record["column"]
+            rows.append(Row(record["title"], tuple(entries), printed=printed))
         columns = (block.axis, *(column.head for column in shown), "flag")
         groups.append(Group(block.title, columns, tuple(rows), "method"))
     notes = [
-        "Means over images. Latent std and kurtosis: 1 and 3 for Gaussian noise; flag: exploded where the std is above "
-        "3 or not finite, collapsed where it is below 1/3. State: what a decode needs besides the model. NFE: network "
-        "evaluations an image, guidance counts two; grad: those with a backward pass. " + PRIOR,
+        "Entries are means over images.",
+        *LATENT_NOTES,
+        "Flag: The latent exploded if its standard deviation is above 3 or not finite, and collapsed if it is below "
+        "1/3.",
+        *COST_NOTES,
         *absent(results),
     ]
     if not timed:
@@ -370,7 +389,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-UNSTEADY = 2.0  # times that an evaluation takes longer in a method's slow cells than in its quick ones
+UNSTEADY = 2.0  # time of an evaluation in a method's slow cells, divided by the time in its fast cells
 
 
 def _unsteady(costs: pd.DataFrame) -> list[str]:
@@ -378,15 +397,15 @@ def _unsteady(costs: pd.DataFrame) -> list[str]:
     if worst is None or worst["unsteady"] < UNSTEADY:
         return []
     return [
-        f"Timings are unsteady, as on a machine with other work: an evaluation took up to {worst['unsteady']:.1f} "
-        f"times longer in some cells of one method ({worst['title']}) than in others."
+        "Timings are unsteady. Perhaps the machine did other work. In some cells of one method "
+        f"({worst['title']}), an evaluation took {worst['unsteady']:.1f} times as long as in others."
     ]
 
 
 def _machines(results: Results) -> list[str]:
     machines = sorted({_machine(record) for record in results.records.values()})
     if len(machines) > 1:
-        return [f"Timed on {len(machines)} kinds of machine ({'; '.join(machines)}): seconds do not compare."]
+        return [f"Timed on {len(machines)} kinds of machine ({'; '.join(machines)}). Seconds are not comparable."]
     return [f"Timed on {machines[0]}."] if machines else []
 
 
@@ -410,9 +429,9 @@ PUBLISHED = Path(__file__).parent / "published"
 
 
 def published(metric: str, task: str) -> list[Group]:
-    """Numbers of papers for a metric of a task: a group a source and setting, shown beside ours and never ranked.
+    """Return numbers from papers for a metric of a task: one group per source and setting, never ranked.
 
-    `published/TASK.csv` has a line a number: metric, citation, setting, method, axis, column, value, as it was printed.
+    `published/TASK.csv` has one line per number: metric, citation, setting, method, axis, column and the printed value.
     """
     file = PUBLISHED / f"{task}.csv"
     if not file.is_file():
@@ -440,15 +459,19 @@ def _as_printed(text: str) -> Entry:
 
 
 def paper(table: Table) -> Table:
-    """The short form: a column a group, each at the column that stands for it. Tables of one group or of costs, and
-    published numbers, stay as they are."""
+    """Return the short form of a table: one column per group, the group's `shown` column.
+
+    Tables of one group, tables of costs and published numbers do not change.
+    """
     own = [group for group in table.groups if group.shown]
     if len(own) < 2:
         return table
     titles = dict.fromkeys((row.title, row.reference) for group in own for row in group.rows)
-    rows = tuple(Row(title, tuple(_standing(group, title) for group in own), reference) for title, reference in titles)
+    rows = tuple(
+        Row(title, tuple(_representative(group, title) for group in own), reference) for title, reference in titles
+    )
     short = Group("", tuple(group.title for group in own), rows, "method")
-    note = f"Columns at {own[0].corner} {', '.join(dict.fromkeys(group.shown for group in own))}."
+    note = f"The columns show {own[0].corner} {', '.join(dict.fromkeys(group.shown for group in own))}."
     return replace(
         table,
         groups=(short, *(group for group in table.groups if not group.shown)),
@@ -456,7 +479,7 @@ def paper(table: Table) -> Table:
     )
 
 
-def _standing(group: Group, title: str) -> Entry:
+def _representative(group: Group, title: str) -> Entry:
     found = [row.entries[group.columns.index(group.shown)] for row in group.rows if row.title == title]
     return found[0] if found else Entry("", hint="not in this sweep")
 
@@ -464,49 +487,51 @@ def _standing(group: Group, title: str) -> Entry:
 # --- rendering -----------------------------------------------------------------------------------------------------
 
 
-UNLIKE = ("costs", "guarantees", "volumes", "stability", "round_trips")
-"""Tables whose columns are of different things, so that each is as wide as it needs."""
+MIXED_COLUMNS = ("costs", "guarantees", "volumes", "stability", "round_trips")
+"""Tables whose columns hold different quantities, so each column gets its own width."""
 
 
 def print_tables(tables: Sequence[Table], console: Console) -> None:
-    """Every table, then the notes of all of them, each once."""
+    """Print every table, and then each distinct note once."""
     from rich.text import Text
 
     for table in tables:
         print_table(table, console)
     if not console.is_terminal:
-        console.print("Without bold and underline: * marks the best, _ the second.")
+        console.print("* marks the best method, _ the second.")
     for note in dict.fromkeys(note for table in tables for note in table.notes):
         console.print(Text(plain(note), style="dim"))
 
 
 def print_table(table: Table, console: Console) -> None:
-    """A rich table a group, all of one shape, so that blocks stand under one another."""
+    """Print one rich table per group, all with the same column widths, so that the columns line up."""
     from rich import box
     from rich.table import Table as Grid
     from rich.text import Text
 
     styles = {"best": "bold green", "second": "underline", "failed": "red", "missing": "dim", "input": "dim"}
     texts = [entry.text for group in table.groups for row in group.rows for entry in row.entries]
-    alike = table.key not in UNLIKE
+    uniform = table.key not in MIXED_COLUMNS
     width = min(14, max(map(len, texts), default=1))
-    # Where there is no bold (a pipe, a log) the marks are characters.
+    # A pipe or a log has no bold: there the marks are characters.
     signs = {} if console.is_terminal else {"best": "*", "second": "_"}
     first = max((len(row.title) for group in table.groups for row in group.rows), default=0)
     console.print(Text(f"\n{plain(table.title)}", style="bold"))
     if any(not row.printed and not row.reference for group in table.groups for row in group.rows):
-        console.print(Text("the last column of every method and what is flagged; the page has them all", style="dim"))
+        console.print(Text("Only the last column of each method and flagged columns; the page shows all.", style="dim"))
     for group in table.groups:
         if not any(row.printed for row in group.rows):
             continue
-        title = Text(plain(group.title)) if group.title else None  # as Text nothing in it is markup
+        title = Text(plain(group.title)) if group.title else None  # a Text is never parsed as markup
         grid = Grid(title=title, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD)
         grid.add_column(
-            Text(group.corner), min_width=min(first, 40) if alike else _widest_word(r.title for r in group.rows)
+            Text(group.corner), min_width=min(first, 40) if uniform else _widest_word(r.title for r in group.rows)
         )
         for i, column in enumerate(group.columns):
             needed = _widest_word([column, *(row.entries[i].text for row in group.rows)])
-            grid.add_column(Text(plain(column)), justify="right", min_width=width if alike else needed, overflow="fold")
+            grid.add_column(
+                Text(plain(column)), justify="right", min_width=width if uniform else needed, overflow="fold"
+            )
         above = ""
         for row in group.rows:
             if not row.printed:
@@ -523,12 +548,12 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def _widest_word(texts: Iterable[str]) -> int:
-    """What a column needs: rich leaves a narrower one out."""
+    """Return the width that a column needs. rich drops a column that is narrower."""
     return max((len(word) for text in texts for word in text.split()), default=1)
 
 
 def markdown(tables: Sequence[Table], title: str) -> str:
-    """All tables as GitHub Markdown, the marks as **bold** and *italic*; no HTML."""
+    """Return all tables as GitHub Markdown without HTML; marks are **bold** and *italic*."""
     parts = [f"# {md(title)}\n"]
     for table in tables:
         parts.append(f"## {md(table.title)}\n")
@@ -546,7 +571,7 @@ def markdown(tables: Sequence[Table], title: str) -> str:
 
 
 def md(text: str, mark: str = "") -> str:
-    """Text for Markdown, where nothing in it is markup, HTML or mathematics; bold or italic by its mark."""
+    """Escape text for Markdown: nothing in it is markup, HTML or mathematics. `mark` makes it bold or italic."""
     text = re.sub(r"([\\`*_<>|$~#&]|\](?=[(\[:]))", r"\\\1", plain(text))
     return f"**{text}**" if mark == "best" else f"*{text}*" if mark == "second" else text
 
@@ -556,24 +581,24 @@ def _md_row(cells: Iterable[str]) -> str:
 
 
 def chosen(tables: Sequence[Table], metric: str | None) -> list[Table]:
-    """What the terminal shows: the metric asked for, else every printed one; costs always."""
+    """Return the tables of the terminal: the costs, and the given metric or else every printed one."""
     return [t for t in tables if t.key == "costs" or (t.key == metric if metric else t.printed)]
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """Full precision: the shortest decimal that reads back as the same number. Text is no spreadsheet's formula."""
+    """Return CSV at full precision: the shortest decimals that read back as the same numbers. No text is a formula."""
     texts = {name: frame[name].map(_cell) for name in frame if frame[name].dtype.kind not in "biuf"}
     return frame.assign(**texts).rename(columns=_cell).to_csv(index=False, lineterminator="\n")
 
 
 def _cell(value: Any) -> Any:
-    """Text with an apostrophe before it where a spreadsheet would run it as a formula."""
+    """Put an apostrophe before text that a spreadsheet would run as a formula."""
     formula = isinstance(value, str) and value.lstrip()[:1] in ("=", "+", "-", "@") and _number(value) is None
     return f"'{value}" if formula else value
 
 
 def placed(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
-    """A summary or costs with axes by their own names."""
+    """Return a summary or costs whose block and column have the names of their axes."""
     names = {"block": results.blocks[0].over, "column": results.blocks[0].axis} if results.blocks else {}
     places = {block.key: dict(block.places) for block in results.blocks if block.places}
     if places and "block" in frame:
@@ -588,7 +613,7 @@ def placed(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
 
 
 def without_hints(table: Table) -> Table:
-    """The table as the terminal needs it: what a re-run without changes prints."""
+    """Return the table without hints. The terminal needs none when it prints a report again."""
     groups = tuple(
         replace(g, rows=tuple(replace(r, entries=tuple(replace(e, hint="") for e in r.entries)) for r in g.rows))
         for g in table.groups

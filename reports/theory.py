@@ -1,8 +1,8 @@
-"""Figures of round trips: error against steps and evaluations, the latents' scale, and what theory says of both.
+"""Figures of round trips: error against steps and evaluations, the scale of latents, and comparisons with theory.
 
-Orders of accuracy show as slopes; the parasitic growth of EDICT, p^(-2N), and of BDIA, gamma^(-N), as a latent that
-explodes behind a perfect round trip; Theorems 3.4 and 3.5 of RF-Inversion as marginals that its ODEs and its SDEs share
-at gamma and eta 0 and 1 only.
+Orders of accuracy are the slopes of the errors. The parasitic growth of EDICT, p^(-2N), and of BDIA, gamma^(-N), is a
+latent that explodes behind a perfect round trip. Theorems 3.4 and 3.5 of RF-Inversion say that the marginals of its
+ODEs and SDEs agree only at gamma (or eta) 0 and 1.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bench.columns import COSTS, LATENTS, Metric
 from reports.drawing import (
     LABEL,
     PALETTE,
-    Cast,
     End,
+    Looks,
     draw_line,
     ink,
     legend,
@@ -38,33 +38,33 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDE, TALL = 4.9, 3.7  # inches, of a panel
-STRIP = 0.2  # of a panel's height, for the methods that are exact
+WIDE, TALL = 4.9, 3.7  # inches of a panel
+STRIP = 0.2  # share of a panel's height for the names of exact methods
 DASHED: dict[str, Any] = {"color": "#9A9A9A", "linewidth": 1.1, "linestyle": (0, (4, 2)), "zorder": 1.2}
 GROWTH: Mapping[str, tuple[str, str, Callable[[float], float]]] = {
     "methods.inversion.edict.EDICT": ("p", "p⁻²ᴺ", lambda p: p**-2),
     "methods.inversion.bdia.BDIA": ("gamma", "γ⁻ᴺ", lambda gamma: 1 / gamma),
 }
-"""Class of a method -> (its option, the growth of its latents in words, its factor a step)."""
+"""Class of a method -> (its option, law of growth as text, option -> growth factor per step)."""
 
 
 # --- error ---------------------------------------------------------------------------------------------------------
 
 
 def exact(metric: Metric, summary: pd.DataFrame) -> set[str]:
-    """Lines whose error is that of the arithmetic in every column."""
+    """Return the lines whose error is only rounding in every column."""
     chosen = summary[(summary["metric"] == metric.name) & summary["mean"].notna()]
     worst = chosen.groupby("line", sort=False)["mean"].max()
     return set(worst.index[worst <= metric.exact**2])
 
 
 def round_trip(
-    metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, results: Results, cast: Cast, against: str
+    metric: Metric, summary: pd.DataFrame, costs: pd.DataFrame, results: Results, looks: Looks, against: str
 ) -> Figure:
-    """Root mean squared error of the round trip, log-log, a panel a block, a line a method through its columns.
+    """Draw the root mean squared error of the round trip, log-log: one panel per block, one line per method.
 
-    `against`: "steps" with the slopes of first and second order in grey and every method's observed order, or "nfe".
-    Methods whose error is that of the arithmetic are named in a strip at the bottom: how small it is, the table says.
+    `against` is "nfe" or "steps"; "steps" also shows slopes of first and second order in grey and the observed order of
+    each method. Methods with only rounding errors are named in a strip at the bottom; the table has their errors.
     """
     chosen = summary[(summary["metric"] == metric.name) & (summary["line"] != INPUT) & np.isfinite(summary["mean"])]
     evaluations = costs.set_index(["line", "block", "column"])["nfe"]
@@ -82,17 +82,17 @@ def round_trip(
         top = 3 * float(inexact.max()) if len(inexact) else floor * 10
         bottom = floor * (floor / top) ** (STRIP / (1 - STRIP))
         named, drawn, xs = [], [], []
-        for key in cast.looks:
+        for key in looks.by_line:
             points = part[part["line"] == key]
             if points.empty:
                 continue
             if (points["mean"] <= rounding**2).all():
-                named.append(cast.titles[key])
+                named.append(looks.titles[key])
                 continue
-            # A gap in the line where a cell is missing; a column that is no number has no place on the axis.
+            # A missing cell leaves a gap in the line. A column that is not a number has no place on the axis.
             whole = points.set_index("column")["mean"].reindex(block.columns)
-            asked = [evaluations.get((key, block.key, c), math.nan) for c in block.columns]
-            x = np.array(asked if against == "nfe" else [number(c) for c in block.columns], dtype=float)
+            nfe = [evaluations.get((key, block.key, c), math.nan) for c in block.columns]
+            x = np.array(nfe if against == "nfe" else [number(c) for c in block.columns], dtype=float)
             y = np.sqrt(whole.to_numpy(dtype=float))
             drawn.append((key, x, y))
             xs += [float(v) for v in x[np.isfinite(x) & np.isfinite(y)] if v > 0]
@@ -106,12 +106,12 @@ def round_trip(
         ends = []
         for key, x, y in drawn:
             low = np.where(y <= rounding, bottom * (floor / bottom) ** 0.12, y)
-            draw_line(panel, x, low, cast.looks[key], cast.titles[key])
+            draw_line(panel, x, low, looks.by_line[key], looks.titles[key])
             last = int(np.flatnonzero(np.isfinite(low))[-1])
             above = against == "steps" and y[last] > rounding
             order = observed(x, np.where(y <= rounding, math.nan, y)) if above else None
-            told = cast.titles[key] + ("" if order is None else f"  {round(order, 1) + 0.0:.1f}")
-            ends.append(End(float(x[last]), float(low[last]), told, ink(cast.looks[key])))
+            label = looks.titles[key] + ("" if order is None else f"  {round(order, 1) + 0.0:.1f}")
+            ends.append(End(float(x[last]), float(low[last]), label, ink(looks.by_line[key])))
         if against == "steps" and len(inexact) and max(xs) > min(xs):
             ends += _slopes(panel, min(xs), max(xs), 1.3 * float(inexact.max()))
         name_ends(panel, ends, TALL - 0.7)
@@ -123,7 +123,7 @@ def round_trip(
 
 
 def observed(x: np.ndarray, y: np.ndarray) -> float | None:
-    """The order of accuracy between the last two columns: minus the slope of log y against log x."""
+    """Return the order of accuracy between the last two columns: minus the slope of log y against log x."""
     known = np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)
     if known.sum() < 2:
         return None
@@ -132,7 +132,7 @@ def observed(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def _slopes(panel: Axes, first: float, last: float, start: float) -> list[End]:
-    """1/N and 1/N² from one point above all errors."""
+    """Draw 1/N and 1/N² from one point above all errors."""
     ends = []
     for order, name in ((1, "1/N"), (2, "1/N²")):
         y = start * (last / first) ** -order
@@ -142,11 +142,11 @@ def _slopes(panel: Axes, first: float, last: float, start: float) -> list[End]:
 
 
 def _strip(panel: Axes, floor: float, bottom: float, named: list[str], rounding: float) -> None:
-    """The names of the exact methods, below a floor where the axis has no ticks: heights there mean nothing."""
+    """Write the names of exact methods below `floor`. The axis has no ticks there, since heights have no meaning."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     panel.axhspan(bottom, floor, color="#F0F0F0", zorder=0.5, linewidth=0)
-    words = f"exact to rounding (below {rounding:.0e}): {', '.join(named) or 'where a line ends here'}"
+    words = f"exact to rounding (below {rounding:.0e}): {', '.join(named) or 'lines that end here'}"
     panel.text(
         0.012, STRIP * 0.94, textwrap.fill(words, 56), transform=panel.transAxes, va="top", fontsize=LABEL,
         color="#555555", linespacing=1.15, zorder=4, bbox={"facecolor": "#F0F0F0", "edgecolor": "none", "pad": 1},
@@ -158,8 +158,8 @@ def _strip(panel: Axes, floor: float, bottom: float, named: list[str], rounding:
 # --- latents -------------------------------------------------------------------------------------------------------
 
 
-def latent_scale(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure:
-    """The latent's standard deviation against the columns, log: 1 is the prior's, beyond 3 the latent has exploded."""
+def latent_scale(costs: pd.DataFrame, results: Results, looks: Looks) -> Figure:
+    """Draw the latent's standard deviation (log) against the columns. The prior has 1; above 3 the latent exploded."""
     figure, axes = panels(len(results.blocks), WIDE, 3.3, 2)
     for panel, block in zip(axes, results.blocks, strict=True):
         part = costs[(costs["block"] == block.key) & np.isfinite(costs["latent_std"]) & (costs["latent_std"] > 0)]
@@ -182,16 +182,16 @@ def latent_scale(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure:
                 continue  # no room for the word
             panel.text(0.01, height, word, transform=panel.get_yaxis_transform(), va=va, fontsize=6.5, color="#666666")
         ends = []
-        for key in cast.looks:
+        for key in looks.by_line:
             points = part[part["line"] == key]
             if points.empty:
                 continue
             x = np.array([number(c) for c in block.columns])
             y = points.set_index("column")["latent_std"].reindex(block.columns).to_numpy(dtype=float)
-            look = cast.looks[key] if points["flag"].any() or key in cast.leads else None
-            draw_line(panel, x, y, look, cast.titles[key])
+            look = looks.by_line[key] if points["flag"].any() or key in looks.coloured else None
+            draw_line(panel, x, y, look, looks.titles[key])
             last = int(np.flatnonzero(np.isfinite(y))[-1])
-            ends.append(End(float(x[last]), float(y[last]), cast.titles[key], ink(look)))
+            ends.append(End(float(x[last]), float(y[last]), looks.titles[key], ink(look)))
         if high / low < 300:
             _plain_y_ticks(panel)
         name_ends(panel, ends, 2.6)
@@ -209,7 +209,7 @@ def _plain_y_ticks(panel: Axes) -> None:
 
 
 def growing(results: Results) -> dict[str, tuple[str, float]]:
-    """Line -> (its law in words, its growth a step), of the methods of `GROWTH` that have finished somewhere."""
+    """Return line -> (law as text, growth factor per step) for the methods of `GROWTH` with finished cells."""
     found = {}
     for cell in results.cells:
         method = results.records.get(cell.id, {}).get("config", {}).get("method", {})
@@ -223,10 +223,10 @@ def growing(results: Results) -> dict[str, tuple[str, float]]:
     return found
 
 
-def growth(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure | None:
-    """The latent's std against the steps, a panel a method whose parasitic part must grow, with the law in grey.
+def growth(costs: pd.DataFrame, results: Results, looks: Looks) -> Figure | None:
+    """Draw the latent's std against the steps: one panel per method with parasitic growth, with its law in grey.
 
-    None where no such method ran at three numbers of steps.
+    Returns None if no such method ran at three numbers of steps.
     """
     laws = growing(results)
     axis = results.blocks[0].axis if results.blocks else ""
@@ -235,7 +235,7 @@ def growth(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure | None:
     figure, axes = panels(len(laws), 4.4, 3.4, 2, [block.title for block in results.blocks])
     for panel, (key, (law, factor)) in zip(axes, laws.items(), strict=True):
         part = costs[(costs["line"] == key) & np.isfinite(costs["latent_std"])]
-        panel.set_title(cast.titles[key])
+        panel.set_title(looks.titles[key])
         panel.set_xlabel("steps N")
         panel.set_yscale("log")
         panel.axhline(1, **DASHED)
@@ -251,20 +251,22 @@ def growth(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure | None:
                 markeredgecolor="white", markeredgewidth=0.6, linestyle=("-", (0, (5, 1.5)))[i % 2],
             )  # fmt: skip
             if y[-1] >= EXPLODED and (strongest is None or y[-1] > strongest[1]):
-                strongest, told = (float(x[-1]), float(y[-1])), _rate(x, y)
-                seen = (
-                    f"seen: ×{told:.3f} ({block.title})" if told else "only the last point is above the latent itself"
+                strongest, rate = (float(x[-1]), float(y[-1])), _rate(x, y)
+                measured = (
+                    f"measured: ×{rate:.3f} ({block.title})"
+                    if rate
+                    else "only the last point exceeds the latent itself"
                 )
-                words = f"law: ×{factor:.3f} a step\n{seen}"
+                words = f"law: ×{factor:.3f} per step\n{measured}"
         low, high = panel.get_ylim()
         if strongest is not None:
             n = np.linspace(0, strongest[0], 50)
-            panel.plot(n, strongest[1] * factor ** (n - strongest[0]), **DASHED | {"label": "its law"})
+            panel.plot(n, strongest[1] * factor ** (n - strongest[0]), **DASHED | {"label": "law"})
             panel.text(0.03, 0.95, f"{law}\n{words}", transform=panel.transAxes, va="top", fontsize=7, color="#555555")
         else:
             panel.text(
-                0.03, 0.95, f"{law}: ×{factor:.3f} a step\nnot yet above the latent itself", transform=panel.transAxes,
-                va="top", fontsize=7, color="#555555",
+                0.03, 0.95, f"{law}: ×{factor:.3f} per step\ndoes not yet exceed the latent itself",
+                transform=panel.transAxes, va="top", fontsize=7, color="#555555",
             )  # fmt: skip
         panel.set_ylim(min(low, 0.3), max(high, 10) * 4)
     axes[0].set_ylabel(LATENTS["latent_std"].axis)
@@ -273,7 +275,7 @@ def growth(costs: pd.DataFrame, results: Results, cast: Cast) -> Figure | None:
 
 
 def _rate(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Growth a step between the last two columns, where the parasitic part outweighs the latent in both."""
+    """Return the growth per step between the last two columns, if the parasitic part is dominant in both."""
     if len(y) < 2 or y[-1] < EXPLODED or y[-2] < EXPLODED:
         return None
     return float((y[-1] / y[-2]) ** (1 / (x[-1] - x[-2])))
@@ -285,11 +287,11 @@ SIDES = (
     ("inversion", "gamma", "mode_forward", "latent_std", "std of Yₛ over pixels", "γ"),
     ("decoding", "eta", "mode_reverse", "latent_mse", "rms distance of X to y₀", "η"),
 )
-"""Of RF-Inversion: (direction, control, ODE or SDE, column of the rows, what it is, symbol)."""
+"""RF-Inversion: (direction, option of the control, option ODE or SDE, column of the rows, axis label, symbol)."""
 
 
 def marginals(results: Results) -> Figure | None:
-    """Marginals of RF-Inversion's ODEs and SDEs against their control. None where a sweep varies neither."""
+    """Draw the marginals of RF-Inversion's ODEs and SDEs against their control. None if a sweep varies neither."""
     import pandas as pd
 
     shown = [
@@ -301,11 +303,11 @@ def marginals(results: Results) -> Figure | None:
     for panel, (direction, control, mode, column, label, symbol) in zip(axes, shown, strict=True):
         rows = results.rows
         other_control, other_mode = next((s[1], s[2]) for s in SIDES if s[1] != control)
-        # The other direction at its plain setting: where it varies, only the rows that leave it alone compare.
+        # Only rows with the other direction at its plain setting can be compared.
         plain = results.axis(f"method.{other_control}").eq(1.0 if control == "eta" else 0.0)
         if _varies(results, other_mode):
             plain &= results.axis(f"method.{other_mode}").eq("ode")
-        if _varies(results, "start"):  # inversions stop short of pure noise, decodings start from it
+        if _varies(results, "start"):  # inversions stop before pure noise, decodings start from it
             plain &= results.axis("method.start").eq(0.0) == (control == "eta")
         levels = pd.to_numeric(results.axis(f"method.{control}"), errors="coerce")
         rows = rows.assign(mode=results.axis(f"method.{mode}"), control=levels)
@@ -320,7 +322,7 @@ def marginals(results: Results) -> Figure | None:
             mean, low, high = (np.array([getattr(f, name) for f in found]) for name in ("mean", "low", "high"))
             if column == "latent_mse":
                 mean, low, high = (np.sqrt(np.maximum(ends, 0)) for ends in (mean, low, high))
-            reach = np.maximum([mean - low, high - mean], 0)  # an end may lie a rounding error beyond the mean
+            reach = np.maximum([mean - low, high - mean], 0)  # rounding may put an end on the wrong side of the mean
             panel.errorbar(
                 np.array(levels) + (0.012, -0.012)[i], mean, yerr=reach, color=PALETTE[i],
                 marker="os"[i], capsize=3, linestyle="none", markersize=6, label=kind.upper(),

@@ -16,7 +16,7 @@ from bench.columns import METRICS
 from bench.store import Store
 from reports import drawing, figures, theory
 from reports.build import main
-from reports.drawing import BEST, Cast, cast, spread
+from reports.drawing import BEST, Looks, choose_looks, spaced
 from reports.images import ranked, window
 from reports.results import Results, load
 from reports.summary import entry_costs, summarise
@@ -24,7 +24,7 @@ from reports.summary import entry_costs, summarise
 
 @given(st.lists(st.floats(0, 1), max_size=30), st.floats(0.001, 0.2))
 def test_names_stand_apart_in_order_and_inside(wanted: list[float], gap: float) -> None:
-    placed = spread(wanted, gap)
+    placed = spaced(wanted, gap)
     assert len(placed) == len(wanted)
     order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
     room = min(gap, 1 / max(1, len(wanted) - 1))
@@ -32,7 +32,7 @@ def test_names_stand_apart_in_order_and_inside(wanted: list[float], gap: float) 
         assert placed[above] - placed[below] >= room - 1e-9
     assert all(-1e-9 <= place <= 1 + 1e-9 for place in placed)
     if all(abs(a - b) >= room for i, a in enumerate(wanted) for b in wanted[:i]):
-        assert placed == pytest.approx(wanted)  # nobody moves without need
+        assert placed == pytest.approx(wanted)  # no name moves without need
 
 
 def store_of(root: Path, scores: dict[str, list[float]], highlight: tuple[str, ...] = ()) -> Results:
@@ -56,7 +56,9 @@ def test_one_severity_is_drawn_as_intervals(tmp_path: Path) -> None:
     """The best method is on top, each method has its interval, and no curve of a single point is drawn."""
     results = store_of(tmp_path, {"low": [10.0], "high": [30.0], "middle": [20.0]})
     summary = summarise(results)
-    (panel,) = figures.intervals(METRICS["psnr"], summary, results, cast(results, METRICS["psnr"], summary)).axes
+    (panel,) = figures.intervals(
+        METRICS["psnr"], summary, results, choose_looks(results, METRICS["psnr"], summary)
+    ).axes
     assert [label.get_text() for label in panel.get_yticklabels()] == ["high", "middle", "low"]
     drawn = {(int(line.get_ydata()[0]), tuple(line.get_xdata())) for line in panel.lines}
     for row, name in enumerate(["high", "middle", "low"]):
@@ -72,22 +74,22 @@ def test_a_crowd_colours_the_best_and_the_highlighted(tmp_path: Path) -> None:
     scores = {f"m{i:02d}": [10.0 + i, 20.0 + i] for i in range(12)}
     scores["twin"] = [20.99, 30.99]  # close behind m11
     results = store_of(tmp_path, scores, highlight=("m00",))
-    who = cast(results, METRICS["psnr"], summarise(results))
-    assert who.crowded
-    assert who.highlighted == ("m00",)
-    assert who.leads == ("m00", "m11", "m10", "m09", "m08", "m07")
-    assert len(who.leads) == BEST + 1
-    assert "best 5 by mean rank and the sweep's highlighted methods" in who.rule
-    looks = [(look.color, look.marker, look.linestyle) for look in who.looks.values()]
-    assert len(set(looks)) == len(looks)
-    assert len({look.color for key, look in who.looks.items() if key in who.leads}) == len(who.leads)
+    looks = choose_looks(results, METRICS["psnr"], summarise(results))
+    assert looks.crowded
+    assert looks.highlighted == ("m00",)
+    assert looks.coloured == ("m00", "m11", "m10", "m09", "m08", "m07")
+    assert len(looks.coloured) == BEST + 1
+    assert "best 5 by mean rank and the sweep's highlighted methods" in looks.rule
+    drawn = [(look.color, look.marker, look.linestyle) for look in looks.by_line.values()]
+    assert len(set(drawn)) == len(drawn)
+    assert len({look.color for key, look in looks.by_line.items() if key in looks.coloured}) == len(looks.coloured)
 
 
 def test_few_methods_are_all_coloured(tmp_path: Path) -> None:
     results = store_of(tmp_path, {"a": [1.0], "b": [2.0], "c": [3.0]})
-    who = cast(results, METRICS["psnr"], summarise(results))
-    assert set(who.leads) == {"a", "b", "c"}
-    assert who.rule == ""
+    looks = choose_looks(results, METRICS["psnr"], summarise(results))
+    assert set(looks.coloured) == {"a", "b", "c"}
+    assert looks.rule == ""
 
 
 def test_profiles_and_rivals(tmp_path: Path) -> None:
@@ -172,9 +174,9 @@ def test_growth_is_measured_against_its_law(tmp_path: Path) -> None:
         "bdia": ("γ⁻ᴺ, γ = 0.8", pytest.approx(factor["bdia"])),
     }
     costs = entry_costs(results)
-    who = cast(results, METRICS["latent_mse"], summarise(results))
+    looks = choose_looks(results, METRICS["latent_mse"], summarise(results))
     with drawing.styled():
-        figure = theory.growth(costs, results, who)
+        figure = theory.growth(costs, results, looks)
     assert figure is not None
     for panel, key in zip(figure.axes, methods, strict=True):
         assert panel.texts[0].get_text().count(f"×{factor[key]:.3f}") == 2  # the predicted and the measured line
@@ -213,6 +215,6 @@ def test_a_sweep_without_laws_draws_none(tmp_path: Path) -> None:
                    for n in (10, 20, 50)],
     )  # fmt: skip
     results = load(store, store.manifest("theory"))
-    who = Cast({}, (), (), {})
-    assert theory.growth(pd.DataFrame(), results, who) is None
+    looks = Looks({}, (), (), {})
+    assert theory.growth(pd.DataFrame(), results, looks) is None
     assert theory.marginals(results) is None

@@ -324,7 +324,7 @@ def test_the_sweep_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFi
     assert record["config"]["guarantee"]["iterations"] == 2
     out = tmp_path / "results" / "reports" / "guarantees"
     text = (out / "table.md").read_text()
-    for words in ("measured against the certificate", "(", "no certificate", "0 of 1", "1 of 1", "Round trips"):
+    for words in ("compared with the certificate", "(", "no certificate", "0 of 1", "1 of 1", "Round trips"):
         assert words in text
     assert text.count("| leapfrog, integers | 0 | 5 | 0 |") == 2
     for row in ("| leapfrog, integers |", "| McCallum-Foster |", "| rk4 |", "| dopri5 1e-03 |"):

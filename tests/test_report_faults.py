@@ -26,7 +26,7 @@ from test_reports import CORRUPTIONS, METHODS, ROOT, build, cell_name, hashes, m
 from bench.errors import StoreError, UserError
 from bench.store import Store
 from reports import build as building
-from reports.damage import Torn
+from reports.damage import DamagedFile
 from reports.drawing import literal, power, save, styled
 from reports.folder import Built, replacing
 from reports.latex import escape
@@ -359,7 +359,7 @@ def test_a_damaged_cell_has_no_rows_and_says_why(whole: Store, tmp_path: Path, n
     WAYS[way](store.root / "cells" / cell / name)
     results = load(store, store.manifest("corruptions"))
     if name == "samples.npz" and way == "inside":
-        with pytest.raises(Torn, match=cell):
+        with pytest.raises(DamagedFile, match=cell):
             results.samples(cell)
     else:
         assert (results.count("damaged"), results.count("done")) == (1, 5)

@@ -280,7 +280,7 @@ def test_marks_need_the_paired_test(tmp_path: Path) -> None:
 def test_missing_and_failed_cells_are_visible(gaps: Store) -> None:
     out = gaps.root / "reports" / "corruptions"
     text = (out / "table.md").read_text()
-    assert "3 of 120 cells missing" in text
+    assert "3 of 120 cells are missing" in text
     assert "3 of 120 cells failed" in text
     blur, noise = text.split("### Gaussian blur")[1], text.split("### noise")[1]
     ddim = re.split(r" \| ", next(line for line in blur.splitlines() if "DDIM" in line))
@@ -368,9 +368,10 @@ def test_a_table_says_how_its_methods_were_set(tmp_path: Path) -> None:
     manifest = {**store.manifest("corruptions"), "options": {"edict": {"p": 0.9, "mixing": True}}}
     results = load(store, manifest)
     notes = comparison(METRICS["psnr"], summarise(results), results).notes
-    assert "Steps 20, guidance 1." in notes and "Set: EDICT: p 0.9, mixing true." in notes
+    assert "All cells: steps 20, guidance 1." in notes
+    assert "Method options that were set: EDICT (p 0.9, mixing true)." in notes
     plain = load(store, store.manifest("corruptions"))
-    assert not any("Set:" in note for note in comparison(METRICS["psnr"], summarise(plain), plain).notes)
+    assert not any("were set" in note for note in comparison(METRICS["psnr"], summarise(plain), plain).notes)
 
 
 def test_one_severity_is_one_table_with_a_column_a_corruption(tmp_path: Path) -> None:
@@ -383,7 +384,7 @@ def test_one_severity_is_one_table_with_a_column_a_corruption(tmp_path: Path) ->
     assert f"| method | {' | '.join(titles)} |" in (out / "table.md").read_text()
     page = (out / "index.html").read_text()
     assert all(f'<th scope="col" data-block="{title}">' in page for title in titles)
-    assert "Columns at severity 3." in page
+    assert "The columns show severity 3." in page
 
 
 def test_no_images_kept_is_no_gallery(tmp_path: Path) -> None:
@@ -417,13 +418,13 @@ def test_a_method_with_lost_images_is_not_drawn_first(tmp_path: Path) -> None:
     """The finite images of EDICT alone would be the best. It is neither ranked nor drawn first, and its lost image
     counts as not solved."""
     from reports import figures
-    from reports.drawing import standing
+    from reports.drawing import ranked_lines
 
     lost = {cell_name("edict", "blur", severity) for severity in (3, 4)}
     store = make_store(tmp_path, small=True, change=lambda cell: {"finite": cell not in lost})
     results = load(store, {**store.manifest("corruptions"), "reference": {"method": "ddim"}})
     summary, psnr = summarise(results), METRICS["psnr"]
-    assert set(standing(psnr, summary)) == {"ddim", "injective"}
+    assert set(ranked_lines(psnr, summary)) == {"ddim", "injective"}
     shared, columns, places = figures.shared_columns(psnr, summary)
     assert (columns, places) == (2, 2) and set(shared["line"]) == {"ddim", "injective"}
     scores = figures.by_image(psnr, results)
@@ -432,7 +433,7 @@ def test_a_method_with_lost_images_is_not_drawn_first(tmp_path: Path) -> None:
     table = effect_table(psnr, effects(results), results)
     shown = {row.title: [entry.text[-1] for entry in row.entries] for row in table.groups[0].rows}
     assert shown["EDICT"] == ["†", "†"] and "†" not in shown["Injective ODE"]
-    assert any(note.startswith("† over a part") for note in table.notes)
+    assert any(note.startswith("†: Only some of the images") for note in table.notes)
 
 
 def test_an_error_replaces_an_older_report(whole: Store, tmp_path: Path) -> None:
@@ -591,7 +592,7 @@ def test_reconstruction_sweep_and_an_empty_one(tmp_path: Path, capsys: pytest.Ca
     manifest = {"title": "Round trip", "task": "reconstruct", "titles": TITLES, "cells": cells}
     store.write_manifest("reconstruction", manifest)
     assert main(["sweep=reconstruction", f"store={tmp_path}"]) == 0
-    assert "18 of 18 cells missing" in capsys.readouterr().out
+    assert "18 of 18 cells are missing" in capsys.readouterr().out
     for cell in cells:
         axes = cell["axes"]
         rows = [
@@ -740,7 +741,7 @@ def test_latex_says_what_markdown_says(flawed: Store) -> None:
         assert rule in text
     assert text.count(r"\textbf{") == markdown([psnr], "").count("**") / 2 > 0
     assert text.count(r"\underline{") == len(re.findall(r"\| \*(?!\*)", markdown([psnr], "")))
-    assert "failed (oom)" in text and r"$^\dagger$" in text and "3 of 12 cells missing" in text
+    assert "failed (oom)" in text and r"$^\dagger$" in text and "3 of 12 cells are missing" in text
     assert escape("-0.5 ±1e-3, a-1") == r"$-$0.5 $\pm$1e-3, a-1"
 
 
@@ -748,7 +749,7 @@ def test_the_short_form_stands_at_severity_three(tmp_path: Path) -> None:
     store = make_store(tmp_path, images=4)
     full, short = tables_of(store)[0], tables_of(store, "paper")[0]
     assert [group.columns for group in short.groups] == [tuple(CORRUPTIONS.values())]
-    assert short.notes[0] == "Columns at severity 3."
+    assert short.notes[0] == "The columns show severity 3."
     for group, entry in zip(full.groups, short.groups[0].rows[-1].entries, strict=True):
         assert entry == group.rows[-1].entries[2]
     assert short.groups[0].rows[0].reference
@@ -757,9 +758,11 @@ def test_the_short_form_stands_at_severity_three(tmp_path: Path) -> None:
 def test_a_best_that_is_not_significant_is_said_to_be_none(tmp_path: Path) -> None:
     few = make_store(tmp_path, images=4, small=True)
     table = tables_of(few)[0]
-    missing = "PSNR: in 2 of 2 columns the best is not significantly better than all others, so none is bold."
+    missing = (
+        "PSNR: In 2 of 2 columns, the best method is not significantly better than all others, so no method is bold."
+    )
     assert missing in table.notes
-    assert "unavailable: weights not on disk" in table.notes
+    assert "Unavailable metric: weights not on disk" in table.notes
 
 
 @pytest.mark.parametrize("task", ["reconstruct", "edit", "stroke"])

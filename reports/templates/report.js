@@ -6,7 +6,7 @@ const make = (tag, properties = {}, ...children) => {
   return element;
 };
 
-// --- theme: auto, light, dark; remembered where the browser allows it ---------------------------------------------
+// --- theme: auto, light, dark; stored if the browser allows it ---------------------------------------------
 {
   const names = ["auto", "light", "dark"], schemes = { auto: "light dark", light: "light", dark: "dark" };
   const remember = value => { try { return value ? localStorage.setItem("theme", value) : localStorage.getItem("theme"); } catch { return null; } };
@@ -117,8 +117,8 @@ if ($("viewer")) {
       image.hidden = cell(head)[0] === null;
       if (!image.hidden) image.src = source(cell(head));
     }
-    const told = head => `${head}${cell(head)[1] ? `: ${cell(head)[1]}` : ""}`;
-    $("scores").textContent = `left ${told(state.left)}; right ${told(state.right)}`;
+    const scored = head => `${head}${cell(head)[1] ? `: ${cell(head)[1]}` : ""}`;
+    $("scores").textContent = `left ${scored(state.left)}; right ${scored(state.right)}`;
     gallery.querySelectorAll(".tile").forEach(tile => {
       tile.classList.toggle("chosen", tile.dataset.head === state.right && Number(tile.dataset.image) === state.image);
     });
@@ -151,7 +151,7 @@ if ($("viewer")) {
       });
       return section;
     }));
-    $("rule").textContent = shown.rule ? `Sorted from the worst to the best image ${shown.rule}.` : "";
+    $("rule").textContent = shown.rule ? `Images are sorted from the worst to the best ${shown.rule}.` : "";
     choices();
   };
 
@@ -203,5 +203,5 @@ if ($("viewer")) {
   pick();
 }
 
-// --- print: nothing stays folded ----------------------------------------------------------------------------------
+// --- print: open all details ----------------------------------------------------------------------------------
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(element => { element.open = true; }));
