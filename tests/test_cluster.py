@@ -36,7 +36,7 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 TINY = ["sweep=theory", "method=ddim", "model=gmm", "guidance=1.0", "tracker=none", "report=false"]
 """A cell for every `steps`, on an exact denoiser."""
 
-# --- what SLURM is told ----------------------------------------------------------------------------------------
+# --- what SLURM receives -----------------------------------------------------------------------------------------
 
 ENVIRONMENT = {"PYTHONPATH": "/store/code/abc:/home/me", "HF_HUB_OFFLINE": "1", "NOTE": "two words"}
 SITE = ["launcher.partition=gpu", "launcher.account=lab", "launcher.qos=long", "launcher.constraint=a100",
@@ -153,9 +153,9 @@ def test_a_dry_run_prints_what_sbatch_would_get(
     results = tmp_path / "results"
     overrides = [*TINY, "steps=1,2,3,4,5", f"results={results}", "launcher=slurm", "launcher.chunk_minutes=0.0001"]
     assert run.main([*overrides, "dry_run=true"]) == 0
-    told = capsys.readouterr().out
-    assert "#SBATCH --array=0-2%3" in told and "#SBATCH --array=0-1%2" in told, "five jobs, three an array"
-    assert f"export PYTHONPATH={snapshot.place(results, [])}" in told and not results.exists()
+    printed = capsys.readouterr().out
+    assert "#SBATCH --array=0-2%3" in printed and "#SBATCH --array=0-1%2" in printed, "five jobs, three per array"
+    assert f"export PYTHONPATH={snapshot.place(results, [])}" in printed and not results.exists()
 
 
 # --- the code that jobs run --------------------------------------------------------------------------------------
@@ -172,10 +172,10 @@ def test_a_snapshot_is_what_runs_after_an_edit(tmp_path: Path, monkeypatch: pyte
     code = "import myplugin, bench.cluster.snapshot as s, json\n"
     code += "print(json.dumps([myplugin.Mine.answer, s.__file__, s.identity()]))"
     environment = {**os.environ, **launch.environment(LauncherConfig(), copy, 1)}
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    answer, file, identity = json.loads(told.stdout)
+    answer, file, identity = json.loads(printed.stdout)
     assert answer == 1 and Path(file).is_relative_to(copy)
     assert identity["code"] == copy.name and identity["git_sha"] == snapshot.identity()["git_sha"]
     assert (copy / "sweeps" / "run.yaml").is_file() and list((copy / "methods" / "zoo").glob("*.safetensors"))
@@ -185,7 +185,7 @@ def test_a_snapshot_is_what_runs_after_an_edit(tmp_path: Path, monkeypatch: pyte
 def test_a_snapshot_holds_what_plugins_import_from_beside_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A module, its helper, the helper's package, and a package without __init__.py; not what nobody imports."""
+    """A module, its helper, the helper's package, and a package without __init__.py; not modules without an importer."""
     plugins = tmp_path / "plugins"
     (plugins / "loose").mkdir(parents=True)
     (plugins / "kit").mkdir()
@@ -298,8 +298,8 @@ def test_a_claim_says_why_its_last_owner_left(tmp_path: Path) -> None:
 
 
 def test_who_buries_a_living_claim_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Claims(tmp_path) as dead:
-        dead.take("c")
+    with Claims(tmp_path) as ended:
+        ended.take("c")
     with Claims(tmp_path) as slow, Claims(tmp_path, job="quick") as quick:
         look = slow.look
 
@@ -363,34 +363,34 @@ def test_only_one_is_alone(tmp_path: Path) -> None:
 
 
 def test_the_answer_to_usr2_waits_for_a_safe_point() -> None:
-    told: list[str] = []
-    before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append("requeued"))
+    calls: list[str] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: calls.append("requeued"))
     try:
-        with pytest.raises(SystemExit), Interrupts(60, lambda: told.append("left")) as interrupts:  # noqa: PT012
+        with pytest.raises(SystemExit), Interrupts(60, lambda: calls.append("left")) as interrupts:  # noqa: PT012
             interrupts.safe_point()
             os.kill(os.getpid(), signal.SIGUSR2)
-            assert interrupts.asked and told == []
+            assert interrupts.asked and calls == []
             interrupts.safe_point()
-        assert told == ["left", "requeued"]
+        assert calls == ["left", "requeued"]
         with pytest.raises(SystemExit), Interrupts(0.05):  # noqa: PT012
             os.kill(os.getpid(), signal.SIGUSR2)
             time.sleep(5)
-        assert told[2:] == ["requeued"], "no safe point came in time"
+        assert calls[2:] == ["requeued"], "no safe point came in time"
         assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
     finally:
         signal.signal(signal.SIGUSR2, before)
 
 
 def test_term_ends_at_a_safe_point_and_requeues_nothing() -> None:
-    told: list[str] = []
-    before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append("requeued"))
+    calls: list[str] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: calls.append("requeued"))
     term_before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with pytest.raises(SystemExit), Interrupts(60, lambda: told.append("left")) as interrupts:  # noqa: PT012
+        with pytest.raises(SystemExit), Interrupts(60, lambda: calls.append("left")) as interrupts:  # noqa: PT012
             os.kill(os.getpid(), signal.SIGTERM)
-            assert interrupts.asked and told == []
+            assert interrupts.asked and calls == []
             interrupts.safe_point()
-        assert told == ["left"]
+        assert calls == ["left"]
     finally:
         signal.signal(signal.SIGUSR2, before)
         signal.signal(signal.SIGTERM, term_before)
@@ -482,8 +482,8 @@ def test_weights_that_changed_while_a_cell_waited_are_not_used(tmp_path: Path) -
     cells = expand(compose_config([*chosen, "images=1", f"model.digits_vp.weights={weights}"])).cells
     save_file({name: 0.9 * tensor for name, tensor in load_file(weights).items()}, weights)
     assert guard(tmp_path).run(cells[0]) == "asset-missing"
-    told = Store(tmp_path).failure(cells[0].id)["message"]
-    assert f"the weights {weights} have changed since this cell was planned" in told and "\n" not in told
+    printed = Store(tmp_path).failure(cells[0].id)["message"]
+    assert f"the weights {weights} have changed since this cell was planned" in printed and "\n" not in printed
 
 
 def test_images_of_other_code_are_not_gone_on_from(tmp_path: Path) -> None:
@@ -647,15 +647,15 @@ class FaultyJob(Job):
 
 
 def test_a_job_on_a_bad_node_is_requeued_and_then_kept_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(slurm, "avoid_node", lambda: told.append("elsewhere"))
-    before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append("requeued"))
+    calls: list[str] = []
+    monkeypatch.setattr(slurm, "avoid_node", lambda: calls.append("elsewhere"))
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: calls.append("requeued"))
     try:
         with pytest.raises(SystemExit):
             list(job(tmp_path, "c", kind=FaultyJob).run())
     finally:
         signal.signal(signal.SIGUSR2, before)
-    assert told == ["requeued", "elsewhere"], "scontrol excludes nodes of a job that is pending only"
+    assert calls == ["requeued", "elsewhere"], "scontrol excludes nodes of a job that is pending only"
 
 
 def test_a_cell_that_is_given_up_says_what_went_wrong(tmp_path: Path) -> None:
@@ -754,9 +754,9 @@ def test_a_plugins_waiting_cells_are_queued_while_its_driver_lives(
     monkeypatch.setattr(launch, "_watch", watch)
     run.main([*TINY, "steps=4,5", f"results={tmp_path}", "launcher=plugin", "launcher.executor=local"])
     assert list(seen[0].values()) == ["queued", "queued"]
-    told = capsys.readouterr()
-    assert "0 jobs cancelled" in told.out and "they end after the cell in hand" in told.err
-    assert [folder.name for folder in tmp_path.glob("jobs/*/stop")], "its workers are told"
+    printed = capsys.readouterr()
+    assert "0 jobs cancelled" in printed.out and "they end after the cell in hand" in printed.err
+    assert [folder.name for folder in tmp_path.glob("jobs/*/stop")], "its workers are printed"
 
 
 # --- submitting ------------------------------------------------------------------------------------------------------
@@ -786,13 +786,15 @@ def test_submit_and_leave_is_no_loss(
     results = tmp_path / "results"
     command = [*(a for a in SUBMITTING if a != "report=false"), f"results={results}"]
     assert run.main(command) == 0
-    told = capsys.readouterr().out
-    assert "submitted 1 jobs" in told and "2 cells are in jobs" in told and "lost" not in told, told
+    printed = capsys.readouterr().out
+    assert "submitted 1 jobs" in printed and "2 cells are in jobs" in printed and "lost" not in printed, printed
     (job,) = runs.read(results)[0].jobs
     (tmp_path / "queue").write_text(f"{job}|PENDING|Priority\n")
     assert run.main(command) == 0
-    told = capsys.readouterr().out
-    assert "2 cells are in jobs of an earlier run: not submitted again" in told and len(runs.read(results)) == 1, told
+    printed = capsys.readouterr().out
+    assert "2 cells are in jobs of an earlier run: not submitted again" in printed and len(runs.read(results)) == 1, (
+        printed
+    )
     (tmp_path / "queue").write_text(f"{job}|COMPLETING|None\n")
     assert run.main(command) == 0
     assert "submitted 1 jobs" in capsys.readouterr().out, "a job that ends starts none of its cells"
@@ -913,14 +915,14 @@ def test_status_tells_every_cell_from_the_store_and_squeue(
         claims.take("running")
         seen = status.look(Store(tmp_path))[0]
         assert status.main([f"results={tmp_path}"]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert dict(seen.states) == {name: name for name in seen.cells if name != "failed"} | {"failed": "failed (oom)"}
     assert seen.used_s == 36 and seen.left_s == 5 * 36 and seen.gpus == 1
     for text in (
         "1 done, 1 running, 1 queued, 1 lost, 1 missing, 1 failed (oom)", "GPU-hours: 0.01 used", "about 0.05 left",
         "1 jobs wait: Priority", "1 jobs with lost cells ended as NODE_FAIL", "step 3 of 9", "7_0",
     ):  # fmt: skip
-        assert text in told, told
+        assert text in printed, printed
 
 
 @pytest.mark.parametrize("other", ["7_0|COMPLETED", "7_[1-7%2]|PENDING"])
@@ -1031,8 +1033,8 @@ def test_cancel_says_what_slurm_would_not_cancel(
     with Claims(tmp_path) as worker:
         worker.take("running")
         assert cancel.main(["sweep=s", f"results={tmp_path}"]) == 1
-        told = capsys.readouterr()
-        assert "1 jobs cancelled" in told.out and "1 jobs could not be cancelled, the first 7_0" in told.err
+        printed = capsys.readouterr()
+        assert "1 jobs cancelled" in printed.out and "1 jobs could not be cancelled, the first 7_0" in printed.err
         assert worker.look("running"), "its job goes on"
 
 

@@ -141,8 +141,8 @@ def test_a_damaged_cell_is_computed_again(
     cell = broken(results, kind, damage)
     others = {one: (results / "cells" / one).stat().st_ino for one in Store(results).done() - {cell}}
     code = run.main([*SMALL, f"results={results}"])
-    told = capsys.readouterr().out
-    assert f"damaged: {cell}: " in told and "1 cells computed" in told
+    printed = capsys.readouterr().out
+    assert f"damaged: {cell}: " in printed and "1 cells computed" in printed
     assert code == (0 if kind == "failure" else 1), "the other cell that has failed stays so"
     assert cell in Store(results).done() and not Store(results).damaged(ids(results))
     assert others == {one: (results / "cells" / one).stat().st_ino for one in others}
@@ -178,8 +178,8 @@ def test_a_damaged_manifest_is_named_and_written_again(
     with pytest.raises(UserError, match=r"corruptions\.json is damaged|unknown sweep 'corruptions'"):
         status.main([f"results={results}", "sweep=corruptions"])
     assert status.main([f"results={results}"]) == 0
-    told = capsys.readouterr().out
-    assert "other: 3 cells" in told and (damage is missing or "corruptions.json is damaged" in told)
+    printed = capsys.readouterr().out
+    assert "other: 3 cells" in printed and (damage is missing or "corruptions.json is damaged" in printed)
     if damage is not missing:
         assert cancel.main([f"results={results}", "sweep=corruptions"]) == 0
     assert run.main([*SMALL, f"results={results}"]) == 1
@@ -195,9 +195,9 @@ def test_a_damaged_run_is_named_and_stops_no_command(
     runs.stop(folder, "enough, it was said")
     damage(folder / kind)
     assert status.main([f"results={results}"]) == 0 and cancel.main([f"results={results}", "sweep=corruptions"]) == 0
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     named = kind == "run.json" and damage is not missing
-    assert ("run.json is damaged" in told.out) == ("run.json is damaged" in told.err) == named
+    assert ("run.json is damaged" in printed.out) == ("run.json is damaged" in printed.err) == named
     assert (runs.why_stopped(folder) is None) == (kind == "stop" and damage is missing)
     assert run.main([*SMALL, f"results={results}"]) == 1, "one cell has failed"
 

@@ -328,7 +328,7 @@ def test_gradients_reach_the_embedding(model: Denoiser) -> None:
     assert model.nfe_grad == 1
 
 
-def test_half_precision_networks_are_told_exact_times() -> None:
+def test_half_precision_networks_get_exact_times() -> None:
     told: list[torch.Tensor] = []
     backbone = StableDiffusion(SD, "bfloat16")
     model = denoiser(backbone)

@@ -99,9 +99,9 @@ def test_one_changed_pixel_refuses_the_comparison_and_names_the_rows(
     monkeypatch.setattr(posing, "measure", measure)
     assert run.main(arguments(results, "method=ddim,edict", *small)) == 1
     (new,) = Store(results).done() - {old}
-    told = capfd.readouterr().err
-    assert "1 measurement(s) differ" in told and f"image {image_ids[1]}, block mask, severity 3, seed 0" in told
-    assert old in told and new in told and not any(name in told for name in image_ids if name != image_ids[1])
+    printed = capfd.readouterr().err
+    assert "1 measurement(s) differ" in printed and f"image {image_ids[1]}, block mask, severity 3, seed 0" in printed
+    assert old in printed and new in printed and not any(name in printed for name in image_ids if name != image_ids[1])
     report = results / "reports" / "corruptions"
     assert all("mixed measurements" in (report / name).read_text() for name in ("table.md", "index.html"))
     assert not (report / "table.csv").exists()
@@ -256,11 +256,11 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
     chosen = arguments(results, "launcher=debug", "method=broken,ddim", "corruption=gaussian_blur", "severity=1,3")
     chosen.append(f"config_dir={plugin}")
     assert run.main(chosen) == 1
-    told = capsys.readouterr().out
-    lines = [line for line in told.splitlines() if line.startswith("failed (oom): broken-")]
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if line.startswith("failed (oom): broken-")]
     assert len(lines) == 2 and all("no room at [all] at" in line and len(line) < 300 for line in lines)
     way_on = f"retry=all runs failed cells again; tracebacks: {results / 'failures'}"
-    assert way_on in told
+    assert way_on in printed
     store = Store(results)
     assert len(store.done()) == 2 and len(store.failed()) == 2
     failure = store.failure(min(store.failed()))
