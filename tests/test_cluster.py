@@ -185,7 +185,7 @@ def test_a_snapshot_is_what_runs_after_an_edit(tmp_path: Path, monkeypatch: pyte
 def test_a_snapshot_holds_what_plugins_import_from_beside_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A module, its helper, the helper's package, and a package without __init__.py; not modules without an importer."""
+    """A module, its helper, the helper's package, and a package without __init__.py; not what no module imports."""
     plugins = tmp_path / "plugins"
     (plugins / "loose").mkdir(parents=True)
     (plugins / "kit").mkdir()
@@ -297,7 +297,7 @@ def test_a_claim_says_why_its_last_owner_left(tmp_path: Path) -> None:
         assert claim and (claim.cause, claim.deaths) == ("node", 6), "the last one went without a word"
 
 
-def test_who_buries_a_living_claim_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_valid_claim_that_was_removed_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Claims(tmp_path) as ended:
         ended.take("c")
     with Claims(tmp_path) as slow, Claims(tmp_path, job="quick") as quick:
@@ -792,9 +792,8 @@ def test_submit_and_leave_is_no_loss(
     (tmp_path / "queue").write_text(f"{job}|PENDING|Priority\n")
     assert run.main(command) == 0
     printed = capsys.readouterr().out
-    assert "2 cells are in jobs of an earlier run: not submitted again" in printed and len(runs.read(results)) == 1, (
-        printed
-    )
+    assert "2 cells are in jobs of an earlier run: not submitted again" in printed, printed
+    assert len(runs.read(results)) == 1
     (tmp_path / "queue").write_text(f"{job}|COMPLETING|None\n")
     assert run.main(command) == 0
     assert "submitted 1 jobs" in capsys.readouterr().out, "a job that ends starts none of its cells"
