@@ -95,8 +95,7 @@ def named(outlook: Outlook, content: Mapping[str, Any], store: Store) -> tuple[s
 
 def _places(content: Mapping[str, Any]) -> set[str]:
     """Return the places of a manifest's cells in a table: their axes as JSON."""
-    axes = [{axis: v for axis, v in cell["axes"].items() if not axis.endswith("_title")} for cell in content["cells"]]
-    return {json.dumps(one, sort_keys=True) for one in axes}
+    return {json.dumps(cell["axes"], sort_keys=True) for cell in content["cells"]}
 
 
 def compute(outlook: Outlook, console: Console) -> dict[str, int]:
