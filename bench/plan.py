@@ -180,7 +180,7 @@ def changed_files(outlook: Outlook) -> list[str]:
     store, lines = Store(outlook.config.results), []
     try:
         before = store.manifest(outlook.config.name)
-    except (OSError, ValueError):
+    except (FileNotFoundError, Damaged):  # the run writes it
         return []
     gone = store.done() - {cell.id for cell in outlook.expansion.cells}
     stale = Counter(cell["axes"]["dataset"] for cell in before["cells"] if cell["id"] in gone)

@@ -52,7 +52,7 @@ def _reading(file: Path) -> Iterator[None]:
     """Turn an error of reading in the block into Damaged, with the file's name."""
     try:
         yield
-    except UNREADABLE as error:
+    except (IsADirectoryError, *UNREADABLE) as error:
         raise Damaged(file, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from error
 
 

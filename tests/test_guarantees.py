@@ -343,7 +343,7 @@ def test_how_hard_to_look_is_part_of_a_cell() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["method=ddim"], "guarantee is of a flow"),
+        (["method=ddim"], "needs a flow that a solver integrates"),
         (["corruption=null"], "task=guarantee needs a corruption"),
         (["guarantee.iterations=0"], "guarantee.iterations=0"),
         (["guarantee.iteration=2"], "nearest: iterations"),

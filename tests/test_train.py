@@ -23,7 +23,7 @@ from bench.cell.models import build_backbone, build_denoiser, build_grid
 from bench.errors import UserError
 from bench.mirror.records import curves
 from bench.spec.compose import compose_config
-from bench.training import cards
+from bench.training import cards, fit, pool
 from methods.backbones.attributes import HEADS, attributes
 from methods.backbones.captions import VOCABULARIES
 from methods.injective_ode.training import InjectiveTraining
@@ -61,8 +61,8 @@ INODE = [
 
 
 def few(class_path: str, split: str, indices: range) -> tuple[Any, list[str]]:
-    """Replace `train.pool`: no workers, and 16 images of the test split."""
-    drawn = [train._render((class_path, split, i)) for i in (indices if split == "train" else indices[:16])]
+    """Replace `pool.pool`: no workers, and 16 images of the test split."""
+    drawn = [pool._render((class_path, split, i)) for i in (indices if split == "train" else indices[:16])]
     return np.stack([image for image, _ in drawn]), [caption for _, caption in drawn]
 
 
@@ -72,7 +72,7 @@ def weights_of(module: InjectiveTraining) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "pool", few)
+    monkeypatch.setattr(pool, "pool", few)
     monkeypatch.setattr(cards, "write_card", lambda *arguments: "none")
 
 
@@ -157,7 +157,7 @@ def trained_as(rank: int, port: int, folder: Path) -> None:
     os.environ |= {f"SLURM_{name}": str(value) for name, value in job.items()}
     os.environ |= {"SUBMITIT_EXECUTOR": "slurm", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    losses, modules, make = [], [], train._module
+    losses, modules, make = [], [], fit._module
 
     def made(*arguments: Any) -> Any:
         modules.append(make(*arguments))
@@ -171,9 +171,9 @@ def trained_as(rank: int, port: int, folder: Path) -> None:
         modules[0].loss = recorded_loss
         return modules[0]
 
-    train._module, train.pool = made, few
-    name, config, out, _ = train.parse([*INODE, "train.steps=3", f"out={folder}"])
-    train.fit(name, config, out)
+    fit._module, pool.pool = made, few
+    name, config, out, _ = fit.parse([*INODE, "train.steps=3", f"out={folder}"])
+    fit.fit(name, config, out)
     torch.save({"losses": losses, "weights": weights_of(modules[0])}, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -226,7 +226,7 @@ def test_a_recipe_that_does_not_fit_its_network_ends_before_images_are_drawn(
     arguments: list[str], complaint: str
 ) -> None:
     with pytest.raises(UserError, match=complaint):
-        train.parse(arguments)
+        fit.parse(arguments)
 
 
 def test_the_schedule_rises_and_falls() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -54,7 +55,7 @@ def test_the_status_of_four_thousand_cells(tmp_path: Path, verb: Verb) -> None:
     for name in names[:3000]:
         folder = tmp_path / "cells" / name
         folder.mkdir(parents=True)
-        (folder / "cell.json").write_text(RECORD)
+        (folder / "cell.json").write_text(json.dumps({"id": name, "files": {"notes.txt": 0}, **json.loads(RECORD)}))
     for name in names[3000:3100]:
         store.write_failure(name, {"class": "oom", "message": "no room", "traceback": ""})
     runs.Run(runs.new_folder(tmp_path), "s", "local", names, "code").add(["1:1"], [names])
