@@ -414,7 +414,7 @@ def test_a_batch_refuses_what_does_not_belong_together() -> None:
         stack(noise + louder)
     with pytest.raises(ValueError, match="only masks"):
         stack(noise + mask)
-    with pytest.raises(ValueError, match="one image for each"):
+    with pytest.raises(ValueError, match="one image per measurement"):
         stack(noise).forward(torch.zeros(2, 3, 16, 16))
 
 
